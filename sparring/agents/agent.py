@@ -1,0 +1,21 @@
+"""The one thing a player must be able to do."""
+
+from typing import Protocol
+
+from sparring.agents.action import Action
+from sparring.environments import Conversation, Request
+
+
+class Agent(Protocol):
+    """A player. It keeps nothing between calls: what it needs of the past is in the conversation's turns."""
+
+    async def act(self, conversation: Conversation, request: Request, seed: int) -> Action:
+        """Reply to `conversation`. `seed` is a function of run, episode and turn: equal seeds may give equal replies.
+
+        Raises `ContextFull` where the reply cannot fit.
+        """
+        ...
+
+    def context_left(self, conversation: Conversation) -> int:
+        """Tokens that still fit into this conversation's context."""
+        ...

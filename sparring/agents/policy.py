@@ -1,0 +1,117 @@
+"""A policy as a player: renders what is new, samples, and keeps exactly what was sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
+
+import numpy as np
+
+from sparring.agents.action import Action, Sample
+from sparring.arrays import I32
+from sparring.backend.renderer import RenderedMessage, Renderer
+from sparring.backend.sampling import SamplingClient, SamplingParams
+from sparring.environments import Conversation, Message, Reply, Request, Turn
+from sparring.errors import ContextFull, SettingError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How a trained seat's replies are drawn. No top-p or top-k: the trainer must be able to recompute the distribution."""
+
+    temperature: float = 1.0
+    max_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        if not (isfinite(self.temperature) and self.temperature >= 0):
+            raise SettingError(f"sampling.temperature={self.temperature!r}: must be a finite number, 0 (greedy) or above")
+        if self.max_tokens < 1:
+            raise SettingError(f"sampling.max_tokens={self.max_tokens!r}: must be at least 1")
+
+
+class PolicyAgent:
+    """Plays with one sampling client's weights. Stateless: the tokens so far are those of the conversation's own turns."""
+
+    def __init__(self, client: SamplingClient, renderer: Renderer, sampling: Sampling, context_length: int) -> None:
+        self._client = client
+        self._renderer = renderer
+        self._sampling = sampling
+        self._context_length = context_length
+
+    async def act(self, conversation: Conversation, request: Request, seed: int) -> Action:
+        past, prompt = rendered(conversation, self._renderer)
+        limit = min(self._sampling.max_tokens, request.max_tokens or self._sampling.max_tokens)
+        left = self._context_length - len(past) - len(prompt)
+        if left < limit:
+            used = len(past) + len(prompt)
+            raise ContextFull(
+                f"seat {conversation.place.seat!r}: {used} tokens and a reply of up to {limit} exceed the context of "
+                f"{self._context_length}: ask with a smaller max_tokens, or call new_context()"
+            )
+        params = SamplingParams(
+            max_tokens=limit,
+            temperature=self._sampling.temperature,
+            stop=request.stop,
+            stop_ids=self._renderer.stop_ids,
+            seed=seed,
+        )
+        context = np.concatenate([past, prompt])
+        (drawn,) = await self._client.sample(context, params)
+        parsed = self._renderer.parse(drawn.tokens)
+        whole = not _spoke_itself(conversation)
+        sample = Sample(
+            prompt=context if whole else prompt,
+            whole=whole,
+            tokens=drawn.tokens,
+            logprobs=drawn.logprobs,
+            versions=drawn.versions,
+            temperature=self._sampling.temperature,
+        )
+        return Action(reply=Reply(text=parsed.text, reasoning=parsed.reasoning, stop=drawn.stop), sample=sample)
+
+    def context_left(self, conversation: Conversation) -> int:
+        past, prompt = rendered(conversation, self._renderer)
+        return self._context_length - len(past) - len(prompt)
+
+
+def rendered(conversation: Conversation, renderer: Renderer) -> tuple[I32, I32]:
+    """The context's tokens so far, as rendered and sampled at the time, and those of the messages since the last turn.
+
+    Neighbouring messages of one role become one message, joined by a newline: many templates ask for alternation.
+    """
+    pieces: list[I32] = []
+    fresh: list[Message] = []
+    last: I32 | None = None
+    for entry in conversation.entries:
+        if isinstance(entry, Message):
+            fresh.append(entry)
+            continue
+        sample = _sample(entry)
+        if sample.whole:
+            pieces = []
+        last = sample.tokens
+        pieces += [sample.prompt, last]
+        fresh = []
+    messages = _merged(fresh)
+    prompt = renderer.start(messages) if last is None else renderer.extend(messages, last)
+    return (np.concatenate(pieces) if pieces else np.zeros(0, np.int32)), prompt
+
+
+def _sample(turn: Turn) -> Sample:
+    assert isinstance(turn.record, Sample), f"turn {turn.number} was made by another kind of player: {turn.record!r}"
+    return turn.record
+
+
+def _spoke_itself(conversation: Conversation) -> bool:
+    return any(isinstance(entry, Turn) for entry in conversation.entries[conversation.inherited :])
+
+
+def _merged(messages: Sequence[Message]) -> Sequence[RenderedMessage]:
+    merged: list[dict[str, str]] = []
+    for message in messages:
+        if merged and merged[-1]["role"] == message.role:
+            merged[-1]["content"] += f"\n{message.text}"
+        else:
+            merged.append({"role": message.role, "content": message.text})
+    return merged

@@ -1,0 +1,40 @@
+"""Players that are not models: a function, or a person at a prompt."""
+
+from collections.abc import Awaitable, Callable
+from sys import maxsize
+
+from sparring.agents.action import Action
+from sparring.environments import Conversation, Message, Reply, Request
+
+Script = Callable[[Conversation], str]
+Prompter = Callable[[str], Awaitable[str]]
+
+
+class ScriptedAgent:
+    """Replies with `script(conversation)`: for tests, baselines and fixed opponents."""
+
+    def __init__(self, script: Script) -> None:
+        self._script = script
+
+    async def act(self, conversation: Conversation, request: Request, seed: int) -> Action:
+        return Action(reply=Reply(text=self._script(conversation)))
+
+    def context_left(self, conversation: Conversation) -> int:
+        return maxsize
+
+
+class HumanAgent:
+    """Shows what the seat was told since its last turn and waits for a person's line."""
+
+    def __init__(self, prompter: Prompter) -> None:
+        self._prompter = prompter
+
+    async def act(self, conversation: Conversation, request: Request, seed: int) -> Action:
+        told: list[str] = []
+        for entry in conversation.entries:
+            told = [*told, entry.text] if isinstance(entry, Message) else []
+        shown = "\n".join(told)
+        return Action(reply=Reply(text=await self._prompter(f"[{conversation.place.seat}] {shown}\n> ")))
+
+    def context_left(self, conversation: Conversation) -> int:
+        return maxsize

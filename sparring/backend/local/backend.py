@@ -1,0 +1,130 @@
+"""The backend that trains and samples on this machine with torch: one engine thread, frozen bases, many adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from anyio import to_thread
+
+from sparring.backend.chat import ChatRenderer
+from sparring.backend.local.base import BaseModel, Dtype, choose_dtype, load_base
+from sparring.backend.local.lora import Adapter, AdapterWeights
+from sparring.backend.local.model import LOSSES, TorchModel
+from sparring.backend.local.thread import EngineThread
+from sparring.backend.local.trainer import Trainer
+from sparring.backend.models import default_cache, resolve_model
+from sparring.backend.sampling import SamplingClient
+from sparring.backend.training import Capabilities, Lora, ModelInfo
+from sparring.errors import SettingError, UnsupportedError
+
+DETERMINISTIC_THREADS = 2
+"""How many threads a deterministic backend computes with, so that its sums do not depend on how many cores there are."""
+
+
+class LocalBackend:
+    """A `Backend` in this process. Everything happens between entering and leaving its `async with` block.
+
+    dtype           "auto" (bfloat16 where it is faster, float32 elsewhere and under `deterministic`), "bfloat16", "float32"
+    device          "auto" (CUDA if there is any), or what torch takes: "cpu", "cuda:1"
+    threads         for matrix products on a CPU; None leaves torch's choice (2 under `deterministic`)
+    slots           how many sequences a base model samples at once
+    deterministic   float32, a fixed number of threads: the same calls give the same digests
+    cache_dir       where named states and converted models are kept; None is the user's cache folder
+    token_budget    tokens of one micro-batch; None chooses by device. It bounds memory and changes no result
+    decode_share    decode steps between two training micro-batches
+    """
+
+    def __init__(
+        self,
+        *,
+        dtype: Dtype = "auto",
+        device: str = "auto",
+        threads: int | None = None,
+        slots: int = 64,
+        deterministic: bool = False,
+        cache_dir: str | Path | None = None,
+        token_budget: int | None = None,
+        decode_share: int = 1,
+    ) -> None:
+        numbers = {"threads": (threads, 1), "slots": (slots, 1), "token_budget": (token_budget, 1), "decode_share": (decode_share, 0)}
+        for name, (value, least) in numbers.items():
+            if value is not None and value < least:
+                raise SettingError(f"{name}={value!r}: must be at least {least}")
+        self._device = _device(device)
+        self._dtype = choose_dtype(dtype, device=self._device, deterministic=deterministic)
+        self._threads = DETERMINISTIC_THREADS if threads is None and deterministic else threads
+        self._slots, self._deterministic = slots, deterministic
+        self._cache = default_cache() if cache_dir is None else Path(cache_dir).absolute()
+        self._token_budget = token_budget or (16384 if self._device.type == "cuda" else 2048)
+        self._engine = EngineThread(decode_share=decode_share, on_start=self._on_start)
+        self._bases: dict[Path, BaseModel] = {}
+
+    async def __aenter__(self) -> LocalBackend:
+        await self._engine.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._engine.__aexit__(*exc)
+        self._bases.clear()
+
+    def capabilities(self) -> Capabilities:
+        """What this backend can do."""
+        return Capabilities(losses=frozenset(LOSSES), deterministic=self._deterministic)
+
+    async def create_model(self, model: str, *, lora: Lora | None = None, seed: int = 0) -> TorchModel:
+        """A fresh adapter on `model`: a folder, a hub name, or "smollm2-135m-instruct". A base is loaded once and shared.
+
+        Raises `SettingError` for a model that is not there or cannot be used, `UnsupportedError` without `lora`.
+        """
+        if lora is None:
+            raise UnsupportedError("lora=None: this backend trains adapters only; give lora=Lora(rank=32, alpha=32)")
+        folder = await to_thread.run_sync(resolve_model, model, self._cache)
+        return await self._engine.submit(lambda: self._create(model, folder, lora, seed), "create_model")
+
+    def _create(self, name: str, folder: Path, lora: Lora, seed: int) -> TorchModel:
+        base = self._base(folder)
+        adapter = Adapter(base.targets, lora, seed=seed, dtype=base.dtype, device=base.device)
+        info = ModelInfo(
+            model=name,
+            parameters=base.parameters,
+            trained_parameters=adapter.parameters,
+            context_length=base.context_length,
+            dtype=str(base.dtype).removeprefix("torch."),
+            fingerprint=base.fingerprint,
+        )
+        return TorchModel(
+            Trainer(base, adapter, token_budget=self._token_budget, between=self._engine.interleave),
+            self._engine,
+            renderer=ChatRenderer(base.tokenizer),
+            info=info,
+            open_sampler=_no_sampler,
+            states=self._cache / "states",
+        )
+
+    def _base(self, folder: Path) -> BaseModel:
+        if folder not in self._bases:
+            self._bases[folder] = load_base(folder, dtype=self._dtype, device=self._device)
+        return self._bases[folder]
+
+    def _on_start(self) -> None:
+        """On the engine thread, where torch's number of threads counts."""
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)
+
+
+def _no_sampler(weights: AdapterWeights, *, version: int, release: Callable[[], None]) -> SamplingClient:
+    raise UnsupportedError("sampling is not wired yet")
+
+
+def _device(wanted: str) -> torch.device:
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise SettingError(f"device={wanted!r}: torch knows no such device; 'auto', 'cpu' or 'cuda'") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise SettingError(f"device={wanted!r}: torch sees no CUDA device here; 'auto' or 'cpu'")
+    return device

@@ -1,0 +1,177 @@
+"""A frozen causal language model, loaded once and shared by every adapter that is trained or sampled on it."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from sparring.backend.local.lora import AdapterCall, LoraLinear, Target
+from sparring.backend.local.packing import MicroBatch
+from sparring.errors import SettingError, UnsupportedError
+
+Dtype = Literal["auto", "bfloat16", "float32"]
+_LOGIT_TRANSFORMS = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
+"""What some configurations do to logits after the head, and the value that does nothing."""
+
+_HASHED = (".safetensors", ".json", ".jinja", ".model", ".txt")
+
+
+class BaseModel:
+    """Base weights with `LoraLinear` in place of every linear layer of attention and MLP.
+
+    body       the transformer without its head: (input_ids i64[B, T], ...) -> last_hidden_state [B, T, D]
+    head       the output embedding, [V, D], frozen
+    call       which adapters the rows of a forward pass go through; set it round every call of `body`
+    targets    the layers that adapters apply to, in the order of an adapter's weights
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str, fingerprint: str) -> None:
+        self.name, self.fingerprint, self.tokenizer = name, fingerprint, tokenizer
+        self.model = model.eval().requires_grad_(False)
+        self.config = model.config
+        self.call = AdapterCall()
+        body = model.get_decoder()
+        assert isinstance(body, nn.Module)
+        self.body: nn.Module = body
+        head = model.get_output_embeddings()
+        if not isinstance(head, nn.Linear) or head.bias is not None:
+            raise SettingError(f"model {name!r}: its output layer is {type(head).__name__}; one linear layer without bias is needed")
+        self._refuse_logit_transforms()
+        self.head: Tensor = head.weight
+        self.targets = self._install()
+
+    @property
+    def context_length(self) -> int:
+        """The longest sequence the model takes, in tokens."""
+        return int(self.config.max_position_embeddings)
+
+    @property
+    def vocabulary(self) -> int:
+        """Token ids are below this."""
+        return int(self.head.shape[0])
+
+    @property
+    def hidden(self) -> int:
+        """The width of the hidden state, D."""
+        return int(self.head.shape[1])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights and activations."""
+        return self.head.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.head.device
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the frozen base has."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether several branches may attend to one prefix in a row: not with sliding windows, which count columns."""
+        settings = self.config.to_dict()
+        layers = settings.get("layer_types")
+        if layers is not None:
+            return set(layers) == {"full_attention"}
+        return settings.get("sliding_window") is None
+
+    def hidden_states(self, batch: MicroBatch, *, train: bool) -> Float[Tensor, "R L D"]:
+        """The last hidden states of a micro-batch; inside `with call.rows(...)`. `train` lets gradients flow to adapters."""
+        embedded = self.model.get_input_embeddings()(torch.from_numpy(batch.tokens).to(self.device))
+        if train:
+            embedded.requires_grad_(True)  # the embedding is frozen: this is where the graph begins
+        if batch.plain:
+            return self.body(inputs_embeds=embedded, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
+        output = self.body(
+            inputs_embeds=embedded,
+            position_ids=torch.from_numpy(batch.positions).to(self.device),
+            attention_mask=_tree_mask(torch.from_numpy(batch.branch).to(self.device)),
+            use_cache=False,
+        )
+        return output.last_hidden_state  # type: ignore[no-any-return]
+
+    def _refuse_logit_transforms(self) -> None:
+        for key, neutral in _LOGIT_TRANSFORMS.items():
+            value = self.config.to_dict().get(key)
+            if value is not None and value != neutral:
+                raise UnsupportedError(f"model {self.name!r}: {key}={value!r} changes the logits after the head; not supported yet")
+
+    def _install(self) -> tuple[Target, ...]:
+        """Replace the linear layers and return them as targets."""
+        prefix = next(name for name, module in self.model.named_modules() if module is self.body)
+        linear = [(name, module) for name, module in self.body.named_modules() if isinstance(module, nn.Linear)]
+        if not linear:
+            raise SettingError(f"model {self.name!r}: {type(self.model).__name__} has no linear layers to adapt")
+        for index, (name, module) in enumerate(linear):
+            parent, _, child = name.rpartition(".")
+            self.body.get_submodule(parent).register_module(child, LoraLinear(module, self.call, index))
+        return tuple(
+            Target(name=f"{prefix}.{name}", inputs=module.in_features, outputs=module.out_features)
+            for name, module in linear
+        )
+
+
+def _tree_mask(branch: Int[Tensor, "R L"]) -> Bool[Tensor, "R 1 L L"]:
+    """Who sees whom: nothing later; of what is earlier, the prefix (0) and the own branch."""
+    length = branch.shape[1]
+    earlier = torch.ones(length, length, dtype=torch.bool, device=branch.device).tril()
+    seen = (branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None])
+    return (seen & earlier)[:, None]
+
+
+def load_base(folder: Path, *, dtype: torch.dtype, device: torch.device) -> BaseModel:
+    """Load a model folder (config, safetensors, tokenizer with a chat template). Raises `SettingError` for a folder without."""
+    missing = [what for what in ("config.json", "*.safetensors", "tokenizer*") if not any(folder.glob(what))]
+    if missing:
+        raise SettingError(f"model folder {str(folder)!r} has no {', '.join(missing)}: a transformers folder has them all")
+    model = AutoModelForCausalLM.from_pretrained(
+        str(folder), dtype=dtype, attn_implementation="sdpa", local_files_only=True, use_safetensors=True
+    )
+    tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    return BaseModel(model.to(device), tokenizer, name=str(folder), fingerprint=fingerprint(folder))
+
+
+def fingerprint(folder: Path) -> str:
+    """Hex sha256 over the names and contents of a model folder's weight, configuration and tokenizer files."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.iterdir() if p.suffix in _HASHED):
+        digest.update(path.name.encode() + b"\0")
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def choose_dtype(wanted: Dtype, *, device: torch.device, deterministic: bool) -> torch.dtype:
+    """`auto`: float32 under `deterministic`; elsewhere bfloat16 on CUDA and where this CPU multiplies it faster."""
+    if wanted not in ("auto", "bfloat16", "float32"):
+        raise SettingError(f"dtype={wanted!r}: must be 'auto', 'bfloat16' or 'float32'")
+    if deterministic and wanted == "bfloat16":
+        raise SettingError("dtype='bfloat16' with deterministic=True: a deterministic run computes in 'float32'")
+    if deterministic or wanted == "float32":
+        return torch.float32
+    if wanted == "bfloat16" or device.type == "cuda":
+        return torch.bfloat16
+    faster = _product_seconds(torch.bfloat16) < 0.8 * _product_seconds(torch.float32)
+    return torch.bfloat16 if faster else torch.float32
+
+
+def _product_seconds(dtype: torch.dtype) -> float:
+    """The fastest of five products of the size that a small model makes."""
+    x, w = torch.ones(512, 576, dtype=dtype), torch.ones(1536, 576, dtype=dtype)
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        torch.nn.functional.linear(x, w)
+        times.append(time.perf_counter() - start)
+    return min(times)

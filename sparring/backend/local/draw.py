@@ -1,0 +1,127 @@
+"""Drawing tokens from logits so that a draw depends on its own row, key and position alone, never on its neighbours.
+
+Letters: `B` rows, `V` vocabulary. Randomness is counter-based: Philox-4x32 with ten rounds (Salmon et al. 2011, "Parallel
+random numbers: as easy as 1, 2, 3") maps (key, position) to one uniform number, and inverting the cumulative distribution maps
+that to a token. Everything from the logits on is computed in fp32.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sparring.arrays import F32
+
+U64 = NDArray[np.uint64]
+
+_LOW = np.uint64(0xFFFFFFFF)
+_SHIFT = np.uint64(32)
+_MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """How the logits of one row become the distribution that is drawn from; `top_p=1.0`, `top_k=-1` are off."""
+
+    temperature: float
+    top_p: float = 1.0
+    top_k: int = -1
+
+    @property
+    def cut(self) -> bool:
+        """Whether tokens are left out."""
+        return self.top_p < 1 or self.top_k > 0
+
+
+def draw_key(seed: int, index: int) -> int:
+    """The 64-bit key of the `index`-th sequence drawn with `seed`, which may be any integer."""
+    return int.from_bytes(sha256(f"{seed}/{index}".encode()).digest()[:8], "little")
+
+
+def philox(counter: U64, key: U64) -> U64:
+    """Philox-4x32-10: counter u32[4, B] and key u32[2, B], both held as u64, to u32[4, B] held as u64."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = (product1 >> _SHIFT) ^ c1 ^ k0, product1 & _LOW, (product0 >> _SHIFT) ^ c3 ^ k1, product0 & _LOW
+        k0, k1 = (k0 + np.uint64(_WEYL[0])) & _LOW, (k1 + np.uint64(_WEYL[1])) & _LOW
+    return np.stack([c0, c1, c2, c3])
+
+
+def uniforms(keys: Sequence[int], positions: Sequence[int]) -> F32:
+    """One number in [0, 1) for each (64-bit key, position), f32[B], a multiple of 2^-24."""
+    key, position = np.array(keys, np.uint64), np.array(positions, np.uint64)
+    zeros = np.zeros_like(position)
+    bits = philox(np.stack([position, zeros, zeros, zeros]), np.stack([key & _LOW, key >> _SHIFT]))
+    return ((bits[0] >> np.uint64(8)).astype(np.float32) * np.float32(2.0**-24)).astype(np.float32)
+
+
+def log_distribution(logits: Tensor, shapes: Sequence[Shape]) -> Tensor:
+    """The log-probs that `draw` draws from, f32[B, V]: tempered, cut by top-k, then by top-p, renormalised.
+
+    At temperature 0 all mass is on the most likely token (the first of equals). Top-p keeps the fewest tokens, the most likely
+    first, whose probabilities (after top-k) sum to at least `top_p`.
+    """
+    assert logits.dim() == 2 and logits.dtype == torch.float32, (logits.shape, logits.dtype)
+    rows = [_log_distribution(logits[i], shape) for i, shape in enumerate(shapes)]
+    return torch.stack(rows)
+
+
+def _log_distribution(logits: Tensor, shape: Shape) -> Tensor:
+    if shape.temperature == 0:
+        point = torch.full_like(logits, -torch.inf)
+        point[logits.argmax()] = 0.0
+        return point
+    tempered = logits / shape.temperature
+    if shape.cut:
+        tempered = _cut(tempered, shape)
+    return torch.log_softmax(tempered, dim=-1)
+
+
+def _cut(tempered: Tensor, shape: Shape) -> Tensor:
+    """Minus infinity at the tokens that top-k and top-p leave out, f32[V]."""
+    ordered, order = torch.sort(tempered, descending=True, stable=True)
+    kept = min(shape.top_k, len(ordered)) if shape.top_k > 0 else len(ordered)
+    if shape.top_p < 1:
+        before = torch.softmax(ordered[:kept], dim=-1).cumsum(0)
+        kept = int((before < shape.top_p).sum().clamp(max=kept - 1)) + 1
+    left = torch.full_like(tempered, -torch.inf)
+    left[order[:kept]] = ordered[:kept]
+    return left
+
+
+def draw(logits: Tensor, shapes: Sequence[Shape], uniform: F32) -> tuple[list[int], F32]:
+    """One token for each row and its log-prob under the distribution it was drawn from: int[B], f32[B].
+
+    `logits` f32[B, V], overwritten; `uniform` f32[B] in [0, 1). A logit that is NaN or plus infinity raises `ValueError`.
+    """
+    assert logits.dim() == 2 and logits.dtype == torch.float32, (logits.shape, logits.dtype)
+    assert len(shapes) == len(uniform) == logits.shape[0], (len(shapes), len(uniform), logits.shape)
+    temperatures = torch.tensor([shape.temperature or 1.0 for shape in shapes], device=logits.device)
+    if any(shape.temperature not in (0, 1) for shape in shapes):
+        logits.div_(temperatures[:, None])
+    for i, shape in enumerate(shapes):
+        if shape.cut and shape.temperature:
+            logits[i] = _cut(logits[i], shape)
+    peak = logits.amax(-1, keepdim=True)
+    if not bool(torch.isfinite(peak).all()):
+        raise ValueError("logits that are not finite: the weights are broken")
+    cumulative = torch.exp(logits - peak).cumsum(-1)
+    total = cumulative[:, -1:]
+    point = torch.as_tensor(uniform, device=logits.device)[:, None] * total
+    # Below the total even where the product rounds up to it: the first place above the point then has mass of its own.
+    point = torch.minimum(point, torch.nextafter(total, torch.zeros_like(total)))
+    chosen = torch.searchsorted(cumulative, point, right=True)
+    logprobs = logits.gather(1, chosen) - peak - total.log()
+    greedy = [shape.temperature == 0 for shape in shapes]
+    if any(greedy):
+        mask = torch.tensor(greedy, device=logits.device)[:, None]
+        chosen = torch.where(mask, logits.argmax(-1, keepdim=True), chosen)
+        logprobs = torch.where(mask, torch.zeros_like(logprobs), logprobs)
+    return chosen[:, 0].tolist(), logprobs[:, 0].cpu().numpy()

@@ -1,0 +1,195 @@
+"""Low-rank adapters whose choice belongs to the call, not to the module (arXiv 2106.09685).
+
+`y = W x + (alpha / rank) * B(A x)`: W is frozen and shared by every adapter of one base; which adapter each row of a batch
+goes through is set for the duration of one forward pass by `AdapterCall`. Initialisation and file names are PEFT's, and PEFT
+is the reference that outputs and gradients are tested against.
+
+Letters: `B` rows of the call (dimension 0 of what a layer gets), `D` inputs, `O` outputs, `r` rank, `P` adapter parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.nn import functional
+
+from sparring.backend.training import Lora
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """One linear layer that adapters apply to: its module name in the base model, and its shape."""
+
+    name: str
+    inputs: int
+    outputs: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterWeights:
+    """What a call needs of an adapter, for the i-th target: `a[i]` [r, D], `b[i]` [O, r], both in compute dtype.
+
+    `grad_a` and `grad_b` are fp32 buffers that the backward pass adds to; empty in a snapshot, which nothing can train.
+    """
+
+    a: tuple[Tensor, ...]
+    b: tuple[Tensor, ...]
+    scale: float
+    grad_a: tuple[Tensor, ...] = ()
+    grad_b: tuple[Tensor, ...] = ()
+
+    @property
+    def trains(self) -> bool:
+        """Whether a backward pass adds to gradient buffers."""
+        return bool(self.grad_a)
+
+
+Segment = tuple[AdapterWeights | None, int]
+"""An adapter (None: the base alone) and how many consecutive rows of the call go through it."""
+
+
+class AdapterCall:
+    """The adapters of the forward pass that is running, shared by all layers of one base. Engine thread only.
+
+    `rows([(first, 5), (None, 2)])` sends rows 0-4 through `first` and rows 5-6 through the base alone. A forward pass outside
+    of a with-block is a mistake and raises.
+    """
+
+    __slots__ = ("_segments",)
+
+    def __init__(self) -> None:
+        self._segments: tuple[Segment, ...] | None = None
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """The segments of the running pass, in row order."""
+        assert self._segments is not None, "a forward pass outside of `with call.rows(...)`: which adapter is not said"
+        return self._segments
+
+    @contextmanager
+    def rows(self, segments: Sequence[Segment]) -> Iterator[None]:
+        """Use these adapters inside the block; neighbours with the same adapter are merged. Blocks do not nest."""
+        assert self._segments is None, "adapter calls do not nest"
+        merged: list[Segment] = []
+        for adapter, count in segments:
+            if merged and merged[-1][0] is adapter:
+                merged[-1] = (adapter, merged[-1][1] + count)
+            else:
+                merged.append((adapter, count))
+        self._segments = tuple(merged)
+        try:
+            yield
+        finally:
+            self._segments = None
+
+
+class _LoraFunction(Function):
+    """The layer with one adapter. The adapter's gradients are added to fp32 buffers in place: no cast nodes, no copies."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, adapter: AdapterWeights, index: int) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        low = flat @ adapter.a[index].T
+        y = functional.linear(flat, weight, bias)
+        y.addmm_(low, adapter.b[index].T, alpha=adapter.scale)
+        ctx.save_for_backward(flat, low, weight)
+        ctx.adapter, ctx.index, ctx.shape = adapter, index, x.shape
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        flat, low, weight = ctx.saved_tensors
+        adapter, index = ctx.adapter, ctx.index
+        grad = grads[0].reshape(-1, grads[0].shape[-1])
+        grad_low = (grad @ adapter.b[index]).mul_(adapter.scale)
+        if adapter.trains:
+            adapter.grad_b[index].add_(grad.T @ low, alpha=adapter.scale)
+            adapter.grad_a[index].add_(grad_low.T @ flat)
+        if not ctx.needs_input_grad[0]:
+            return None, None, None, None, None
+        grad_x = grad @ weight
+        grad_x.addmm_(grad_low, adapter.a[index])
+        return grad_x.view(ctx.shape), None, None, None, None
+
+
+class LoraLinear(nn.Module):
+    """A frozen linear layer [O, D] that adds the adapters of the running `AdapterCall`; `index` is its place among the targets."""
+
+    def __init__(self, linear: nn.Linear, call: AdapterCall, index: int) -> None:
+        super().__init__()
+        self.weight = linear.weight.requires_grad_(False)
+        self.bias = None if linear.bias is None else linear.bias.requires_grad_(False)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self._call, self._index = call, index
+
+    def forward(self, x: Float[Tensor, "B *T D"]) -> Float[Tensor, "B *T O"]:
+        """One pass through base and adapters; gradients flow to `x` and to the buffers of adapters that train."""
+        segments = self._call.segments
+        if len(segments) == 1:
+            assert segments[0][1] == x.shape[0], (segments[0][1], x.shape)
+            return self._one(x, segments[0][0])
+        parts = torch.split(x, [count for _, count in segments])
+        return torch.cat([self._one(part, segments[i][0]) for i, part in enumerate(parts)])
+
+    def _one(self, x: Tensor, adapter: AdapterWeights | None) -> Tensor:
+        if adapter is None:
+            return functional.linear(x, self.weight, self.bias)
+        return _LoraFunction.apply(x, self.weight, self.bias, adapter, self._index)  # type: ignore[no-any-return]
+
+
+class Adapter:
+    """The trained part of a model: for each target A [r, D] and B [O, r], as fp32 masters in one flat buffer f32[P].
+
+    `weights` are the same numbers in compute dtype, with gradient buffers behind them; `refresh()` after every change of the
+    masters casts them once. The layout of the flat buffers is A and B of each target in turn.
+    """
+
+    def __init__(self, targets: Sequence[Target], lora: Lora, *, seed: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.targets, self.lora = tuple(targets), lora
+        shapes = [shape for t in targets for shape in ((lora.rank, t.inputs), (t.outputs, lora.rank))]
+        size = sum(rows * columns for rows, columns in shapes)
+        self.master = torch.zeros(size, dtype=torch.float32, device=device)
+        self.grad = torch.zeros(size, dtype=torch.float32, device=device)
+        self._compute = torch.zeros(size, dtype=dtype, device=device)
+        self._shapes = shapes
+        self.master_a, self.master_b = self._views(self.master)
+        self._initialise(seed)
+        a, b = self._views(self._compute)
+        grad_a, grad_b = self._views(self.grad)
+        self.weights = AdapterWeights(a=a, b=b, scale=lora.alpha / lora.rank, grad_a=grad_a, grad_b=grad_b)
+        self.refresh()
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers are trained, P."""
+        return self.master.numel()
+
+    def refresh(self) -> None:
+        """Cast the masters to compute dtype, where the layers read them."""
+        self._compute.copy_(self.master)
+
+    def snapshot(self) -> AdapterWeights:
+        """An immutable copy in compute dtype, for samplers."""
+        a, b = self._views(self._compute.clone())
+        return AdapterWeights(a=a, b=b, scale=self.weights.scale)
+
+    def _initialise(self, seed: int) -> None:
+        """As PEFT does: A uniform by Kaiming with a = sqrt(5), B zero; from a generator of its own, on the CPU."""
+        generator = torch.Generator().manual_seed(seed)
+        for a in self.master_a:
+            fresh = torch.empty(a.shape, dtype=torch.float32)
+            a.copy_(nn.init.kaiming_uniform_(fresh, a=math.sqrt(5), generator=generator))
+
+    def _views(self, flat: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """The A and the B of every target, as views of a flat buffer [P]."""
+        parts = flat.split([rows * columns for rows, columns in self._shapes])
+        views = [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
+        return tuple(views[0::2]), tuple(views[1::2])

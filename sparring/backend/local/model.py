@@ -1,0 +1,164 @@
+"""The training client of the torch engine: checks what it is given, submits operations, hands out samplers.
+
+Every method that computes returns at once; the engine thread runs the operations in the order of the calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, Protocol, TypeVar
+
+import numpy as np
+
+from sparring.backend.datum import Datum
+from sparring.backend.local.checkpoint import State, read_state, write_state
+from sparring.backend.local.lora import AdapterWeights
+from sparring.backend.local.thread import EngineThread
+from sparring.backend.local.trainer import Trainer
+from sparring.backend.local.versions import Versions
+from sparring.backend.losses import PPO, CrossEntropy, ImportanceSampling, Loss
+from sparring.backend.pending import PendingResult, Unawaited
+from sparring.backend.renderer import Renderer
+from sparring.backend.sampling import SamplingClient
+from sparring.backend.training import Adam, ForwardOutput, ModelInfo, OptimOutput
+from sparring.errors import SettingError, UnsupportedError
+
+T = TypeVar("T")
+LOSSES: tuple[type, ...] = (CrossEntropy, ImportanceSampling, PPO)
+
+
+class OpenSampler(Protocol):
+    """Makes a sampling client of an adapter's weights; `release` is called once, when the client is closed."""
+
+    def __call__(self, weights: AdapterWeights, *, version: int, release: Callable[[], None]) -> SamplingClient: ...
+
+
+class TorchModel:
+    """A `TrainingClient`: one adapter on a base that it may share with other models of the same backend.
+
+    Metrics of `forward` and `forward_backward` are sums, listed in `objectives`; `sparring.backend.totals` adds calls up.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        engine: EngineThread,
+        *,
+        renderer: Renderer,
+        info: ModelInfo,
+        open_sampler: OpenSampler,
+        states: Path,
+    ) -> None:
+        self._trainer, self._engine = trainer, engine
+        self._renderer, self._info = renderer, info
+        self._open_sampler, self._states = open_sampler, states
+        self._versions = Versions()
+        self._published = -1
+        self._unawaited = Unawaited()
+
+    @property
+    def renderer(self) -> Renderer:
+        """From the model's own chat template."""
+        return self._renderer
+
+    @property
+    def info(self) -> ModelInfo:
+        """What the model is, for `run.json`."""
+        return self._info
+
+    def forward(self, data: Sequence[Datum], loss: Loss) -> PendingResult[ForwardOutput]:
+        """Log-probs and the loss's metrics. Raises `SettingError` for data that the model cannot take."""
+        self._check_data(data, loss)
+        return self._submit("forward", lambda: self._trainer.forward(data, loss))
+
+    def forward_backward(self, data: Sequence[Datum], loss: Loss) -> PendingResult[ForwardOutput]:
+        """The same, and adds the gradient of the summed loss to the buffer."""
+        self._check_data(data, loss)
+        return self._submit("forward_backward", lambda: self._trainer.forward_backward(data, loss))
+
+    def optim_step(self, adam: Adam) -> PendingResult[OptimOutput]:
+        """Apply the buffered gradient and empty the buffer. A non-finite gradient raises `NonFinite` and changes nothing."""
+        return self._submit("optim_step", lambda: self._trainer.optim_step(adam))
+
+    def discard_gradients(self) -> PendingResult[None]:
+        """Empty the gradient buffer, and with it what made it broken."""
+        return self._submit("discard_gradients", self._trainer.discard_gradients)
+
+    def save_state(self, name: str) -> PendingResult[str]:
+        """Write weights and optimizer to a folder; the result is its absolute path. See `checkpoint` for the files."""
+        folder = self._folder(name)
+        return self._submit("save_state", lambda: self._save(folder))
+
+    def load_state(self, path: str) -> PendingResult[None]:
+        """Take weights and optimizer from a folder that `save_state` wrote; gradients are dropped. A folder that does not
+        fit raises `SettingError` and changes nothing."""
+        folder = self._folder(path)
+        return self._submit("load_state", lambda: self._load(folder))
+
+    def digest(self) -> PendingResult[str]:
+        """Hex sha256 over trained weights and optimizer state."""
+        return self._submit("digest", self._trainer.digest)
+
+    def publish(self, version: int) -> PendingResult[None]:
+        """Install the weights as they are after the calls so far under `version`, which must be above every earlier one."""
+        if version <= self._published:
+            raise SettingError(f"version={version!r}: {self._published} is published, and versions never go back")
+        pending = self._submit("publish", lambda: self._versions.publish(version, self._trainer.adapter.snapshot()))
+        self._published = version
+        return pending
+
+    async def sampler(
+        self, kind: Literal["snapshot", "inflight"] = "snapshot", *, version: int | None = None
+    ) -> SamplingClient:
+        """A client of the published `version`; without one, of the weights after the calls so far, numbered by the optimizer
+        steps that made them."""
+        if kind != "snapshot":
+            raise UnsupportedError(f"kind={kind!r}: this backend samples from snapshots only")
+        if version is None:
+            number, weights = await self._submit("sampler", lambda: (self._trainer.steps, self._trainer.adapter.snapshot()))
+            return self._open_sampler(weights, version=number, release=lambda: None)
+        weights = await self._submit("sampler", lambda: self._versions.take(version))
+        return self._open_sampler(weights, version=version, release=lambda: self._release(version))
+
+    def _release(self, version: int) -> None:
+        """A sampling client of a published version was closed."""
+        if not self._engine.closed:
+            self._engine.submit(lambda: self._versions.release(version), "release")
+
+    def _submit(self, name: str, run: Callable[[], T]) -> PendingResult[T]:
+        self._unawaited.check()
+        return self._unawaited.track(self._engine.submit(run, name))
+
+    def _save(self, folder: Path) -> str:
+        trainer = self._trainer
+        state = State(master=trainer.adapter.master, mean=trainer.mean, square=trainer.square, steps=trainer.steps)
+        base = trainer.base
+        write_state(folder, trainer.adapter, state, base_name=self._info.model, fingerprint=base.fingerprint)
+        return str(folder)
+
+    def _load(self, folder: Path) -> None:
+        state = read_state(folder, self._trainer.adapter, fingerprint=self._trainer.base.fingerprint)
+        self._trainer.restore(state.master, state.mean, state.square, state.steps)
+
+    def _folder(self, name: str) -> Path:
+        """An absolute path as it is, or a name below the backend's folder."""
+        given = Path(name)
+        if not name or ".." in given.parts:
+            raise SettingError(f"state name {name!r}: give an absolute path, or a name without '..'")
+        return given if given.is_absolute() else self._states / given
+
+    def _check_data(self, data: Sequence[Datum], loss: Loss) -> None:
+        if not isinstance(loss, LOSSES):
+            names = ", ".join(kind.__name__ for kind in LOSSES)
+            raise UnsupportedError(f"loss {loss!r}: this backend computes {names}")
+        if len(data) == 0:
+            raise SettingError("a call without data: there is nothing to compute")
+        base = self._trainer.base
+        for index, datum in enumerate(data):
+            if len(datum.tokens) > base.context_length:
+                raise SettingError(f"datum {index} has {len(datum.tokens)} tokens; the model's context holds {base.context_length}")
+            bad = (datum.tokens < 0) | (datum.tokens >= base.vocabulary)
+            if bad.any():
+                token = int(datum.tokens[int(np.argmax(bad))])
+                raise SettingError(f"datum {index} holds token {token!r}; this model's are 0 to {base.vocabulary - 1}")

@@ -1,0 +1,151 @@
+"""One model's training state, and the operations on it. Everything here runs on the engine thread."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparring.arrays import F32
+from sparring.backend.datum import Datum
+from sparring.backend.local.base import BaseModel
+from sparring.backend.local.head import HeadInput, HeadOutput, score
+from sparring.backend.local.lora import Adapter
+from sparring.backend.local.objectives import Scored
+from sparring.backend.local.packing import MicroBatch, plan
+from sparring.backend.losses import Loss
+from sparring.backend.training import Adam, ForwardOutput, OptimOutput
+from sparring.errors import BackendError, NonFinite, SparringError
+
+
+class Trainer:
+    """Adapter, optimizer moments and gradient buffer on a shared base. `between` is called between two micro-batches.
+
+    `mean` and `square` are AdamW's moments, f32[P] in the layout of the adapter; `steps` counts optimizer steps. `broken` is
+    what left the gradient buffer half-filled; until `discard_gradients` no step is taken.
+    """
+
+    def __init__(self, base: BaseModel, adapter: Adapter, *, token_budget: int, between: Callable[[], None]) -> None:
+        self.base, self.adapter = base, adapter
+        self.mean, self.square = torch.zeros_like(adapter.master), torch.zeros_like(adapter.master)
+        self.steps = 0
+        self.broken: BaseException | None = None
+        self._token_budget, self._between = token_budget, between
+
+    def forward(self, data: Sequence[Datum], loss: Loss) -> ForwardOutput:
+        """Log-probs and metrics."""
+        with torch.no_grad():
+            return self._run(data, loss, train=False)
+
+    def forward_backward(self, data: Sequence[Datum], loss: Loss) -> ForwardOutput:
+        """The same, and adds gradients. Any failure marks the buffer broken."""
+        try:
+            return self._run(data, loss, train=True)
+        except SparringError as error:
+            self.broken = error
+            raise
+        except Exception as error:
+            self.broken = BackendError(f"forward_backward failed: {error}")
+            raise self.broken from error
+
+    def optim_step(self, adam: Adam) -> OptimOutput:
+        """One AdamW step on the masters (arXiv 1711.05101, as torch computes it), after clipping by the norm of the whole gradient."""
+        if self.broken is not None:
+            raise BackendError(
+                f"optim_step refused: the gradient is incomplete ({self.broken}); call discard_gradients() first"
+            ) from self.broken
+        grad = self.adapter.grad
+        norm = float(grad.norm())
+        if not math.isfinite(norm):
+            raise NonFinite(f"optim_step {self.steps + 1}: the gradient's norm is {norm!r}; nothing was changed")
+        if adam.grad_clip_norm > 0:
+            grad.mul_(min(1.0, adam.grad_clip_norm / (norm + 1e-6)))
+        self._adamw(adam, grad)
+        grad.zero_()
+        self.adapter.refresh()
+        return OptimOutput(metrics={"gradient_norm": norm})
+
+    def discard_gradients(self) -> None:
+        """Empty the gradient buffer."""
+        self.adapter.grad.zero_()
+        self.broken = None
+
+    def digest(self) -> str:
+        """Hex sha256 over masters, moments and the number of steps."""
+        digest = hashlib.sha256(self.steps.to_bytes(8, "little"))
+        for values in (self.adapter.master, self.mean, self.square):
+            digest.update(values.cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+    def restore(self, master: Tensor, mean: Tensor, square: Tensor, steps: int) -> None:
+        """Take weights and optimizer state, f32[P] each; drops gradients."""
+        self.adapter.master.copy_(master)
+        self.mean.copy_(mean)
+        self.square.copy_(square)
+        self.steps = steps
+        self.adapter.refresh()
+        self.discard_gradients()
+
+    def _adamw(self, adam: Adam, grad: Tensor) -> None:
+        self.steps += 1
+        self.mean.lerp_(grad, 1 - adam.beta1)
+        self.square.mul_(adam.beta2).addcmul_(grad, grad, value=1 - adam.beta2)
+        root = (self.square / (1 - adam.beta2**self.steps)).sqrt_().add_(adam.eps)
+        master = self.adapter.master
+        master.mul_(1 - adam.learning_rate * adam.weight_decay)
+        master.addcdiv_(self.mean, root, value=-adam.learning_rate / (1 - adam.beta1**self.steps))
+
+    def _run(self, data: Sequence[Datum], loss: Loss, *, train: bool) -> ForwardOutput:
+        batches = plan(data, token_budget=self._token_budget, share=self.base.shares_prefixes)
+        logprobs: list[F32] = [np.zeros(len(datum.tokens), np.float32) for datum in data]
+        metrics: dict[str, float] = {}
+        for number, batch in enumerate(batches):
+            if number > 0:
+                self._between()
+            output = self._micro_batch(batch, loss, train=train)
+            values = output.logprobs.cpu().numpy()
+            for place in range(len(values)):
+                logprobs[batch.datum[place]][batch.token[place]] = values[place]
+            for name, value in output.metrics.items():
+                metrics[name] = metrics.get(name, 0.0) + value
+        return ForwardOutput(logprobs=tuple(logprobs), metrics=metrics)
+
+    def _micro_batch(self, batch: MicroBatch, loss: Loss, *, train: bool) -> HeadOutput:
+        device = self.base.device
+        with self.base.call.rows([(self.adapter.weights, len(batch.tokens))]):
+            hidden = self.base.hidden_states(batch, train=train)
+            states = hidden.flatten(0, 1)[torch.from_numpy(batch.source).to(device)]
+            given = HeadInput(
+                hidden=states.detach(),
+                targets=torch.from_numpy(batch.targets).to(device),
+                temperature=torch.from_numpy(batch.temperature).to(device),
+                scored=Scored(
+                    q=torch.from_numpy(batch.q).to(device),
+                    advantages=torch.from_numpy(batch.advantages).to(device),
+                    weights=torch.from_numpy(batch.weights).to(device),
+                ),
+            )
+            output = score(self.base.head, given, loss, gradient=train)
+            _assert_finite(output, batch)
+            if output.grad_hidden is not None and len(batch.source):
+                states.backward(output.grad_hidden)
+        return output
+
+
+def _assert_finite(output: HeadOutput, batch: MicroBatch) -> None:
+    """Raises `NonFinite` naming the data whose log-probs or loss cannot be used."""
+    bad = ~torch.isfinite(output.logprobs.cpu()).numpy()
+    if bad.any():
+        data = sorted({int(index) for index in batch.datum[bad]})
+        raise NonFinite(f"the log-probs of data {data} are not finite: the weights have diverged")
+    if not math.isfinite(output.metrics.get("loss", 0.0)):
+        ratio = output.logprobs.cpu().numpy() - batch.q
+        worst = int(batch.datum[int(np.argmax(ratio))])
+        raise NonFinite(
+            f"the loss is {output.metrics['loss']!r}: datum {worst} has a token that the trainer finds exp({ratio.max():.1f}) "
+            "times as likely as the sampler did; were the log-probs of another model given?"
+        )

@@ -1,0 +1,60 @@
+"""How messages become tokens and sampled tokens become a reply, from the model's own chat template."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from sparring.arrays import I32
+
+RenderedMessage = Mapping[str, str]
+"""One chat message as templates take it: {"role": "system" | "user" | "assistant" | "tool", "content": text}."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parsed:
+    """A reply as text; `reasoning` is what stood between the template's thinking tags."""
+
+    text: str
+    reasoning: str = ""
+
+
+class Renderer(Protocol):
+    """Prefix-stable: the tokens of a conversation are a prefix of those of any longer one that starts with it.
+
+    A context is `start(messages)`, sampled tokens, `extend(messages, stop)`, sampled tokens, ...: what was rendered or sampled
+    once is never rendered again. Tokens in, tokens out.
+    """
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The tokens that end a turn of the assistant; a sampled one is an action."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of template and vocabulary; a run records it and compares it on resume."""
+        ...
+
+    def start(self, messages: Sequence[RenderedMessage]) -> I32:
+        """The tokens of a context's first messages, up to where the assistant speaks, i32[T]."""
+        ...
+
+    def extend(self, messages: Sequence[RenderedMessage], previous: I32) -> I32:
+        """The tokens between the assistant's sampled turn `previous` and its next one: what closes the turn (if `previous` did
+        not close itself), then `messages`, up to where the assistant speaks, i32[T]."""
+        ...
+
+    def parse(self, tokens: I32) -> Parsed:
+        """The reply in a sampled turn, without its stop token."""
+        ...
+
+    def prompt(self, messages: Sequence[RenderedMessage]) -> I32:
+        """The same as `start`; the name that scripts use."""
+        ...
+
+    def text(self, tokens: Sequence[int] | I32) -> str:
+        """The tokens as text, special tokens left out."""
+        ...
+
+
+Thinking = Literal["keep", "drop"]

@@ -1,0 +1,183 @@
+"""A backend without a model: weights are a hash chain, so that any lost, doubled or reordered example changes the final digest.
+
+Version v + 1 is sha256(v, every example of the step, the optimizer's settings); a reply is a function of weights, prompt and seed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from hashlib import sha256
+from pathlib import Path
+from random import Random
+from typing import Literal, TypeVar
+
+import anyio
+import numpy as np
+
+from sparring.arrays import F32, I32
+from sparring.backend.bytes_renderer import END, VOCABULARY, ByteRenderer
+from sparring.backend.datum import Datum
+from sparring.backend.losses import PPO, CrossEntropy, ImportanceSampling, Loss
+from sparring.backend.pending import PendingResult
+from sparring.backend.renderer import Renderer
+from sparring.backend.sampling import SampledSequence, SamplingClient, SamplingParams
+from sparring.backend.training import Adam, Capabilities, ForwardOutput, Lora, ModelInfo, OptimOutput
+from sparring.errors import BackendError, ContextFull, SettingError, UnsupportedError
+
+T = TypeVar("T")
+ScriptedReply = Callable[[str, Random], str]
+_CONTEXT = 1 << 20
+
+
+def babble(prompt: str, rng: Random) -> str:
+    """One to eight letters."""
+    return "".join(rng.choices("abcdefgh", k=rng.randint(1, 8)))
+
+
+class ScriptedBackend:
+    """Models that need no memory and no time. `reply(prompt text, rng)` makes the replies; its rng depends on weights, prompt, seed."""
+
+    def __init__(self, reply: ScriptedReply = babble) -> None:
+        self._reply = reply
+
+    async def __aenter__(self) -> ScriptedBackend:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        """Nothing to end."""
+
+    async def create_model(self, model: str, *, lora: Lora | None = None, seed: int = 0) -> ScriptedModel:
+        return ScriptedModel(model, seed, self._reply)
+
+    def capabilities(self) -> Capabilities:
+        return Capabilities(losses=frozenset({CrossEntropy, ImportanceSampling, PPO}), deterministic=True, logprobs=False)
+
+
+class ScriptedModel:
+    """A `TrainingClient` whose operations are done when the call returns."""
+
+    def __init__(self, model: str, seed: int, reply: ScriptedReply) -> None:
+        self._model = model
+        self._weights = sha256(f"{model}/{seed}".encode()).digest()
+        self._gradient = b""
+        self._reply = reply
+        self._published: dict[int, bytes] = {}
+
+    @property
+    def renderer(self) -> Renderer:
+        return ByteRenderer()
+
+    @property
+    def info(self) -> ModelInfo:
+        return ModelInfo(
+            model=self._model,
+            parameters=0,
+            trained_parameters=0,
+            context_length=_CONTEXT,
+            dtype="none",
+            fingerprint=sha256(self._model.encode()).hexdigest(),
+        )
+
+    def forward(self, data: Sequence[Datum], loss: Loss) -> PendingResult[ForwardOutput]:
+        if not data:
+            raise SettingError("forward of an empty batch: give at least one datum")
+        tokens = sum(int(datum.mask.sum()) for datum in data)
+        metrics = {"loss": 0.0, "tokens": float(tokens)}
+        return _done("forward", ForwardOutput(logprobs=tuple(datum.logprobs for datum in data), metrics=metrics))
+
+    def forward_backward(self, data: Sequence[Datum], loss: Loss) -> PendingResult[ForwardOutput]:
+        output = self.forward(data, loss)
+        for datum in data:
+            digest = sha256(self._gradient + repr(loss).encode() + repr(datum.temperature).encode())
+            for array in (datum.tokens, datum.mask, datum.logprobs, datum.advantages):
+                digest.update(array.tobytes())
+            self._gradient = digest.digest()
+        return output
+
+    def optim_step(self, adam: Adam) -> PendingResult[OptimOutput]:
+        self._weights = sha256(self._weights + self._gradient + repr(adam).encode()).digest()
+        self._gradient = b""
+        return _done("optim_step", OptimOutput(metrics={"gradient_norm": 0.0}))
+
+    def discard_gradients(self) -> PendingResult[None]:
+        self._gradient = b""
+        return _done("discard_gradients", None)
+
+    def save_state(self, name: str) -> PendingResult[str]:
+        folder = Path(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "weights.json").write_text(json.dumps({"weights": self._weights.hex()}))
+        return _done("save_state", str(folder))
+
+    def load_state(self, path: str) -> PendingResult[None]:
+        try:
+            stored = json.loads((Path(path) / "weights.json").read_text())
+        except OSError as error:
+            raise SettingError(f"checkpoint {path!r}: {error.strerror}") from error
+        self._weights, self._gradient = bytes.fromhex(stored["weights"]), b""
+        return _done("load_state", None)
+
+    def digest(self) -> PendingResult[str]:
+        return _done("digest", self._weights.hex())
+
+    def publish(self, version: int) -> PendingResult[None]:
+        if self._published and version < max(self._published):
+            raise SettingError(f"publish({version!r}) after version {max(self._published)}: versions never go back")
+        self._published[version] = self._weights
+        return _done("publish", None)
+
+    async def sampler(
+        self, kind: Literal["snapshot", "inflight"] = "snapshot", *, version: int | None = None
+    ) -> SamplingClient:
+        if kind != "snapshot":
+            raise UnsupportedError(f"sampler({kind!r}): the scripted backend has 'snapshot' only")
+        if version is None:
+            return ScriptedSampler(self._weights, max(self._published, default=0), self._reply)
+        if version not in self._published:
+            raise SettingError(f"sampler(version={version!r}): published are {sorted(self._published)}")
+        return ScriptedSampler(self._published[version], version, self._reply)
+
+
+class ScriptedSampler:
+    """A `SamplingClient` over one link of the chain."""
+
+    def __init__(self, weights: bytes, version: int, reply: ScriptedReply) -> None:
+        self._weights = weights
+        self._reply = reply
+        self._closed = False
+        self.version = version
+
+    async def sample(self, prompt: Sequence[int] | I32, params: SamplingParams, n: int = 1) -> list[SampledSequence]:
+        if self._closed:
+            raise BackendError("sample() on a sampling client that was closed")
+        ids = np.asarray(prompt, np.int32)
+        if len(ids) == 0 or ids.min() < 0 or ids.max() >= VOCABULARY:
+            raise SettingError(f"prompt of {len(ids)} tokens: at least one, with ids from 0 to {VOCABULARY - 1}")
+        if len(ids) + params.max_tokens > _CONTEXT:
+            raise ContextFull(f"{len(ids)} tokens and up to {params.max_tokens} more exceed the context of {_CONTEXT}")
+        await anyio.lowlevel.checkpoint()
+        return [self._draw(ids, params, index) for index in range(n)]
+
+    async def logprobs(self, tokens: Sequence[int] | I32) -> F32:
+        raise UnsupportedError("logprobs(): the scripted backend has no distribution")
+
+    async def aclose(self) -> None:
+        self._closed = True
+
+    def _draw(self, ids: I32, params: SamplingParams, index: int) -> SampledSequence:
+        rng = Random(sha256(self._weights + ids.tobytes() + f"{params.seed}/{index}".encode()).digest())
+        text = self._reply(ByteRenderer().text(ids), rng)
+        tokens = np.array([*text.encode(), END], np.int32)[: params.max_tokens]
+        return SampledSequence(
+            tokens=tokens,
+            logprobs=np.array([-rng.random() for _ in tokens], np.float32),
+            stop="stop" if tokens[-1] == END else "length",
+            versions=((self.version, len(tokens)),),
+        )
+
+
+def _done(name: str, value: T) -> PendingResult[T]:
+    pending: PendingResult[T] = PendingResult(name)
+    pending.succeed(value)
+    return pending

@@ -1,0 +1,144 @@
+"""The training primitives: what a model can be asked to do, in the order of the calls (after the Tinker API)."""
+
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeVar
+
+from sparring.arrays import F32
+from sparring.backend.datum import Datum
+from sparring.backend.losses import Loss
+from sparring.backend.renderer import Renderer
+from sparring.backend.sampling import SamplingClient
+from sparring.errors import SettingError
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lora:
+    """A low-rank adapter on every linear layer of attention and MLP: y = Wx + (alpha / rank) * B(A(x)) (arXiv 2106.09685)."""
+
+    rank: int = 32
+    alpha: float = 32.0
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise SettingError(f"lora.rank={self.rank!r}: must be at least 1")
+        if not self.alpha > 0:
+            raise SettingError(f"lora.alpha={self.alpha!r}: must be above 0; 0 would train nothing")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adam:
+    """One AdamW step (arXiv 1711.05101). `grad_clip_norm` bounds the norm of the summed gradient; 0 turns it off."""
+
+    learning_rate: float = 1e-4
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    grad_clip_norm: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardOutput:
+    """`logprobs[i]` f32[T_i]: the trainer's log-prob of datum i's tokens, 0 where not scored; `metrics` of the call."""
+
+    logprobs: tuple[F32, ...]
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimOutput:
+    """`metrics["gradient_norm"]` is the norm before clipping."""
+
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """What a model is, for `run.json`: `fingerprint` is a digest of base weights, tokenizer and template."""
+
+    model: str
+    parameters: int
+    trained_parameters: int
+    context_length: int
+    dtype: str
+    fingerprint: str
+
+
+class Pending(Awaitable[T_co], Protocol[T_co]):
+    """The result of a submitted operation. Awaiting it waits; cancelling the waiter cancels nothing.
+
+    A failure that nobody awaited is raised by the next call on the same client.
+    """
+
+
+class TrainingClient(Protocol):
+    """One model: frozen base, adapter, optimizer, gradient buffer. Operations run in the order of the calls.
+
+    Invalid input raises `SettingError` and leaves the model untouched. A failure while computing raises `BackendError`, marks
+    the gradient buffer broken, and the next `optim_step` is refused with that cause until `discard_gradients()`.
+    """
+
+    @property
+    def renderer(self) -> Renderer: ...
+    @property
+    def info(self) -> ModelInfo: ...
+    def forward(self, data: Sequence[Datum], loss: Loss) -> Pending[ForwardOutput]:
+        """Log-probs and the loss's metrics, without gradients."""
+        ...
+
+    def forward_backward(self, data: Sequence[Datum], loss: Loss) -> Pending[ForwardOutput]:
+        """The same, and adds the gradient of the summed loss to the buffer. Metrics include `loss`."""
+        ...
+
+    def optim_step(self, adam: Adam) -> Pending[OptimOutput]:
+        """Apply the buffered gradient and empty the buffer. A non-finite gradient raises `NonFinite` and changes nothing."""
+        ...
+
+    def discard_gradients(self) -> Pending[None]: ...
+    def save_state(self, name: str) -> Pending[str]:
+        """Write weights and optimizer to a folder (absolute path, or a name below the backend's folder), whole or not at all."""
+        ...
+
+    def load_state(self, path: str) -> Pending[None]:
+        """Take weights and optimizer from a folder that `save_state` wrote."""
+        ...
+
+    def digest(self) -> Pending[str]:
+        """Hex sha256 over trained weights and optimizer state: equal digests continue equally."""
+        ...
+
+    def publish(self, version: int) -> Pending[None]:
+        """Install the current weights under `version` on every sampler replica. Versions never go back."""
+        ...
+
+    async def sampler(
+        self, kind: Literal["snapshot", "inflight"] = "snapshot", *, version: int | None = None
+    ) -> SamplingClient:
+        """A client of the published `version`, or, without one, of the weights as they are after the calls so far."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What a backend can do, so that a run is refused at start rather than something ignored later."""
+
+    losses: frozenset[type]
+    kinds: frozenset[str] = frozenset({"snapshot"})
+    deterministic: bool = False
+    stop_strings: bool = True
+    logprobs: bool = True
+
+
+class Backend(Protocol):
+    """Where models live. An asynchronous context manager; leaving it ends every thread and process it started."""
+
+    async def __aenter__(self) -> "Backend": ...
+    async def __aexit__(self, *exc: object) -> None: ...
+    async def create_model(self, model: str, *, lora: Lora | None = None, seed: int = 0) -> TrainingClient:
+        """Load `model` (a folder, a hub name, or a name that the backend documents) and give it a fresh adapter."""
+        ...
+
+    def capabilities(self) -> Capabilities: ...

@@ -1,0 +1,1 @@
+"""The command line: thin, it calls the rooms. `sparring.cli.main:main` is the entry point."""

@@ -1,0 +1,30 @@
+"""What a seat said."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+StopReason = Literal["stop", "length", "tool_calls"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """A call that a reply asked for: the tool's name and its arguments as JSON text."""
+
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """One reply. `str(reply)` is its text alone, so that an f-string cannot leak the reasoning to another seat.
+
+    `stop` says why it ended: by itself ("stop"), cut at the token limit ("length"), or to call tools ("tool_calls").
+    """
+
+    text: str
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    stop: StopReason = "stop"
+
+    def __str__(self) -> str:
+        return self.text

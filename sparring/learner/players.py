@@ -1,0 +1,40 @@
+"""The agents that play a group: policies at the versions they may use, and players that are not models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from sparring.agents import Agent, Frozen, Player, PolicyAgent
+from sparring.learner.run import Policy
+from sparring.learner.versions import Versions
+from sparring.rollout.play import agent_of
+
+
+class Players:
+    """The run's policies as players."""
+
+    def __init__(self, policies: Mapping[str, Policy], versions: Mapping[str, Versions]) -> None:
+        self._policies = policies
+        self._versions = versions
+
+    def agents(self, players: Mapping[str, Player], pinned: Mapping[str, int], *, greedy: bool = False) -> dict[str, Agent]:
+        """One agent for each seat. A policy plays with its pinned version, else with the newest at each action."""
+        return {seat: self._agent(seat, player, pinned, greedy) for seat, player in players.items()}
+
+    def _agent(self, seat: str, player: Player, pinned: Mapping[str, int], greedy: bool) -> Agent:
+        if isinstance(player, Frozen):
+            return self._policy(player.policy, player.version, greedy)
+        if isinstance(player, str):
+            return self._policy(player, pinned.get(player), greedy)
+        return agent_of(seat, player)
+
+    def _policy(self, name: str, version: int | None, greedy: bool) -> PolicyAgent:
+        sampling = self._policies[name].sampling
+        model = self._versions[name].model
+        return PolicyAgent(
+            self._versions[name].player(version),
+            model.renderer,
+            replace(sampling, temperature=0.0) if greedy else sampling,
+            model.info.context_length,
+        )

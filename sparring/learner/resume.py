@@ -1,0 +1,105 @@
+"""Going on from the journal: fold it, then redo the steps since the newest checkpoint that is old enough.
+
+A redone step trains the journaled plan from the journaled units and must reach the journaled digest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sparring.errors import JournalError, ReplayDiverged
+from sparring.learner.folder import RunFolder
+from sparring.learner.run import Run
+from sparring.learner.take import due_versions, take_step
+from sparring.learner.versions import Versions
+from sparring.rollout import Batch, Coordinator
+from sparring.rollout.events import AnyEvent, Checkpointed, Opened, Planned, Stepped
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Redone:
+    """A committed step: its batch, the estimator's state before it, and what was journaled of it."""
+
+    batch: Batch
+    state: Mapping[str, Any]
+    stepped: Stepped
+
+
+@dataclass(slots=True, kw_only=True)
+class History:
+    """What a fold of the journal leaves: the state, each policy's committed steps since its base, and its checkpoints."""
+
+    opened: Opened | None = None
+    steps: dict[str, list[Redone]] = field(default_factory=dict)
+    checkpoints: dict[str, list[int]] = field(default_factory=dict)
+
+
+def fold(events: Iterable[AnyEvent], coordinator: Coordinator, since: Mapping[str, int]) -> History:
+    """Apply every event; keep the batches of each policy's steps from `since` on."""
+    history = History(steps={policy: [] for policy in since}, checkpoints={policy: [0] for policy in since})
+    for event in events:
+        if isinstance(event, Opened):
+            history.opened = event
+        elif isinstance(event, Checkpointed):
+            history.checkpoints[event.policy].append(event.step)
+        elif isinstance(event, Stepped):
+            batch = coordinator.batches[event.policy]
+            if event.step >= since[event.policy]:
+                state = coordinator.durable[event.policy]
+                history.steps[event.policy].append(Redone(batch=batch, state=state, stepped=event))
+        coordinator.apply(event)
+    if history.opened is None and (coordinator.groups or coordinator.episodes):
+        raise JournalError("the journal does not begin with the run's settings: it is damaged; start a new run")
+    return history
+
+
+def needed_versions(run: Run, coordinator: Coordinator, policy: str) -> list[int]:
+    """The versions of a policy that something which is not over yet plays with, once for each: groups that are pinned to one, and
+    due evaluations."""
+    newest = coordinator.budget.version(policy)
+    live = [group.admitted.pinned[policy] for group in coordinator.groups.values() if group.playing and policy in group.admitted.pinned]
+    waiting = [version for version in due_versions(run) if version <= newest and not evaluated(run, coordinator, version)]
+    return live + waiting
+
+
+def evaluated(run: Run, coordinator: Coordinator, version: int) -> bool:
+    """Whether every held-out set was played at this version."""
+    return all((name, version) in coordinator.evaluated for name in run.named_held_out)
+
+
+def bases(run: Run, events: Iterable[AnyEvent], coordinator: Coordinator, folder: RunFolder) -> dict[str, int]:
+    """For each policy, the checkpoint to start from: the newest on the disk that is not newer than any version still needed.
+
+    A pinned schedule needs the last k versions for groups that it has yet to admit.
+    """
+    history = fold(events, coordinator, dict.fromkeys(run.named_policies, run.steps + 1))
+    chosen = {}
+    for policy in run.named_policies:
+        newest = coordinator.budget.version(policy)
+        lately = newest - run.max_staleness if run.deterministic else newest
+        oldest = min([max(0, lately), *(version for version in needed_versions(run, coordinator, policy) if version > 0)])
+        there = [step for step in history.checkpoints[policy] if step == 0 or folder.checkpoint(policy, step).exists()]
+        chosen[policy] = max(step for step in there if step <= oldest)
+    return chosen
+
+
+async def redo(run: Run, policy: str, base: int, steps: Iterable[Redone], versions: Versions, folder: RunFolder) -> None:
+    """Bring the policy's model to where the journal stands, installing every version on the way.
+
+    Raises `ReplayDiverged` where a redone step ends in another digest than the journaled one.
+    """
+    await versions.install(0)
+    if base > 0:
+        await versions.model.load_state(str(folder.checkpoint(policy, base)))
+        await versions.install(base)
+    for redone in steps:
+        again = await take_step(run, policy, redone.batch, redone.state, versions.model)
+        if again.digest != redone.stepped.digest or again.advantages != redone.stepped.advantages:
+            raise ReplayDiverged(
+                f"step {redone.stepped.step} of {policy!r}, done again from the journal, ended in other weights "
+                f"({again.digest[:12]} instead of {redone.stepped.digest[:12]}): the machine, its threads or a package changed; "
+                f"go on from a checkpoint under another name"
+            )
+        await versions.install(redone.stepped.step + 1)

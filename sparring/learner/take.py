@@ -1,0 +1,51 @@
+"""One optimizer step on one planned batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from sparring.backend import ForwardOutput, OptimOutput, TrainingClient
+from sparring.errors import NonFinite
+from sparring.learner.run import Run
+from sparring.learner.step import prepare
+from sparring.rollout import Batch
+from sparring.rollout.events import Stepped
+
+
+async def take_step(run: Run, policy: str, batch: Batch, durable: Mapping[str, Any], model: TrainingClient) -> Stepped:
+    """Train one planned batch: prepare, `forward_backward`, `optim_step`. Waits for the model alone.
+
+    `durable` is the policy's durable state before the step.
+
+    Raises `NonFinite`, naming step and units. A batch without units (a hole in a deterministic schedule) changes no weights.
+    """
+    settings = run.named_policies[policy]
+    state: Mapping[str, Any] = durable.get("advantages", {})
+    prepared = prepare(batch, settings.algorithm, state, [source.environment.name for source in run.sources])
+    engine: dict[str, float] = {}
+    if prepared.data:
+        try:
+            trained = model.forward_backward(prepared.data, settings.algorithm.loss)
+            stepped = model.optim_step(replace(settings.adam, learning_rate=settings.learning_rate))
+            forward: ForwardOutput = await trained
+            optim: OptimOutput = await stepped
+        except NonFinite as error:
+            where = f"step {batch.planned.step} of {policy!r}, groups {batch.planned.groups}"
+            raise NonFinite(f"{where}: {error}; lower the learning rate or look at these groups in the journal") from error
+        engine = {**forward.metrics, **optim.metrics}
+    return Stepped(
+        policy=policy,
+        step=batch.planned.step,
+        digest=await model.digest(),
+        advantages=prepared.digest,
+        metrics=dict(prepared.metrics),
+        engine=engine,
+        durable={"advantages": dict(prepared.state)},
+    )
+
+
+def due_versions(run: Run) -> list[int]:
+    """The versions that are evaluated and checkpointed: the first, every `evaluate_every`th, the last."""
+    return sorted({*range(0, run.steps + 1, run.evaluate_every), run.steps})

@@ -1,0 +1,223 @@
+"""Training a run from wherever its folder stands to its end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+
+import anyio
+import anyio.to_thread
+from anyio.abc import TaskGroup
+
+from sparring.agents import Frozen, Player
+from sparring.backend import Backend, TrainingClient
+from sparring.environments import size
+from sparring.errors import SettingError, SparringError, UnsupportedError
+from sparring.learner.described import check_same, describe, digests
+from sparring.learner.folder import RunFolder
+from sparring.learner.resume import bases, fold, needed_versions, redo
+from sparring.learner.run import Episodes, Run
+from sparring.learner.tracker import Watcher
+from sparring.learner.trainer import Parts, Trainer
+from sparring.learner.versions import Versions
+from sparring.rollout import Bound, Coordinator, Journal, Schedule, SegmentStore, Source, SqliteSegments
+from sparring.rollout.events import Installed, Noted, Opened
+
+
+def train(run: Run, *, watchers: Sequence[Watcher] = (), accept_changed_code: bool = False) -> bool:
+    """Train until the run's end, or until Ctrl-C ended it early. Blocks; returns whether the run is complete.
+
+    A run folder that is already there is gone on with. Raises a `SparringError` where the run cannot start or go on.
+    """
+
+    async def main() -> bool:
+        return await train_async(run, watchers=watchers, accept_changed_code=accept_changed_code)
+
+    return anyio.run(main)
+
+
+async def train_async(
+    run: Run, *, watchers: Sequence[Watcher] = (), accept_changed_code: bool = False, store: SegmentStore | None = None
+) -> bool:
+    """The same, on a running event loop. `store` is where the journal lies, if not in the run folder."""
+    with RunFolder.held(run.path) as folder, _unwrapped():
+        segments = store if store is not None else SqliteSegments(folder.journal)
+        async with Journal.open(segments) as journal, run.backend.open(deterministic=run.deterministic) as backend:
+            check_capabilities(run, backend)
+            trainer = Trainer(await _assembled(run, journal, backend, folder, watchers, accept_changed_code))
+            async with _interruptible(trainer):
+                try:
+                    await trainer.train()
+                finally:
+                    for watcher in watchers:
+                        watcher.closed()
+            return not trainer.stopped
+
+
+def schedule_of(run: Run) -> Schedule:
+    """What decides what is played. Raises `SettingError` for line-ups that do not fit."""
+    policies = tuple(run.named_policies)
+    sources = []
+    for number, episodes in enumerate(run.sources):
+        lineups = []
+        for lineup in episodes.lineups:
+            players = lineup.resolved(episodes.environment.seats, policies)
+            trained = {seat: player for seat, player in players.items() if isinstance(player, str)}
+            if not trained:
+                raise SettingError(f"train source {number} has a line-up in which nobody learns: name a policy for a seat")
+            lineups.append(trained)
+        sources.append(Source(environment=episodes.environment.name, tasks=size(episodes.tasks), lineups=tuple(lineups)))
+    learning = {policy for source in sources for lineup in source.lineups for policy in lineup.values()}
+    for policy in policies:
+        if policy not in learning:
+            raise SettingError(f"policy {policy!r} plays no training seat: name it in a line-up, or leave it out")
+    bound = Bound(units_per_step=run.groups_per_step, max_staleness=run.max_staleness, steps=run.steps)
+    return Schedule(
+        sources=tuple(sources),
+        bounds=dict.fromkeys(policies, bound),
+        group_size=run.group_size,
+        seed=run.seed,
+        pinned=run.deterministic,
+    )
+
+
+def check_capabilities(run: Run, backend: Backend) -> None:
+    """Raises `UnsupportedError` for what the backend cannot do."""
+    able = backend.capabilities()
+    for name, policy in run.named_policies.items():
+        if type(policy.algorithm.loss) not in able.losses:
+            known = ", ".join(sorted(loss.__name__ for loss in able.losses))
+            raise UnsupportedError(f"policy {name!r}: {policy.algorithm.loss!r} is not computed by this backend; it has {known}")
+    if run.deterministic and not able.deterministic:
+        raise UnsupportedError("deterministic=True: this backend cannot repeat a run bit for bit; leave it out")
+
+
+async def _assembled(
+    run: Run, journal: Journal, backend: Backend, folder: RunFolder, watchers: Sequence[Watcher], accept: bool
+) -> Parts:
+    """Everything checked, the state folded, the models where the journal stands."""
+    schedule = schedule_of(run)
+    policies = tuple(run.named_policies)
+    held_out = {name: _held_out_players(name, episodes, policies) for name, episodes in run.named_held_out.items()}
+    held_out_digests = _kept_apart(run)
+    models = {
+        name: await backend.create_model(policy.model, lora=policy.lora, seed=run.seed)
+        for name, policy in run.named_policies.items()
+    }
+    since = bases(run, journal.read(), Coordinator(schedule), folder)
+    coordinator = Coordinator(schedule)
+    history = fold(journal.read(), coordinator, since)
+    await _open(run, journal, history.opened, models, folder, watchers, accept)
+    lineups = [[lineup.resolved(s.environment.seats, policies) for lineup in s.lineups] for s in run.sources]
+    frozen = {player.policy for row in (*held_out.values(), *sum(lineups, [])) for player in row.values() if isinstance(player, Frozen)}
+    versions = {name: Versions(model, keep=run.max_staleness + 1) for name, model in models.items()}
+    for policy, mine in versions.items():
+        await redo(run, policy, since[policy], history.steps[policy], mine, folder)
+        for version in needed_versions(run, coordinator, policy) + [0] * (policy in frozen):
+            mine.hold(version)
+        await mine.trim()
+        newest = coordinator.budget.version(policy)
+        if coordinator.budget.installed(policy) < newest:
+            event = Installed(policy=policy, version=newest)
+            journal.append(event)
+            coordinator.apply(event)
+    return Parts(
+        run=run,
+        journal=journal,
+        coordinator=coordinator,
+        folder=folder,
+        versions=versions,
+        lineups=lineups,
+        held_out=held_out,
+        held_out_digests=held_out_digests,
+        watchers=watchers,
+    )
+
+
+async def _open(
+    run: Run,
+    journal: Journal,
+    opened: Opened | None,
+    models: Mapping[str, TrainingClient],
+    folder: RunFolder,
+    watchers: Sequence[Watcher],
+    accept: bool,
+) -> None:
+    """Begin the journal with the run's settings, or hold them against those that it begins with; then tell the watchers."""
+    infos = {name: model.info for name, model in models.items()}
+    described = describe(run, infos, {name: model.renderer.fingerprint for name, model in models.items()})
+    if opened is None:
+        await journal.commit(Opened(run=described))
+    else:
+        for change in check_same(opened.run, described, run.path, accept_changed_code=accept):
+            await journal.commit(Noted(kind="changed", text=change))
+        await journal.commit(Noted(kind="resumed", text="the run goes on"))
+    folder.write_settings(described)
+    for watcher in watchers:
+        await anyio.to_thread.run_sync(watcher.opened, described)
+
+
+def _held_out_players(name: str, episodes: Episodes, policies: Sequence[str]) -> Mapping[str, Player]:
+    if len(episodes.lineups) != 1:
+        raise SettingError(f"held-out {name!r} has {len(episodes.lineups)} line-ups: give each a name of its own")
+    if size(episodes.tasks) is None:
+        raise SettingError(f"held-out {name!r} is endless: give a finite list of tasks")
+    return episodes.lineups[0].resolved(episodes.environment.seats, policies)
+
+
+def _kept_apart(run: Run) -> frozenset[str]:
+    """The digests of held-out tasks that must not be trained on. Raises `SettingError` where a finite training source has one."""
+    apart: dict[str, str] = {}
+    for name, episodes in run.named_held_out.items():
+        if not episodes.seen:
+            apart |= {digest: f"task {index} of held-out {name!r}" for index, digest in enumerate(digests(episodes, f"held-out {name!r}"))}
+    for number, episodes in enumerate(run.sources):
+        for index, digest in enumerate(digests(episodes, f"train source {number}")):
+            if digest in apart:
+                raise SettingError(
+                    f"{apart[digest]} is task {index} of train source {number} too: keep them apart (split()), or say seen=True"
+                )
+    return frozenset(apart)
+
+
+@asynccontextmanager
+async def _interruptible(trainer: Trainer) -> AsyncIterator[None]:
+    """The first Ctrl-C stops the run after the step under way, the second ends the process at once (the journal bears it)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    async def listen(group: TaskGroup) -> None:
+        with anyio.open_signal_receiver(signal.SIGINT) as interrupts:
+            group_started.set()
+            async for _ in interrupts:
+                if trainer.stopped:
+                    os._exit(130)
+                trainer.stop()
+
+    group_started = anyio.Event()
+    async with anyio.create_task_group() as group:
+        group.start_soon(listen, group)
+        await group_started.wait()
+        yield
+        group.cancel_scope.cancel()
+
+
+@contextmanager
+def _unwrapped() -> Iterator[None]:
+    """Raise what failed, not the groups of the tasks around it."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        raise _first(group) from None
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first failure in the group, one that sparring names before any other."""
+    leaves: list[BaseException] = []
+    for error in group.exceptions:
+        leaves.append(_first(error) if isinstance(error, BaseExceptionGroup) else error)
+    return min(leaves, key=lambda error: not isinstance(error, SparringError))

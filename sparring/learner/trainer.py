@@ -1,0 +1,288 @@
+"""The run in motion: admission, episodes, one learner for each policy, held-out play beside them.
+
+Each task of the group waits for one thing, named where it waits: admission for room under the staleness rule (a step, a drop or an
+installed version), an episode for a slot and then its players, a learner for the units of its next step, the evaluation for a
+published version, the pump for the disk. Everything decided is journaled before anything that depends on it; a step goes plan,
+commit, publish.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from time import monotonic
+
+import anyio
+import anyio.to_thread
+from anyio.abc import TaskGroup
+
+from sparring.agents import Player
+from sparring.environments import task_digest
+from sparring.errors import SettingError, Stalled, TooManyFaults
+from sparring.learner.described import task_at
+from sparring.learner.evaluate import evaluate
+from sparring.learner.folder import RunFolder
+from sparring.learner.players import Players
+from sparring.learner.run import Run
+from sparring.learner.resume import evaluated
+from sparring.learner.take import due_versions, take_step
+from sparring.learner.tracker import Watcher
+from sparring.learner.versions import Versions
+from sparring.rollout import Batch, Choice, Coordinator, Journal, Slots, Waiting
+from sparring.rollout.episode import Episode, EpisodePlan, run_episode
+from sparring.rollout.events import Acted, Admitted, Affected, AnyEvent, Checkpointed, Installed, Stepped, Timed
+from sparring.rollout.signal import Signal
+
+_FEWEST_FAULTS = 8
+"""Failed episodes below which no run is stopped for their share."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What a trainer works with. `lineups[source][lineup]` are the players of every seat."""
+
+    run: Run
+    journal: Journal
+    coordinator: Coordinator
+    folder: RunFolder
+    versions: Mapping[str, Versions]
+    lineups: Sequence[Sequence[Mapping[str, Player]]]
+    held_out: Mapping[str, Mapping[str, Player]]
+    held_out_digests: frozenset[str]
+    watchers: Sequence[Watcher] = field(default=())
+
+
+class Trainer:
+    """Runs a run to its end, or to the end of the steps under way once `stop()` was called."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._run = parts.run
+        self._journal = parts.journal
+        self._coordinator = parts.coordinator
+        self._players = Players(parts.run.named_policies, parts.versions)
+        self._slots = Slots(parts.run.max_concurrent)
+        self._changed = Signal()
+        self._unshown: deque[tuple[int, AnyEvent]] = deque()
+        self._episodes: dict[tuple[int, int], Episode] = {}
+        self._stopping = False
+        self._done = False
+        self._started = monotonic()
+        self._first_step = dict.fromkeys(parts.versions, -1)
+
+    async def train(self) -> None:
+        """Waits until every policy has made its steps and every due version is evaluated, or `stop()` took effect."""
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._pump)
+            async with anyio.create_task_group() as work:
+                work.start_soon(self._watch_for_stall)
+                for number, live in sorted(self._coordinator.groups.items()):
+                    for member, episode in enumerate(live.members):
+                        if episode.ended is None:
+                            work.start_soon(self._play, number, member)
+                work.start_soon(self._admit, work)
+                async with anyio.create_task_group() as learners:
+                    for policy in self._parts.versions:
+                        learners.start_soon(self._learn, policy)
+                    learners.start_soon(self._evaluate)
+                work.cancel_scope.cancel()
+            self._done = True
+            self._changed.notify()
+
+    def stop(self) -> None:
+        """Let the steps under way finish, write checkpoints, and end `train`."""
+        self._stopping = True
+        self._changed.notify()
+
+    @property
+    def stopped(self) -> bool:
+        return self._stopping and not self._coordinator.finished
+
+    def _record(self, event: AnyEvent) -> int:
+        """Into the journal's queue, then into the state."""
+        number = self._journal.append(event)
+        self._coordinator.apply(event)
+        self._unshown.append((number, event))
+        self._changed.notify()
+        return number
+
+    async def _commit(self, event: AnyEvent) -> None:
+        """The same, and wait for the disk."""
+        await self._journal.durable(self._record(event))
+
+    async def _admit(self, work: TaskGroup) -> None:
+        """Waits for room under the staleness rule; unblocked by steps, drops and installed versions."""
+        while True:
+            choice = self._coordinator.next_group()
+            if not isinstance(choice, Choice):
+                await self._changed.wait()
+                continue
+            where = f"train source {choice.source} ({self._run.sources[choice.source].environment.name})"
+            digest = task_digest(task_at(self._run.sources[choice.source], choice.index, where))
+            if digest in self._parts.held_out_digests:
+                raise SettingError(f"task {choice.index} of {where} is held out too: keep them apart, or say seen=True")
+            for policy, version in choice.pinned.items():
+                self._parts.versions[policy].hold(version)
+            self._record(
+                Admitted(
+                    group=choice.group,
+                    source=choice.source,
+                    index=choice.index,
+                    task=digest,
+                    lineup=choice.lineup,
+                    trained=list(choice.trained),
+                    pinned=dict(choice.pinned),
+                )
+            )
+            for member in range(self._run.group_size):
+                work.start_soon(self._play, choice.group, member)
+
+    async def _play(self, number: int, member: int) -> None:
+        """Waits for a slot, then for the episode."""
+        live = self._coordinator.groups[number]
+        source = self._run.sources[live.admitted.source]
+        players = self._parts.lineups[live.admitted.source][live.admitted.lineup]
+        async with self._slots.at((min(live.due.values()), number, member)):
+            plan = EpisodePlan(
+                environment=source.environment,
+                task=task_at(source, live.admitted.index, source.environment.name),
+                task_digest=live.admitted.task,
+                agents=self._players.agents(players, live.admitted.pinned),
+                trained=frozenset(self._coordinator.trained_seats(live.admitted)),
+                seed=self._run.seed,
+                group=number,
+                member=member,
+                deadline=None if self._run.deterministic else self._run.episode_deadline,
+                past=tuple(live.members[member].past),
+            )
+            episode = self._episodes[number, member] = Episode(plan, self._emit)
+            ended, _ = await run_episode(episode, plan)
+            del self._episodes[number, member]
+        self._record(ended)
+        self._check_faults()
+        if not live.playing:
+            for policy, version in live.admitted.pinned.items():
+                await self._parts.versions[policy].release(version)
+
+    async def _emit(self, event: Acted | Affected) -> None:
+        await self._journal.room()
+        self._journal.append(event)
+        self._coordinator.apply(event)
+
+    def _check_faults(self) -> None:
+        faults, episodes = self._coordinator.faults, self._coordinator.episodes
+        if faults >= _FEWEST_FAULTS and faults > self._run.max_faults * episodes:
+            raise TooManyFaults(
+                f"{faults} of {episodes} episodes failed, more than max_faults={self._run.max_faults}; the first:\n"
+                f"{self._coordinator.fault_detail}"
+            )
+
+    async def _learn(self, policy: str) -> None:
+        """Waits for the units of the policy's next step; unblocked by episodes that end and by drops."""
+        self._first_step[policy] = self._coordinator.budget.version(policy)
+        began = monotonic()
+        while not self._coordinator.budget.done(policy) and not self._stopping:
+            batch = self._coordinator.batches.get(policy)
+            if batch is None:
+                planned = self._coordinator.next_batch(policy)
+                if isinstance(planned, Waiting):
+                    await self._changed.wait()
+                    continue
+                await self._commit(planned)
+                batch = self._coordinator.batches[policy]
+            ready = monotonic()
+            stepped = await take_step(
+                self._run, policy, batch, self._coordinator.durable[policy], self._parts.versions[policy].model
+            )
+            await self._commit(stepped)
+            await self._publish(policy, stepped.step + 1)
+            self._record(self._timed(stepped, began, ready))
+            began = monotonic()
+        if self._stopping:
+            await self._checkpoint(policy, self._coordinator.budget.version(policy))
+
+    async def _publish(self, policy: str, version: int) -> None:
+        versions = self._parts.versions[policy]
+        await versions.install(version)
+        due = version in due_versions(self._run)
+        if due and not self._evaluated(version):
+            versions.hold(version)
+        await versions.trim()
+        self._record(Installed(policy=policy, version=version))
+        if due:
+            await self._checkpoint(policy, version)
+
+    async def _checkpoint(self, policy: str, version: int) -> None:
+        """Weights and optimizer into the run folder, then into the journal; older ones go that no resume can need."""
+        path = self._parts.folder.checkpoint(policy, version)
+        if version == 0 or path.exists():
+            return
+        await self._parts.versions[policy].model.save_state(str(path))
+        await self._commit(Checkpointed(policy=policy, step=version))
+        needed = [due for due in due_versions(self._run) if due < version and not self._evaluated(due)]
+        oldest = min([version - self._run.max_staleness, *needed])
+        older = [step for step in due_versions(self._run) if step <= oldest]
+        self._parts.folder.prune(policy, {step for step in range(max(older, default=0), version + 1)})
+
+    def _timed(self, stepped: Stepped, began: float, ready: float) -> Timed:
+        now = monotonic()
+        seconds = now - began
+        done = stepped.step + 1 - self._first_step[stepped.policy]
+        left = (self._run.steps - stepped.step - 1) * (now - self._started) / done
+        timing = {
+            "seconds": seconds,
+            "train_seconds": now - ready,
+            "tokens_per_second": stepped.metrics["action_tokens"] / seconds if seconds else 0.0,
+            "idle": (ready - began) / seconds if seconds else 0.0,
+            "left_seconds": left,
+        }
+        return Timed(policy=stepped.policy, step=stepped.step, timing=timing)
+
+    def _evaluated(self, version: int) -> bool:
+        return evaluated(self._run, self._coordinator, version)
+
+    async def _evaluate(self) -> None:
+        """Waits for each due version to be published by all policies; unblocked by `_publish`."""
+        for version in due_versions(self._run):
+            if self._evaluated(version):
+                continue
+            while any(self._coordinator.budget.installed(policy) < version for policy in self._parts.versions):
+                if self._stopping:
+                    return
+                await self._changed.wait()
+            pinned = dict.fromkeys(self._parts.versions, version)
+            for name, episodes in self._run.named_held_out.items():
+                if (name, version) not in self._coordinator.evaluated:
+                    agents = self._players.agents(self._parts.held_out[name], pinned, greedy=episodes.greedy)
+                    deadline = None if self._run.deterministic else self._run.episode_deadline
+                    self._record(
+                        await evaluate(
+                            name, version, episodes, agents, self._slots, seed=self._run.seed, deadline=deadline
+                        )
+                    )
+            for versions in self._parts.versions.values():
+                await versions.release(version)
+
+    async def _pump(self) -> None:
+        """Waits for the disk, and tells the watchers of each event once it is there."""
+        while True:
+            if not self._unshown:
+                if self._done:
+                    return
+                await self._changed.wait()
+                continue
+            number, event = self._unshown.popleft()
+            await self._journal.durable(number)
+            for watcher in self._parts.watchers:
+                await anyio.to_thread.run_sync(watcher.event, event)
+
+    async def _watch_for_stall(self) -> None:
+        """Raises `Stalled` when no event was appended for `stall_deadline` seconds."""
+        last = -1
+        while self._journal.statistics().appended != last:
+            last = self._journal.statistics().appended
+            await anyio.sleep(self._run.stall_deadline)
+        waits = [f"episode {number}/{member} waits for {one.waits_for}" for (number, member), one in self._episodes.items()]
+        lines = "\n".join(["", *self._coordinator.waits(), *waits[:20]])
+        raise Stalled(f"nothing happened for {self._run.stall_deadline} s:{lines}")

@@ -1,0 +1,90 @@
+"""One policy's weights as samplers see them: which versions can be played, and which are still needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sparring.arrays import F32, I32
+from sparring.backend import SampledSequence, SamplingClient, SamplingParams, TrainingClient
+from sparring.errors import SettingError
+
+
+@dataclass(slots=True, kw_only=True)
+class _Entry:
+    client: SamplingClient
+    holds: int = 0
+
+
+class Versions:
+    """The published versions of a model. `trim` closes those that nothing holds and that are not among the newest `keep`."""
+
+    def __init__(self, model: TrainingClient, keep: int) -> None:
+        self.model = model
+        self.newest = -1
+        self._keep = keep
+        self._entries: dict[int, _Entry] = {}
+
+    async def install(self, version: int) -> None:
+        """Publish the model's current weights as `version`; whoever asks for the newest gets it from now on."""
+        await self.model.publish(version)
+        self._entries[version] = _Entry(client=await self.model.sampler(version=version))
+        self.newest = version
+
+    def hold(self, version: int) -> None:
+        """Keep a version until it is released as often as it was held."""
+        self._entry(version).holds += 1
+
+    async def release(self, version: int) -> None:
+        self._entry(version).holds -= 1
+        await self.trim()
+
+    def player(self, version: int | None = None) -> SamplingClient:
+        """A sampling client of a version, or of whichever is the newest when a sample is asked for."""
+        return _Player(self, version)
+
+    async def trim(self) -> None:
+        """Close what is no longer needed."""
+        old = [version for version in self._entries if version <= self.newest - self._keep]
+        for entry in [self._entries.pop(version) for version in old if self._entries[version].holds == 0]:
+            await entry.client.aclose()
+
+    async def aclose(self) -> None:
+        while self._entries:
+            await self._entries.popitem()[1].client.aclose()
+
+    def _entry(self, version: int) -> _Entry:
+        if version not in self._entries:
+            raise SettingError(f"version {version!r} is not there; installed are {sorted(self._entries)}")
+        return self._entries[version]
+
+
+class _Player:
+    """A client that looks its version up at each call and holds it while it samples."""
+
+    def __init__(self, versions: Versions, version: int | None) -> None:
+        self._versions = versions
+        self._version = version
+
+    @property
+    def version(self) -> int:
+        return self._versions.newest if self._version is None else self._version
+
+    async def sample(self, prompt: Sequence[int] | I32, params: SamplingParams, n: int = 1) -> list[SampledSequence]:
+        version = self.version
+        self._versions.hold(version)
+        try:
+            return await self._versions._entry(version).client.sample(prompt, params, n)
+        finally:
+            await self._versions.release(version)
+
+    async def logprobs(self, tokens: Sequence[int] | I32) -> F32:
+        version = self.version
+        self._versions.hold(version)
+        try:
+            return await self._versions._entry(version).client.logprobs(tokens)
+        finally:
+            await self._versions.release(version)
+
+    async def aclose(self) -> None:
+        """Holds nothing between calls."""

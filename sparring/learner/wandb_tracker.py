@@ -1,0 +1,132 @@
+"""Metrics to Weights & Biases: the one module that imports wandb (the extra `wandb`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from secrets import token_hex
+from typing import Any, Literal
+
+import msgspec
+
+from sparring.errors import SettingError, UnsupportedError
+from sparring.learner.tracker import Line, Lines, earlier_events
+from sparring.rollout.events import AnyEvent
+
+try:
+    import wandb
+except ModuleNotFoundError as missing:
+    raise UnsupportedError(f"tracking to W&B needs {missing.name!r}: pip install 'sparring[wandb]'") from missing
+
+Mode = Literal["online", "offline"]
+
+
+class Kept(msgspec.Struct, frozen=True, kw_only=True):
+    """What a resumed run needs to go on: the run's id at W&B and how many lines were logged."""
+
+    id: str
+    logged: int = 0
+
+
+class WandbTracker:
+    """A `Watcher`: every line of `metrics.jsonl` as one W&B step, with the weights' version as the horizontal axis.
+
+    Deterministic, engine and timing figures of a step stand under `train/`, `engine/` and `timing/` (with several policies below
+    the policy's name), held-out ones under `held_out/<name>/`. The id is kept in the run folder, so that a resumed run goes on
+    where it was; a line that was on the disk but not logged is logged then, and at worst one is logged twice.
+
+    A tracker that cannot start is refused (`SettingError`). One that fails later does not stop the run: the failure is counted,
+    the first one is handed to `warn`, and `failures` tells how many there were.
+    """
+
+    def __init__(
+        self, folder: Path, name: str, *, mode: Mode, warn: Callable[[str], None], project: str = "sparring"
+    ) -> None:
+        self._folder = folder
+        self._name = name
+        self._mode = mode
+        self._warn = warn
+        self._project = project
+        self._lines = Lines()
+        self._several = False
+        self._run: wandb.Run | None = None
+        self._kept = Kept(id=token_hex(8))
+        self.failures = 0
+
+    def opened(self, run: Mapping[str, Any]) -> None:
+        self._several = len(run["settings"]["policies"]) > 1
+        try:
+            self._start(run)
+        except (wandb.Error, OSError) as error:
+            remedy = "use --wandb offline, which needs no account" if self._mode == "online" else "leave --wandb out"
+            raise SettingError(f"--wandb {self._mode} cannot start: {error}; {remedy}") from error
+        lines = [line for event in earlier_events(self._folder) for line in self._lines.of(event)]
+        for line in lines[self._kept.logged :]:
+            self._log(line)
+
+    def event(self, event: AnyEvent) -> None:
+        for line in self._lines.of(event):
+            self._log(line)
+
+    def closed(self) -> None:
+        for line in self._lines.rest():
+            self._log(line)
+        if self._run is None:
+            return
+        try:
+            self._run.finish()
+        except (wandb.Error, OSError) as error:
+            self._failed(error)
+
+    @property
+    def _memory(self) -> Path:
+        return self._folder / "wandb" / "sparring.json"
+
+    def _start(self, run: Mapping[str, Any]) -> None:
+        self._memory.parent.mkdir(parents=True, exist_ok=True)
+        if self._memory.is_file():
+            self._kept = msgspec.json.decode(self._memory.read_bytes(), type=Kept)
+        self._keep(self._kept)
+        self._run = wandb.init(
+            project=self._project,
+            name=self._name,
+            id=self._kept.id,
+            resume="allow",
+            mode=self._mode,
+            dir=self._folder,
+            config=dict(run),
+            settings=wandb.Settings(console="off", silent=True, x_disable_stats=True, disable_git=True, disable_code=True),
+        )
+        self._run.define_metric("*", step_metric="version")
+
+    def _log(self, line: Line) -> None:
+        """Log one line under its own number, which only grows, also over resumed runs."""
+        if self._run is None:
+            return
+        try:
+            self._run.log(figures(line, several=self._several), step=self._kept.logged)
+            self._keep(Kept(id=self._kept.id, logged=self._kept.logged + 1))
+        except (wandb.Error, OSError) as error:
+            self._failed(error)
+
+    def _keep(self, kept: Kept) -> None:
+        partial = self._memory.with_suffix(".partial")
+        partial.write_bytes(msgspec.json.encode(kept))
+        partial.replace(self._memory)
+        self._kept = kept
+
+    def _failed(self, error: Exception) -> None:
+        self.failures += 1
+        if self.failures == 1:
+            self._warn(f"W&B: {error}; the run goes on, metrics.jsonl has every figure")
+
+
+def figures(line: Line, *, several: bool) -> dict[str, float]:
+    """A line's figures under the names that W&B shows them by."""
+    found: dict[str, float] = {"version": line.version}
+    if line.kind == "evaluation":
+        return found | {f"held_out/{line.name}/{name}": value for name, value in line.deterministic.items()}
+    prefix = f"{line.policy}/" if several else ""
+    for part, values in (("train", line.deterministic), ("engine", line.engine), ("timing", line.timing)):
+        found |= {f"{prefix}{part}/{name}": value for name, value in values.items()}
+    return found

@@ -1,0 +1,36 @@
+"""How play becomes data: episodes, groups, admission by staleness, the journal."""
+
+from sparring.rollout.budget import Bound, StalenessBudget, Waiting
+from sparring.rollout.buffer import RolloutBuffer
+from sparring.rollout.coordinator import Batch, Choice, Coordinator
+from sparring.rollout.journal import Journal, JournalStatistics, MemorySegments, SegmentStore, SqliteSegments
+from sparring.rollout.ledger import Ledger
+from sparring.rollout.play import Finished, play
+from sparring.rollout.schedule import Schedule, Source
+from sparring.rollout.slots import Slots
+from sparring.rollout.trajectory import Context, Trajectory, Unit, trajectories
+
+__all__ = [
+    "Batch",
+    "Bound",
+    "Choice",
+    "Context",
+    "Coordinator",
+    "Finished",
+    "Journal",
+    "JournalStatistics",
+    "Ledger",
+    "MemorySegments",
+    "RolloutBuffer",
+    "Schedule",
+    "SegmentStore",
+    "Slots",
+    "Source",
+    "SqliteSegments",
+    "StalenessBudget",
+    "Trajectory",
+    "Unit",
+    "Waiting",
+    "play",
+    "trajectories",
+]

@@ -1,0 +1,345 @@
+"""One policy's part of the staleness budget, in its two modes. The rule and its proof are told in `sparring.rollout.budget`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import chain, islice, pairwise
+from typing import Any
+
+from sparring.errors import RunChanged, SettingError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bound:
+    """One trained policy's numbers: `units_per_step` is B, `max_staleness` is k, `steps` is the number of steps of the run."""
+
+    units_per_step: int
+    max_staleness: int
+    steps: int
+
+    def __post_init__(self) -> None:
+        if self.units_per_step < 1:
+            raise SettingError(f"units_per_step={self.units_per_step!r}: must be at least 1")
+        if self.max_staleness < 0:
+            raise SettingError(f"max_staleness={self.max_staleness!r}: must be at least 0 (0 is synchronous)")
+        if self.steps < 0:
+            raise SettingError(f"steps={self.steps!r}: must be at least 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """A step cannot be taken yet: the `units` in flight that it waits for (none where it waits for something else), and why."""
+
+    units: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unit:
+    """An outstanding unit: its number in the order of admission, its last step, its number in the order of finishing."""
+
+    number: int
+    due: int
+    finished: int | None = None
+
+
+class Book(ABC):
+    """What the two modes share: one policy's counters and outstanding units."""
+
+    def __init__(self, policy: str, bound: Bound) -> None:
+        self.policy = policy
+        self.bound = bound
+        self.version = 0
+        self.installed = 0
+        self.admitted = 0
+        self.finishes = 0
+        self.dropped = 0
+        self.ready = 0
+        self.units: dict[str, Unit] = {}
+        self.planned: tuple[str, ...] | None = None
+
+    @property
+    @abstractmethod
+    def place(self) -> int:
+        """How much of the run is spoken for, in units: the place that the next unit takes."""
+
+    @property
+    @abstractmethod
+    def next_due(self) -> int:
+        """When a unit admitted now is due."""
+
+    @abstractmethod
+    def choose(self) -> tuple[str, ...] | Waiting:
+        """The batch of the next step, or what it waits for."""
+
+    @abstractmethod
+    def refused(self, units: Sequence[str]) -> str | None:
+        """Why these finished units are no batch of the next step; None where they are."""
+
+    @abstractmethod
+    def overdue(self) -> Iterable[str]:
+        """Outstanding units due before `version`."""
+
+    @abstractmethod
+    def entered(self, name: str, unit: Unit) -> None:
+        """A unit was admitted or restored."""
+
+    @abstractmethod
+    def became_ready(self, name: str, unit: Unit) -> None:
+        """A unit in flight finished."""
+
+    @abstractmethod
+    def left(self, name: str, unit: Unit) -> None:
+        """A unit was dropped or went into the planned batch."""
+
+    @property
+    def closed(self) -> bool:
+        return self.place >= self.bound.steps * self.bound.units_per_step
+
+    @property
+    def done(self) -> bool:
+        return self.version >= self.bound.steps
+
+    def blocked(self) -> str | None:
+        """What keeps rule 1 from holding; `place < (i + k + 1)*B` is `place // B - k <= i`."""
+        needed = self.place // self.bound.units_per_step - self.bound.max_staleness
+        if needed <= self.installed:
+            return None
+        if needed <= self.version:
+            return f"{self.policy}: waits for version {needed} to be installed"
+        return f"{self.policy}: waits for step {needed - 1}"
+
+    def admit(self, name: str) -> int:
+        unit = Unit(number=self.admitted, due=self.next_due)
+        assert unit.due >= self.version, (self.policy, name, unit, self.version)
+        self.units[name] = unit
+        self.admitted += 1
+        self.entered(name, unit)
+        return unit.due
+
+    def finish(self, name: str) -> None:
+        unit = self.units[name]
+        assert unit.finished is None, f"{self.policy}/{name} finished twice"
+        self.units[name] = unit = replace(unit, finished=self.finishes)
+        self.finishes += 1
+        self.ready += 1
+        self.became_ready(name, unit)
+
+    def drop(self, name: str) -> None:
+        assert name not in (self.planned or ()), f"{self.policy}/{name} is in a planned batch"
+        unit = self.units.pop(name)
+        self.ready -= unit.finished is not None
+        self.dropped += 1
+        self.left(name, unit)
+
+    def candidate(self) -> tuple[str, ...] | Waiting:
+        if self.planned is not None:
+            return Waiting(units=(), reason=f"{self.policy}: step {self.version} is planned and not committed yet")
+        if self.done:
+            return Waiting(units=(), reason=f"{self.policy}: all {self.bound.steps} steps are committed")
+        return self.choose()
+
+    def take(self, units: Sequence[str]) -> None:
+        assert self.planned is None, f"{self.policy}: step {self.version} is planned already"
+        assert not self.done, f"{self.policy}: all {self.bound.steps} steps are committed"
+        for name in units:
+            assert name in self.units, f"{self.policy}/{name} is not outstanding"
+            assert self.units[name].finished is not None, f"{self.policy}/{name} is not finished"
+        numbers = [self.units[name].number for name in units]
+        assert all(a < b for a, b in pairwise(numbers)), f"{units!r} are not in order of admission"
+        refused = self.refused(units)
+        assert refused is None, refused
+        self.planned = tuple(units)
+        self.ready -= len(units)
+        for name in units:
+            self.left(name, self.units[name])
+
+    def step(self) -> int:
+        assert self.planned is not None, f"{self.policy}: step {self.version} has no planned batch"
+        for name in self.planned:
+            del self.units[name]
+        self.planned = None
+        self.version += 1
+        return self.version
+
+    def statistics(self) -> dict[str, int]:
+        planned, outstanding = len(self.planned or ()), len(self.units)
+        return {
+            "version": self.version,
+            "installed": self.installed,
+            "outstanding": outstanding,
+            "in_flight": outstanding - self.ready - planned,
+            "ready": self.ready,
+            "planned": planned,
+            "admitted": self.admitted,
+            "trained": self.admitted - self.dropped - outstanding,
+            "dropped": self.dropped,
+        }
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "bound": asdict(self.bound),
+            "version": self.version,
+            "installed": self.installed,
+            "admitted": self.admitted,
+            "finishes": self.finishes,
+            "dropped": self.dropped,
+            "units": [[name, unit.number, unit.due, unit.finished] for name, unit in self.units.items()],
+            "planned": None if self.planned is None else list(self.planned),
+        }
+
+    def restore(self, data: Mapping[str, Any]) -> None:
+        then = Bound(**data["bound"])
+        self.version, self.installed = data["version"], data["installed"]
+        self.admitted, self.finishes, self.dropped = data["admitted"], data["finishes"], data["dropped"]
+        self.planned = None if data["planned"] is None else tuple(data["planned"])
+        for name, number, due, finished in data["units"]:
+            self.units[name] = Unit(number=number, due=due, finished=finished)
+            self.entered(name, replace(self.units[name], finished=None))
+        finished_units = [(unit.finished, name) for name, unit in self.units.items() if unit.finished is not None]
+        for _, name in sorted(finished_units):
+            self.became_ready(name, self.units[name])
+        for name in self.planned or ():
+            self.left(name, self.units[name])
+        self.ready = len(finished_units) - len(self.planned or ())
+        if (
+            replace(then, steps=self.bound.steps) != self.bound
+            or self.place > self.bound.steps * self.bound.units_per_step
+        ):
+            raise RunChanged(
+                f"{self.policy}: the run was started with {then}, now it has {self.bound}: only more steps are possible"
+            )
+
+
+class ReadyBook(Book):
+    """Batches of what is ready, as far as rule 3 allows. Units wait in one bucket for each due step."""
+
+    def __init__(self, policy: str, bound: Bound) -> None:
+        super().__init__(policy, bound)
+        self._in_flight: dict[int, dict[str, None]] = {}
+        self._finished: dict[int, dict[str, None]] = {}
+
+    @property
+    def place(self) -> int:
+        return self.version * self.bound.units_per_step + len(self.units)
+
+    @property
+    def next_due(self) -> int:
+        return self.installed + self.bound.max_staleness
+
+    def entered(self, name: str, unit: Unit) -> None:
+        self._in_flight.setdefault(unit.due, {})[name] = None
+        self._finished.setdefault(unit.due, {})
+
+    def became_ready(self, name: str, unit: Unit) -> None:
+        del self._in_flight[unit.due][name]
+        self._finished[unit.due][name] = None
+
+    def left(self, name: str, unit: Unit) -> None:
+        bucket = self._in_flight if unit.finished is None else self._finished
+        del bucket[unit.due][name]
+        if not self._in_flight[unit.due] and not self._finished[unit.due]:
+            del self._in_flight[unit.due], self._finished[unit.due]
+
+    def overdue(self) -> Iterable[str]:
+        late = [due for due in self._in_flight if due < self.version]
+        return [name for due in late for name in chain(self._in_flight[due], self._finished[due])]
+
+    def choose(self) -> tuple[str, ...] | Waiting:
+        size = self.bound.units_per_step
+        earliest = chain.from_iterable(self._finished[due] for due in sorted(self._finished))
+        chosen = list(islice(earliest, size))
+        broken = self.breaks_rule_3(chosen)
+        step = f"{self.policy}: step {self.version}"
+        if broken is not None:
+            due, more = broken
+            return Waiting(
+                units=self._awaited(due), reason=f"{step} needs {more} more of the units due at or before step {due}"
+            )
+        if len(chosen) < size:
+            waited = self._awaited(max(self._in_flight, default=0))
+            missing = "of them in flight" if waited else "to be admitted"
+            return Waiting(
+                units=waited, reason=f"{step} has {len(chosen)} of {size} units and waits for more {missing}"
+            )
+        return tuple(sorted(chosen, key=lambda name: self.units[name].number))
+
+    def refused(self, units: Sequence[str]) -> str | None:
+        if len(units) != self.bound.units_per_step:
+            return f"{self.policy}: a batch of {len(units)} units, a step takes {self.bound.units_per_step}"
+        broken = self.breaks_rule_3(units)
+        if broken is not None:
+            return f"{self.policy}: step {self.version} leaves {broken[1]} units too many due at or before step {broken[0]}"
+        return None
+
+    def breaks_rule_3(self, units: Iterable[str]) -> tuple[int, int] | None:
+        """The first due step at which too many units would be left, and how many too many; None where rule 3 holds."""
+        taken: dict[int, int] = {}
+        for name in units:
+            due = self.units[name].due
+            taken[due] = taken.get(due, 0) + 1
+        left = 0
+        for j in range(self.bound.max_staleness + 1):
+            due = self.version + j
+            left += len(self._in_flight.get(due, ())) + len(self._finished.get(due, ())) - taken.get(due, 0)
+            if left > j * self.bound.units_per_step:
+                return due, left - j * self.bound.units_per_step
+        return None
+
+    def _awaited(self, due: int) -> tuple[str, ...]:
+        return tuple(name for at in sorted(self._in_flight) if at <= due for name in self._in_flight[at])
+
+
+class PinnedBook(Book):
+    """Batches by position: what is trained when is fixed by the order of admission alone."""
+
+    def __init__(self, policy: str, bound: Bound) -> None:
+        super().__init__(policy, bound)
+        self._at: dict[int, str] = {}
+
+    @property
+    def place(self) -> int:
+        return self.admitted
+
+    @property
+    def next_due(self) -> int:
+        return self.admitted // self.bound.units_per_step
+
+    def entered(self, name: str, unit: Unit) -> None:
+        self._at[unit.number] = name
+
+    def became_ready(self, name: str, unit: Unit) -> None:
+        assert self._at[unit.number] == name, (name, unit)
+
+    def left(self, name: str, unit: Unit) -> None:
+        del self._at[unit.number]
+
+    def overdue(self) -> Iterable[str]:
+        first = self.version * self.bound.units_per_step
+        earliest = min(self._at, default=first)
+        return [self._at[number] for number in range(earliest, first) if number in self._at]
+
+    def choose(self) -> tuple[str, ...] | Waiting:
+        size, step = self.bound.units_per_step, f"{self.policy}: step {self.version}"
+        first = self.version * size
+        units = tuple(self._at[number] for number in range(first, first + size) if number in self._at)
+        waited = tuple(name for name in units if self.units[name].finished is None)
+        if waited:
+            return Waiting(units=waited, reason=f"{step} waits for {len(waited)} of its {size} positions")
+        if self.admitted < first + size:
+            return Waiting(
+                units=(), reason=f"{step} waits for {first + size - self.admitted} more units to be admitted"
+            )
+        return units
+
+    def refused(self, units: Sequence[str]) -> str | None:
+        chosen = self.choose()
+        if isinstance(chosen, Waiting):
+            return chosen.reason
+        return (
+            None
+            if chosen == tuple(units)
+            else f"{self.policy}: step {self.version} trains {chosen!r}, not {tuple(units)!r}"
+        )

@@ -1,0 +1,151 @@
+"""When a group may be admitted and which units a step may take, so that no token is trained on when it is too old.
+
+For each trained policy: `s` versions are committed, `i <= s` is the oldest version with which any of its samplers may
+still start a token, `k` is the bound (`max_staleness`), `B` the units of a step. A *unit* is one policy's share of one
+group; *outstanding* units are admitted and neither trained nor dropped. Step `s` turns version `s` into `s + 1`.
+
+1. A group is admitted, for all the policies that train in it or for none, while `s*B + outstanding < (i + k + 1)*B`
+   holds for each; its units are due at `i + k`: that is the last step that may train on them.
+2. Samplers never go back to an older version (kept by the samplers; `install` refuses to).
+3. Step `s` may take `B` finished units if afterwards, for every `j = 0..k`, at most `j*B` outstanding units are due at
+   or before `s + j`. Otherwise it waits, for named units.
+4. A unit leaves by a step or by a drop, never for its age.
+6. Admission ends when `s*B + outstanding = steps*B`; a drop opens it again for a replacement.
+
+(Rule 5 is about reuse, which takes no part in this.)
+
+*Why nothing is stale.* Let `O(d)` be the outstanding units due at or before `d`. As `i` never falls, units are admitted
+in the order of their due steps, so when the last unit due by `d` came in, every outstanding unit was due by `d`, and
+rule 1 says `O(d) <= (d + 1 - s)*B`. Drops only lower `O(d)`. A step raises `s` by one, and rule 3 with `j = d - s` says
+exactly that the bound still holds afterwards. At `d = s - 1` it reads `O(s - 1) <= 0`: nothing outstanding is overdue.
+A unit admitted at `i` has no token older than `i` (rule 2), so at step `s` its age is at most `s - i <= due - i = k`.
+
+*Why it never locks.* Let all units be finished and all versions installed. A policy with `B` outstanding units can
+step: taking the earliest due first takes `min(B, O(d))` of those due by `d`, and `O(s + j) - j*B <= B` is all that rule
+3 asks for. A policy with fewer is open to admission, as `s*B + outstanding < (s + 1)*B`. So whatever the policies of a
+group, one can step or all can admit.
+
+*Pinned* (for bit-equal runs): the unit at position `n`, the n-th admitted of its policy, trains exactly at step `n //
+B` and is admitted once `i >= n // B - k`. A drop leaves a hole, so a batch may be smaller than `B`, even empty.
+
+This is a state machine without I/O or clock. Each call costs at most O((k + 1)*B). Misuse is an `AssertionError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from sparring.errors import RunChanged
+from sparring.rollout.books import Book, Bound, PinnedBook, ReadyBook, Waiting
+
+__all__ = ["Bound", "StalenessBudget", "Waiting"]
+
+
+class StalenessBudget:
+    """The rule of this module for every trained policy of a run. Units are named by their group; policies by their name."""
+
+    def __init__(self, bounds: Mapping[str, Bound], *, pinned: bool = False) -> None:
+        books = PinnedBook if pinned else ReadyBook
+        self._books: dict[str, Book] = {policy: books(policy, bound) for policy, bound in bounds.items()}
+        self._pinned = pinned
+
+    def may_admit(self, policies: Collection[str]) -> str | None:
+        """None where a group may be admitted for all of `policies` at once, else a sentence that names what it waits for.
+
+        Policies whose admission has ended (`closed`) are frozen and must be left out.
+        """
+        assert policies, "a group that trains nobody is not admitted"
+        for policy in policies:
+            book = self._books[policy]
+            assert not book.closed, f"{policy}: admission has ended"
+            blocked = book.blocked()
+            if blocked is not None:
+                return blocked
+        return None
+
+    def admit(self, unit: str, policies: Collection[str]) -> Mapping[str, int]:
+        """Admit one unit for each policy; returns the step at which each is due."""
+        blocked = self.may_admit(policies)
+        assert blocked is None, f"{unit} is not admissible: {blocked}"
+        for policy in policies:
+            assert unit not in self._books[policy].units, f"{policy}/{unit} is already outstanding"
+        return {policy: self._books[policy].admit(unit) for policy in policies}
+
+    def finish(self, policy: str, unit: str) -> None:
+        """The unit is complete and may be taken by a step."""
+        self._books[policy].finish(unit)
+
+    def drop(self, policy: str, unit: str) -> None:
+        """The unit leaves untrained, in flight or finished; a unit of a planned batch cannot."""
+        self._books[policy].drop(unit)
+
+    def candidate(self, policy: str) -> tuple[str, ...] | Waiting:
+        """The batch that the next step may take now, in order of admission, or what it waits for.
+
+        Finished units are chosen earliest due first, then earliest finished: if any choice satisfies rule 3, this one does.
+        """
+        return self._books[policy].candidate()
+
+    def take(self, policy: str, units: Sequence[str]) -> None:
+        """Plan a batch (in order of admission). Its units stay outstanding until `step`."""
+        self._books[policy].take(units)
+
+    def step(self, policy: str) -> int:
+        """The planned batch is committed; returns the new version."""
+        return self._books[policy].step()
+
+    def install(self, policy: str, version: int) -> None:
+        """Every sampler of the policy now starts tokens with `version` or a later one."""
+        book = self._books[policy]
+        assert book.installed <= version <= book.version, (policy, book.installed, version, book.version)
+        book.installed = version
+
+    def version(self, policy: str) -> int:
+        """Versions committed, which is also the number of the next step."""
+        return self._books[policy].version
+
+    def installed(self, policy: str) -> int:
+        """The oldest version with which a token may still start."""
+        return self._books[policy].installed
+
+    def outstanding(self, policy: str) -> int:
+        """Units admitted and neither trained nor dropped."""
+        return len(self._books[policy].units)
+
+    def due(self, policy: str, unit: str) -> int:
+        """The last step that may train on an outstanding unit."""
+        return self._books[policy].units[unit].due
+
+    def closed(self, policy: str) -> bool:
+        """Whether admission has ended, because the outstanding units suffice for all the steps left (rule 6)."""
+        return self._books[policy].closed
+
+    def done(self, policy: str) -> bool:
+        """Whether all steps are committed."""
+        return self._books[policy].done
+
+    def overdue(self) -> tuple[tuple[str, str], ...]:
+        """(policy, unit) of every outstanding unit that no step may train on any more: by the proof above, none."""
+        return tuple((policy, unit) for policy, book in self._books.items() for unit in book.overdue())
+
+    def statistics(self) -> Mapping[str, Mapping[str, int]]:
+        """For each policy: version, installed, and admitted = outstanding + trained + dropped in units, where
+        outstanding = in_flight + ready + planned."""
+        return {policy: book.statistics() for policy, book in self._books.items()}
+
+    def state(self) -> dict[str, Any]:
+        """Everything as plain JSON data."""
+        books = {policy: book.state() for policy, book in self._books.items()}
+        return {"schema": 1, "pinned": self._pinned, "policies": books}
+
+    def restore(self, data: Mapping[str, Any]) -> None:
+        """Become what `state` described. Raises `RunChanged` for other policies, bounds or mode; `steps` may have grown."""
+        if data["pinned"] != self._pinned or set(data["policies"]) != set(self._books):
+            held = f"pinned={data['pinned']!r} and policies {sorted(data['policies'])!r}"
+            now = f"pinned={self._pinned!r} and {sorted(self._books)!r}"
+            raise RunChanged(f"the run was started with {held}, now it has {now}: use the same, or a new run name")
+        restored = {policy: type(book)(policy, book.bound) for policy, book in self._books.items()}
+        for policy, book in restored.items():
+            book.restore(data["policies"][policy])
+        self._books = restored

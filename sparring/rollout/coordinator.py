@@ -1,0 +1,268 @@
+"""The coordinator: what a run has done, folded from its events, and what it may do next, as a function of that alone.
+
+It decides (`next_group`, `next_batch`); whoever runs the run writes the decision into the journal and applies it. Resuming is
+applying the journal; replaying is deciding again and comparing. No I/O, no clock, no chance but seeded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sparring.rollout.buffer import RolloutBuffer
+from sparring.rollout.budget import StalenessBudget, Waiting
+from sparring.rollout.events import Acted, Admitted, Affected, AnyEvent, Evaluated, Ended, Installed, Planned, Stepped
+from sparring.rollout.ledger import Ledger
+from sparring.rollout.schedule import Schedule
+from sparring.rollout.trajectory import Trajectory, Unit, trajectories
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """The next group: everything of `Admitted` but the task's digest, and when its units would be due."""
+
+    group: int
+    source: int
+    index: int
+    lineup: int
+    trained: tuple[str, ...]
+    pinned: Mapping[str, int]
+
+
+@dataclass(slots=True, kw_only=True)
+class LiveEpisode:
+    """What the journal holds of an episode whose group is not done."""
+
+    past: list[Acted | Affected] = field(default_factory=list)
+    ended: Ended | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class LiveGroup:
+    """An admitted group, until none of its units is left; `left` are the policies that still have one."""
+
+    admitted: Admitted
+    due: Mapping[str, int]
+    members: list[LiveEpisode]
+    left: set[str] = field(default_factory=set)
+
+    @property
+    def playing(self) -> bool:
+        return any(member.ended is None for member in self.members)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """The units of a planned step, with the running counts of the run as they stood when it was planned."""
+
+    planned: Planned
+    units: tuple[Unit, ...]
+    episodes: int
+    faults: int
+    dropped: int
+
+
+class Coordinator:
+    """State and decisions of one run. `apply` every event in the journal's order, each exactly once."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+        self.budget = StalenessBudget(schedule.bounds, pinned=schedule.pinned)
+        self.ledger = Ledger()
+        self.buffer = RolloutBuffer(self.budget)
+        self.groups: dict[int, LiveGroup] = {}
+        self.batches: dict[str, Batch] = {}
+        self.durable: dict[str, Mapping[str, Any]] = {policy: {} for policy in schedule.bounds}
+        self.evaluated: set[tuple[str, int]] = set()
+        self.episodes = 0
+        self.faults = 0
+        self.fault_detail = ""
+        self._dropped = dict.fromkeys(schedule.bounds, 0)
+        self._admitted = 0
+        self._turn = 0
+        self._cursors = [0] * len(schedule.sources)
+
+    def next_group(self) -> Choice | str | None:
+        """The group to admit now; a sentence that says what its admission waits for; None when admission has ended."""
+        turn = self._next_turn()
+        if turn is None:
+            return None
+        source, lineup = self.schedule.combination(turn)
+        trained = self._open_policies(source, lineup)
+        waits = self.budget.may_admit(trained)
+        if waits is not None:
+            return waits
+        pinned = self._pinned(source, lineup) if self.schedule.pinned else {}
+        for policy, version in pinned.items():
+            if self.budget.installed(policy) < version:
+                return f"{policy}: waits for version {version} to be installed, which group {self._admitted} plays with"
+        return Choice(
+            group=self._admitted,
+            source=source,
+            index=self.schedule.task_index(source, self._cursors[source]),
+            lineup=lineup,
+            trained=trained,
+            pinned=pinned,
+        )
+
+    def next_batch(self, policy: str) -> Planned | Waiting:
+        """The batch that the policy's next step takes now, or what it waits for."""
+        groups = self.buffer.fresh(policy)
+        if isinstance(groups, Waiting):
+            return groups
+        return Planned(policy=policy, step=self.budget.version(policy), groups=list(groups))
+
+    @property
+    def finished(self) -> bool:
+        """Whether every policy has made all its steps; then nothing is outstanding."""
+        return all(self.budget.done(policy) for policy in self.schedule.bounds)
+
+    def apply(self, event: AnyEvent) -> None:
+        """Fold one event into the state."""
+        match event:
+            case Admitted():
+                self._admit(event)
+            case Acted() | Affected():
+                self.groups[event.group].members[event.member].past.append(event)
+            case Ended():
+                self._finish(event)
+            case Planned():
+                self._plan(event)
+            case Stepped():
+                self._step(event)
+            case Installed():
+                self.budget.install(event.policy, event.version)
+            case Evaluated():
+                self.evaluated.add((event.name, event.version))
+            case _:
+                """Opened, Checkpointed, Timed and Noted change nothing that is decided."""
+
+    def trained_seats(self, group: Admitted) -> dict[str, str]:
+        """{seat: policy} of the seats whose play in this group is trained on."""
+        lineup = self.schedule.sources[group.source].lineups[group.lineup]
+        return {seat: policy for seat, policy in lineup.items() if policy in group.trained}
+
+    def waits(self) -> list[str]:
+        """What everything that cannot go on waits for, as sentences."""
+        lines = []
+        choice = self.next_group()
+        if isinstance(choice, str):
+            lines.append(f"admission: {choice}")
+        for policy in self.schedule.bounds:
+            batch = self.next_batch(policy)
+            if isinstance(batch, Waiting) and not self.budget.done(policy):
+                lines.append(f"learner of {policy}: {batch.reason}")
+        return lines
+
+    def _next_turn(self) -> int | None:
+        for turn in range(self._turn, self._turn + self.schedule.combinations):
+            if self._open_policies(*self.schedule.combination(turn)):
+                return turn
+        return None
+
+    def _open_policies(self, source: int, lineup: int) -> tuple[str, ...]:
+        policies = dict.fromkeys(self.schedule.sources[source].lineups[lineup].values())
+        return tuple(policy for policy in policies if not self.budget.closed(policy))
+
+    def _pinned(self, source: int, lineup: int) -> dict[str, int]:
+        pinned = {}
+        counts = self.budget.statistics()
+        for policy in dict.fromkeys(self.schedule.sources[source].lineups[lineup].values()):
+            bound = self.schedule.bounds[policy]
+            pinned[policy] = max(0, counts[policy]["admitted"] // bound.units_per_step - bound.max_staleness)
+        return pinned
+
+    def _admit(self, event: Admitted) -> None:
+        turn = self._next_turn()
+        assert turn is not None and event.group == self._admitted, (event, turn, self._admitted)
+        self._turn = turn + 1
+        self._admitted += 1
+        self._cursors[event.source] += 1
+        due = self.budget.admit(str(event.group), event.trained)
+        members = [LiveEpisode() for _ in range(self.schedule.group_size)]
+        group = LiveGroup(admitted=event, due=due, members=members, left=set(event.trained))
+        self.groups[event.group] = group
+        seats = self.trained_seats(event)
+        for policy in event.trained:
+            self.ledger.admitted(policy, str(event.group), [seat for seat, name in seats.items() if name == policy])
+
+    def _finish(self, event: Ended) -> None:
+        group = self.groups[event.group]
+        member = group.members[event.member]
+        assert member.ended is None, f"group {event.group}, episode {event.member} ended twice"
+        member.ended = event
+        self.episodes += 1
+        if event.fault:
+            self.faults += 1
+            self.fault_detail = self.fault_detail or f"{event.fault}: {event.detail}"
+        if not group.playing:
+            self._complete(group)
+
+    def _complete(self, group: LiveGroup) -> None:
+        """All episodes of the group have ended: each of its units is buffered, or dropped if nothing of it can be trained on."""
+        seats = self.trained_seats(group.admitted)
+        made: list[Trajectory] = []
+        for member in group.members:
+            assert member.ended is not None
+            acted = [event for event in member.past if isinstance(event, Acted)]
+            made += trajectories(acted, member.ended, seats)
+            member.past = []
+        failed = any(member.ended is not None and member.ended.fault for member in group.members)
+        for policy in group.admitted.trained:
+            mine = tuple(trajectory for trajectory in made if trajectory.policy == policy)
+            name = str(group.admitted.group)
+            if mine:
+                unit = Unit(policy=policy, group=group.admitted.group, source=group.admitted.source, trajectories=mine)
+                self.buffer.add(unit)
+                self.ledger.finished(policy, name, _tokens_by_seat(mine))
+            else:
+                self.budget.drop(policy, name)
+                self.ledger.dropped(policy, name, "fault" if failed else "empty")
+                self._dropped[policy] += 1
+                self._leave(group, policy)
+
+    def _plan(self, event: Planned) -> None:
+        self.batches[event.policy] = Batch(
+            planned=event,
+            units=self.buffer.take(event.policy, event.groups),
+            episodes=self.episodes,
+            faults=self.faults,
+            dropped=self._dropped[event.policy],
+        )
+
+    def _step(self, event: Stepped) -> None:
+        batch = self.batches.pop(event.policy)
+        assert batch.planned.step == event.step, (batch.planned, event.step)
+        self._assert_fresh(batch)
+        self.budget.step(event.policy)
+        for unit in batch.units:
+            self.ledger.trained(event.policy, str(unit.group))
+            self._leave(self.groups[unit.group], event.policy)
+        self.durable[event.policy] = event.durable
+        self.ledger.assert_balanced(self.budget.statistics())
+        assert not self.budget.overdue(), f"units that no step may train any more: {self.budget.overdue()}"
+
+    def _assert_fresh(self, batch: Batch) -> None:
+        """Invariant 1: no token of the batch is older than the bound."""
+        oldest = batch.planned.step - self.schedule.bounds[batch.planned.policy].max_staleness
+        for unit in batch.units:
+            for trajectory in unit.trajectories:
+                for context in trajectory.contexts:
+                    versions = context.versions[context.action_mask]
+                    assert len(versions) == 0 or versions.min() >= oldest, (
+                        f"step {batch.planned.step} of {unit.policy}: group {unit.group} holds a token of version "
+                        f"{versions.min()}, older than {oldest}"
+                    )
+
+    def _leave(self, group: LiveGroup, policy: str) -> None:
+        group.left.discard(policy)
+        if not group.left:
+            del self.groups[group.admitted.group]
+
+
+def _tokens_by_seat(made: Sequence[Trajectory]) -> dict[str, int]:
+    tokens: dict[str, int] = {}
+    for trajectory in made:
+        tokens[trajectory.seat] = tokens.get(trajectory.seat, 0) + trajectory.action_tokens
+    return tokens

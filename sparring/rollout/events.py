@@ -1,0 +1,255 @@
+"""What happens in a run, as the journal keeps it: the one history that everything else is derived from.
+
+Events are written before anything that depends on them, in one order. Each is a msgspec struct with a tag, so that a segment is
+self-describing; `Opened.schema` is the version of this file.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from sparring.agents import Sample
+from sparring.environments import Reply
+
+SCHEMA = 1
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", omit_defaults=True):
+    """The base of all events."""
+
+
+class Opened(Event, frozen=True, kw_only=True, tag="opened"):
+    """The run began: everything resolved, as `run.json` shows it. Always the first event, once."""
+
+    schema: int = SCHEMA
+    run: dict[str, Any]
+
+
+class Admitted(Event, frozen=True, kw_only=True, tag="admitted"):
+    """A group was admitted: `group_size` episodes of one task.
+
+    source, index   which `Episodes` of the run, and which task of it
+    lineup          which of its line-ups
+    trained         the policies that have a unit in it
+    pinned          the versions that policies play with throughout, where they are fixed
+    """
+
+    group: int
+    source: int
+    index: int
+    task: str
+    lineup: int
+    trained: list[str]
+    pinned: dict[str, int] = {}
+
+
+class Sampled(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """`Sample` as little-endian bytes: i32 prompt and tokens, f32 log-probs."""
+
+    prompt: bytes
+    whole: bool
+    tokens: bytes
+    logprobs: bytes
+    versions: list[tuple[int, int]]
+    temperature: float
+
+    @staticmethod
+    def packed(sample: Sample) -> Sampled:
+        return Sampled(
+            prompt=sample.prompt.astype("<i4").tobytes(),
+            whole=sample.whole,
+            tokens=sample.tokens.astype("<i4").tobytes(),
+            logprobs=sample.logprobs.astype("<f4").tobytes(),
+            versions=list(sample.versions),
+            temperature=sample.temperature,
+        )
+
+    def unpacked(self) -> Sample:
+        return Sample(
+            prompt=np.frombuffer(self.prompt, "<i4"),
+            whole=self.whole,
+            tokens=np.frombuffer(self.tokens, "<i4"),
+            logprobs=np.frombuffer(self.logprobs, "<f4"),
+            versions=tuple((int(version), int(count)) for version, count in self.versions),
+            temperature=self.temperature,
+        )
+
+
+class Acted(Event, frozen=True, kw_only=True, tag="acted"):
+    """A seat's player replied, or failed to (`error`: "timeout" or "context_full", with a `message`).
+
+    (seat, fork, context, turn, attempt) is the key within the episode; `request` digests what was asked for.
+    """
+
+    group: int
+    member: int
+    seat: str
+    fork: str = ""
+    context: int = 0
+    turn: int
+    attempt: int = 0
+    request: bytes
+    reply: Reply | None = None
+    sample: Sampled | None = None
+    error: str = ""
+    message: str = ""
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        return ("act", self.seat, self.fork, self.context, self.turn, self.attempt)
+
+
+class Affected(Event, frozen=True, kw_only=True, tag="affected"):
+    """An effect answered with JSON, or failed (`error`). (name, arguments, occurrence) is the key within the episode."""
+
+    group: int
+    member: int
+    name: str
+    arguments: bytes
+    occurrence: int = 0
+    result: bytes = b""
+    error: str = ""
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        return ("effect", self.name, self.arguments, self.occurrence)
+
+
+class SeatResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One seat or fork at the end: its return or why it has none, and the rewards of its turns."""
+
+    seat: str
+    fork: str = ""
+    label: str = ""
+    value: float | None = None
+    unjudged: str = ""
+    turn_rewards: dict[int, float] = {}
+
+
+class Ended(Event, frozen=True, kw_only=True, tag="ended"):
+    """An episode ended. `fault` is empty, or says how it failed (an exception, a deadline): then nothing of it is trained."""
+
+    group: int
+    member: int
+    results: list[SeatResult] = []
+    metrics: dict[str, float] = {}
+    notes: dict[str, str] = {}
+    fault: str = ""
+    detail: str = ""
+
+
+class Planned(Event, frozen=True, kw_only=True, tag="planned"):
+    """A learner is about to train `groups`' units of its policy as step `step`, in this order."""
+
+    policy: str
+    step: int
+    groups: list[int]
+
+
+class Stepped(Event, frozen=True, kw_only=True, tag="stepped"):
+    """The step is in the weights. `digest` is theirs; `durable` holds the state of everything that changes between steps.
+
+    metrics     derived from the units alone: recomputed, byte for byte, by a replay
+    advantages  sha256 over the advantages, likewise
+    engine      what the backend measured: equal where the backend is deterministic
+    """
+
+    policy: str
+    step: int
+    digest: str
+    advantages: str
+    metrics: dict[str, float]
+    engine: dict[str, float]
+    durable: dict[str, Any]
+
+
+class Installed(Event, frozen=True, kw_only=True, tag="installed"):
+    """Every sampler of the policy starts its tokens with `version` or a newer one from here on."""
+
+    policy: str
+    version: int
+
+
+class Evaluated(Event, frozen=True, kw_only=True, tag="evaluated"):
+    """Held-out play at one version: per task, its index, headline value, and transcript."""
+
+    name: str
+    version: int
+    headline: str
+    values: list[float | None]
+    rewards: list[float | None]
+    transcripts: list[list[tuple[str, str]]]
+
+
+class Checkpointed(Event, frozen=True, kw_only=True, tag="checkpointed"):
+    """Weights and optimizer of `policy` after `step` steps lie in the run folder."""
+
+    policy: str
+    step: int
+
+
+class Timed(Event, frozen=True, kw_only=True, tag="timed"):
+    """Figures of one step that depend on the clock."""
+
+    policy: str
+    step: int
+    timing: dict[str, float]
+
+
+class Noted(Event, frozen=True, kw_only=True, tag="noted"):
+    """Something a reader of the run should know: a resume, an accepted change, an ending."""
+
+    kind: str
+    text: str
+
+
+AnyEvent = (
+    Opened | Admitted | Acted | Affected | Ended | Planned | Stepped | Installed | Evaluated | Checkpointed | Timed | Noted
+)
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(list[AnyEvent])
+
+
+def encode(event: AnyEvent) -> bytes:
+    return _encoder.encode(event)
+
+
+def decode_segment(blob: bytes) -> list[AnyEvent]:
+    """The events of one segment. Raises `msgspec.MsgspecError` for anything else."""
+    return _decoder.decode(blob)
+
+
+def segment(encoded: list[bytes]) -> bytes:
+    """Encoded events as one msgpack array."""
+    count = len(encoded)
+    if count < 16:
+        head = bytes([0x90 | count])
+    elif count < 1 << 16:
+        head = b"\xdc" + count.to_bytes(2, "big")
+    else:
+        head = b"\xdd" + count.to_bytes(4, "big")
+    return head + b"".join(encoded)
+
+
+def canonical(events: list[AnyEvent]) -> list[AnyEvent]:
+    """The same history in one order that does not depend on what ran beside what: two deterministic runs are equal in it.
+
+    Clock figures and notes are left out; an episode's events keep their own order.
+    """
+    kept = [event for event in events if not isinstance(event, Timed | Noted | Checkpointed | Installed)]
+    order = {Opened: 0, Admitted: 1, Acted: 2, Affected: 2, Ended: 2, Planned: 3, Stepped: 4, Evaluated: 5}
+
+    def place(event: AnyEvent) -> tuple[Any, ...]:
+        if isinstance(event, Acted | Affected | Ended):
+            return (order[type(event)], "", event.group, event.member)
+        if isinstance(event, Planned | Stepped):
+            return (order[type(event)], event.policy, event.step, 0)
+        if isinstance(event, Evaluated):
+            return (order[type(event)], event.name, event.version, 0)
+        return (order[type(event)], "", event.group if isinstance(event, Admitted) else 0, 0)
+
+    return sorted(kept, key=place)

@@ -1,0 +1,184 @@
+"""The journal: one ordered queue, one writer, one segment for each commit.
+
+`append` puts an event into the queue and returns at once; the writer takes everything that is queued, writes it as one segment and
+waits for the disk. `commit` appends and waits until its event is on the disk; `room` waits while the queue is full. Both are
+unblocked by the writer, or raised out of by its failure. What is on the disk is always a prefix of what was appended.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from sparring.errors import JournalError
+from sparring.rollout.events import AnyEvent, decode_segment, encode, segment
+from sparring.rollout.signal import Signal
+
+_LARGEST_QUEUE = 32 * 1024 * 1024
+
+
+class SegmentStore(Protocol):
+    """Where segments lie. `append` returns when the segment is on the disk, whole; it may block and is called from a thread."""
+
+    def append(self, blob: bytes) -> None: ...
+    def read(self) -> Iterator[bytes]: ...
+    def close(self) -> None: ...
+
+
+class SqliteSegments:
+    """Segments in one SQLite database: write-ahead log, synchronous=FULL, a row for each segment with the time it was written."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
+            self._database.execute("PRAGMA journal_mode=WAL")
+            self._database.execute("PRAGMA synchronous=FULL")
+            self._database.execute(
+                "CREATE TABLE IF NOT EXISTS segments (number INTEGER PRIMARY KEY, written REAL, blob BLOB NOT NULL)"
+            )
+        except sqlite3.Error as error:
+            raise JournalError(f"journal {str(path)!r} cannot be opened: {error}") from error
+
+    def append(self, blob: bytes) -> None:
+        try:
+            self._database.execute("INSERT INTO segments (written, blob) VALUES (unixepoch('subsec'), ?)", (blob,))
+        except sqlite3.Error as error:
+            raise JournalError(f"journal {str(self._path)!r} cannot be written: {error}; free some disk space and resume") from error
+
+    def read(self) -> Iterator[bytes]:
+        try:
+            for (blob,) in self._database.execute("SELECT blob FROM segments ORDER BY number"):
+                yield blob
+        except sqlite3.Error as error:
+            raise JournalError(f"journal {str(self._path)!r} cannot be read: {error}") from error
+
+    def close(self) -> None:
+        self._database.close()
+
+
+class MemorySegments:
+    """Segments in memory, for tests and short-lived runs."""
+
+    def __init__(self) -> None:
+        self.blobs: list[bytes] = []
+
+    def append(self, blob: bytes) -> None:
+        self.blobs.append(blob)
+
+    def read(self) -> Iterator[bytes]:
+        return iter(list(self.blobs))
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JournalStatistics:
+    """Events and bytes appended and durable, and what waits in the queue."""
+
+    appended: int
+    durable: int
+    queued_bytes: int
+    segments: int
+
+
+class Journal:
+    """The run's history on its way to the disk. Made by `Journal.open`, which also runs the writer."""
+
+    def __init__(self, store: SegmentStore) -> None:
+        self._store = store
+        self._queue: list[bytes] = []
+        self._queued_bytes = 0
+        self._appended = 0
+        self._durable = 0
+        self._segments = 0
+        self._queued = Signal()
+        self._written = Signal()
+        self._failure: JournalError | None = None
+        self._closing = False
+
+    @staticmethod
+    @asynccontextmanager
+    async def open(store: SegmentStore) -> AsyncIterator[Journal]:
+        """A journal over `store` with its writer; leaving it writes what is queued (unless an error ends it) and closes the store."""
+        journal = Journal(store)
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(journal._write)
+                yield journal
+                journal._closing = True
+                journal._queued.notify()
+        finally:
+            store.close()
+
+    def read(self) -> Iterator[AnyEvent]:
+        """Every event on the disk, in order. Raises `JournalError` for a segment that cannot be decoded."""
+        for number, blob in enumerate(self._store.read(), 1):
+            try:
+                yield from decode_segment(blob)
+            except msgspec.MsgspecError as error:
+                raise JournalError(f"journal segment {number} cannot be decoded ({error}): damaged, or of a newer sparring") from error
+
+    def append(self, event: AnyEvent) -> int:
+        """Queue an event; returns its number. Nothing that depends on it may be queued before it. Never waits."""
+        if self._failure is not None:
+            raise self._failure
+        blob = encode(event)
+        self._queue.append(blob)
+        self._queued_bytes += len(blob)
+        self._appended += 1
+        self._queued.notify()
+        return self._appended
+
+    async def commit(self, event: AnyEvent) -> None:
+        """Queue an event and wait until it, and so everything before it, is on the disk."""
+        await self.durable(self.append(event))
+
+    async def durable(self, number: int) -> None:
+        """Wait until the event of that number is on the disk."""
+        while self._durable < number:
+            if self._failure is not None:
+                raise self._failure
+            await self._written.wait()
+
+    async def room(self) -> None:
+        """Wait while the queue holds more than its bound: whoever produces many events calls this before each."""
+        while self._queued_bytes > _LARGEST_QUEUE:
+            if self._failure is not None:
+                raise self._failure
+            await self._written.wait()
+
+    def statistics(self) -> JournalStatistics:
+        return JournalStatistics(
+            appended=self._appended, durable=self._durable, queued_bytes=self._queued_bytes, segments=self._segments
+        )
+
+    async def _write(self) -> None:
+        """Waits for events (or the end), unblocked by `append` and by leaving `open`."""
+        while True:
+            if not self._queue:
+                if self._closing:
+                    return
+                await self._queued.wait()
+                continue
+            batch, size = self._queue, self._queued_bytes
+            self._queue = []
+            try:
+                await anyio.to_thread.run_sync(self._store.append, segment(batch))
+            except JournalError as error:
+                self._failure = error
+                self._written.notify()
+                raise
+            self._queued_bytes -= size
+            self._durable += len(batch)
+            self._segments += 1
+            self._written.notify()

@@ -1,0 +1,55 @@
+"""The part of a run that decides what is played next: pure data, so that a replay decides the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from random import Random
+
+from sparring.rollout.budget import Bound
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """One `Episodes` of the run: how many tasks (None: endless) and, for each of its line-ups, {seat: policy} of those trained."""
+
+    environment: str
+    tasks: int | None
+    lineups: tuple[Mapping[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """`pinned` is the schedule of deterministic runs: which version a group plays with is a function of its position."""
+
+    sources: tuple[Source, ...]
+    bounds: Mapping[str, Bound]
+    group_size: int
+    seed: int
+    pinned: bool = False
+
+    def combination(self, turn: int) -> tuple[int, int]:
+        """(source, line-up) of the turn: sources alternate by group, and each source's line-ups by its groups."""
+        source = turn % len(self.sources)
+        return source, turn // len(self.sources) % len(self.sources[source].lineups)
+
+    @property
+    def combinations(self) -> int:
+        """Turns after which every line-up of every source had its own."""
+        return len(self.sources) * max(len(source.lineups) for source in self.sources)
+
+    def task_index(self, source: int, cursor: int) -> int:
+        """Which task the source's group number `cursor` plays: each pass over a finite source has an order of its own."""
+        count = self.sources[source].tasks
+        if count is None:
+            return cursor
+        epoch, offset = divmod(cursor, count)
+        return _order(self.seed, source, epoch, count)[offset]
+
+
+@lru_cache(maxsize=8)
+def _order(seed: int, source: int, epoch: int, count: int) -> list[int]:
+    order = list(range(count))
+    Random(f"{seed}/{source}/{epoch}").shuffle(order)
+    return order

@@ -1,0 +1,17 @@
+"""A wake-up that cannot be missed between looking and waiting, on one event loop."""
+
+import anyio
+
+
+class Signal:
+    """`notify` wakes everyone who waits now. Look at the state, then `wait`: nothing runs between the two."""
+
+    def __init__(self) -> None:
+        self._event = anyio.Event()
+
+    def notify(self) -> None:
+        self._event.set()
+        self._event = anyio.Event()
+
+    async def wait(self) -> None:
+        await self._event.wait()

@@ -1,0 +1,133 @@
+"""What a learner trains on: the exact tokens of one seat's part in one episode, with its return."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sparring.agents import Sample
+from sparring.arrays import F32, I16, I32, Bools
+from sparring.rollout.events import Acted, Ended, SeatResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """One context of a trajectory, T tokens.
+
+    tokens       i32[T]
+    action_mask  bool[T]  sampled by this policy in this trajectory; the sampled end-of-turn token is an action
+    logprobs     f32[T]   of the actions under the distribution they were sampled from (0 elsewhere)
+    versions     i32[T]   the weights that made each action (-1 elsewhere)
+    turn         i16[T]   the turn of each action (-1 elsewhere)
+    temperature           of that distribution
+    """
+
+    tokens: I32
+    action_mask: Bools
+    logprobs: F32
+    versions: I32
+    turn: I16
+    temperature: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trajectory:
+    """One seat or fork of one episode. `reward` is its return, turn rewards included; `turn_rewards` f32[turns]."""
+
+    contexts: tuple[Context, ...]
+    reward: float
+    turn_rewards: F32
+    policy: str
+    seat: str
+    fork: str
+    label: str
+    group: int
+    episode: int
+    truncated: bool
+
+    @property
+    def action_tokens(self) -> int:
+        return sum(int(context.action_mask.sum()) for context in self.contexts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unit:
+    """(group, policy): all judged trajectories of one policy in one group, in canonical order. The unit of batches and drops."""
+
+    policy: str
+    group: int
+    source: int
+    trajectories: tuple[Trajectory, ...]
+
+    @property
+    def action_tokens(self) -> int:
+        return sum(trajectory.action_tokens for trajectory in self.trajectories)
+
+
+def trajectories(acted: Sequence[Acted], finished: Ended, policies: Mapping[str, str]) -> list[Trajectory]:
+    """The judged trajectories of one episode, for the seats that `policies` (seat -> policy) trains.
+
+    A seat that never spoke, was not judged, or belongs to an episode that failed makes none.
+    """
+    if finished.fault:
+        return []
+    spoken: dict[tuple[str, str], list[Acted]] = {}
+    for event in acted:
+        if event.sample is not None:
+            spoken.setdefault((event.seat, event.fork), []).append(event)
+    made: list[Trajectory] = []
+    for result in sorted(finished.results, key=lambda result: (result.seat, result.fork)):
+        turns = spoken.get((result.seat, result.fork))
+        if result.seat not in policies or result.value is None or not turns:
+            continue
+        made.append(_trajectory(sorted(turns, key=lambda event: event.turn), result, policies[result.seat]))
+    return made
+
+
+def _trajectory(turns: Sequence[Acted], result: SeatResult, policy: str) -> Trajectory:
+    samples = [(event.turn, event.context, event.sample.unpacked()) for event in turns if event.sample is not None]
+    rewards = np.zeros(max(turn for turn, _, _ in samples) + 1, np.float32)
+    for turn, value in result.turn_rewards.items():
+        rewards[turn] = value
+    last = turns[-1].reply
+    contexts = sorted({context for _, context, _ in samples})
+    assert result.value is not None
+    return Trajectory(
+        contexts=tuple(_context([(turn, sample) for turn, at, sample in samples if at == context]) for context in contexts),
+        reward=float(np.float32(result.value)),
+        turn_rewards=rewards,
+        policy=policy,
+        seat=result.seat,
+        fork=result.fork,
+        label=result.label,
+        group=turns[0].group,
+        episode=turns[0].member,
+        truncated=last is not None and last.stop == "length",
+    )
+
+
+def _context(samples: Sequence[tuple[int, Sample]]) -> Context:
+    tokens: list[I32] = []
+    masks: list[Bools] = []
+    logprobs: list[F32] = []
+    versions: list[I32] = []
+    turns: list[I16] = []
+    for number, sample in samples:
+        before, after = len(sample.prompt), len(sample.tokens)
+        assert not sample.whole or not tokens, "a sample with its whole context comes first in it"
+        tokens += [sample.prompt, sample.tokens]
+        masks += [np.zeros(before, np.bool_), np.ones(after, np.bool_)]
+        logprobs += [np.zeros(before, np.float32), sample.logprobs]
+        made_by = np.repeat(*np.array(sample.versions, np.int32).reshape(-1, 2).T)
+        versions += [np.full(before, -1, np.int32), made_by.astype(np.int32)]
+        turns += [np.full(before, -1, np.int16), np.full(after, number, np.int16)]
+    return Context(
+        tokens=np.concatenate(tokens),
+        action_mask=np.concatenate(masks),
+        logprobs=np.concatenate(logprobs),
+        versions=np.concatenate(versions),
+        turn=np.concatenate(turns),
+        temperature=samples[0][1].temperature,
+    )

