@@ -42,7 +42,11 @@ class Turn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Which conversation: a seat, one of its forks ("" is the seat itself, "2.1" the first fork of its second), a context."""
+    """Which conversation: a seat, one of its forks, a context.
+
+    `fork` is "" for the seat itself, "2.1" for the first fork of its second one; "0-1:2" is the second that was made in branch 1
+    of a `gather` in branch 0 of another.
+    """
 
     seat: str
     fork: str = ""
@@ -71,11 +75,12 @@ class Conversation:
 
     def append(self, entry: Message | Turn) -> None:
         if isinstance(entry, Message):
-            content = f"{entry.role}\0{entry.text}"
+            content: tuple[object, ...] = (entry.role, tuple(part.text for part in entry.parts))
         else:
             reply = entry.reply
-            content = f"assistant\0{reply.text}\0{reply.reasoning}\0{reply.stop}"
-        self._digest = sha256(self._digest + content.encode("utf-8", "surrogatepass")).digest()
+            calls = tuple((call.name, call.arguments) for call in reply.tool_calls)
+            content = ("assistant", reply.text, reply.reasoning, calls, reply.stop)
+        self._digest = sha256(self._digest + ascii(content).encode()).digest()
         self._entries.append(entry)
 
     def copied(self, place: Place) -> Conversation:

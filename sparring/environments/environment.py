@@ -158,14 +158,18 @@ def environment(
 
 def _read_signature(fn: Callable[..., Any]) -> tuple[tuple[str, ...], dict[str, Any], bool, Any]:
     if not inspect.iscoroutinefunction(fn):
-        raise SettingError(f"{fn!r}: an environment is an async function: async def {getattr(fn, '__name__', 'play')}(task, ...)")
+        raise SettingError(
+            f"{fn!r}: an environment is an async function: async def {getattr(fn, '__name__', 'play')}(task, ...)"
+        )
     seats: list[str] = []
     settings: dict[str, Any] = {}
     takes_rng = False
     parameters = list(inspect.signature(fn).parameters.values())
     for parameter in parameters:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            raise SettingError(f"{fn.__name__}: {parameter} hides its seats or settings; name them, or subclass Environment")
+            raise SettingError(
+                f"{fn.__name__}: {parameter} hides its seats or settings; name them, or subclass Environment"
+            )
         if parameter.kind is not parameter.KEYWORD_ONLY:
             seats.append(parameter.name)
         elif parameter.name == "rng":
@@ -175,7 +179,9 @@ def _read_signature(fn: Callable[..., Any]) -> tuple[tuple[str, ...], dict[str, 
         else:
             settings[parameter.name] = parameter.default
     if len(seats) < 2:
-        raise SettingError(f"{fn.__name__}{inspect.signature(fn)}: the first parameter is the task, then at least one seat")
+        raise SettingError(
+            f"{fn.__name__}{inspect.signature(fn)}: the first parameter is the task, then at least one seat"
+        )
     return tuple(seats[1:]), settings, takes_rng, parameters[0].annotation
 
 
@@ -186,7 +192,9 @@ def _check_fields(name: str, task_type: Any, hidden: Hidden) -> None:
     for hidden_fields in hidden.values():
         for hidden_field in hidden_fields:
             if hidden_field not in known:
-                raise SettingError(f"{name}: hidden field {hidden_field!r} is none of {task_type.__name__}'s: {', '.join(known)}")
+                raise SettingError(
+                    f"{name}: hidden field {hidden_field!r} is none of {task_type.__name__}'s: {', '.join(known)}"
+                )
 
 
 def _converted(what: str, value: object, annotation: Any) -> Any:

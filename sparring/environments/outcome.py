@@ -37,7 +37,9 @@ class Settled:
     notes: Mapping[str, str]
 
 
-def settle(returned: Rewards, seats: Sequence[Seat], *, trained: Collection[str] = (), zero_sum: Collection[str] = ()) -> Settled:
+def settle(
+    returned: Rewards, seats: Sequence[Seat], *, trained: Collection[str] = (), zero_sum: Collection[str] = ()
+) -> Settled:
     """Turn what `play` returned, and the turn rewards it gave, into one return for each seat.
 
     `seats` are the players in order, without their forks; `trained` the names that must be rewarded if they spoke; `zero_sum`
@@ -57,7 +59,9 @@ def settle(returned: Rewards, seats: Sequence[Seat], *, trained: Collection[str]
             total = 0.0 if reward is None else _finite(f"the reward of {seat!r}", reward)
             returns[seat] = total + sum(seat.turn_rewards.values())
         elif seat.spoke and seat.name in trained:
-            raise RewardError(f"{seat!r} is trained and spoke, but got no reward: return one for it, or call reward() on it")
+            raise RewardError(
+                f"{seat!r} is trained and spoke, but got no reward: return one for it, or call reward() on it"
+            )
     _check_zero_sum(returns, unjudged, zero_sum)
     for seat, reward in given.items():
         if isinstance(reward, Score):
@@ -79,10 +83,14 @@ def _by_seat(
                 raise RewardError(f"a reward for {seat!r}, which is no seat of this episode: the seats are {known}")
         return dict(rewards)
     if not isinstance(rewards, SupportsFloat):
-        raise RewardError(f"play returned {rewards!r}: return a number, a Score, a mapping from seats, an Outcome or None")
+        raise RewardError(
+            f"play returned {rewards!r}: return a number, a Score, a mapping from seats, an Outcome or None"
+        )
     if len(seats) != 1:
         names = ", ".join(seat.name for seat in seats)
-        raise RewardError(f"play returned {rewards!r} for {len(seats)} seats ({names}): return a mapping {{seat: reward}}")
+        raise RewardError(
+            f"play returned {rewards!r} for {len(seats)} seats ({names}): return a mapping {{seat: reward}}"
+        )
     return {seats[0]: rewards}
 
 

@@ -1,6 +1,6 @@
 """What a seat said."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 StopReason = Literal["stop", "length", "tool_calls"]
@@ -16,13 +16,14 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """One reply. `str(reply)` is its text alone, so that an f-string cannot leak the reasoning to another seat.
+    """One reply. `str(reply)` is its text alone and `repr(reply)` leaves the reasoning out, so that an f-string, also one of a
+    list of replies, cannot leak the reasoning to another seat.
 
     `stop` says why it ended: by itself ("stop"), cut at the token limit ("length"), or to call tools ("tool_calls").
     """
 
     text: str
-    reasoning: str = ""
+    reasoning: str = field(default="", repr=False)
     tool_calls: tuple[ToolCall, ...] = ()
     stop: StopReason = "stop"
 

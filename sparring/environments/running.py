@@ -1,7 +1,8 @@
 """How `gather`, `effect` and `reveal` find the episode that is running, and what an episode offers to its seats.
 
 `play` waits in three places only: for a reply, for an effect, and for the branches of a `gather`. The first two have deadlines,
-kept by the running episode; the third ends when its branches do.
+kept by the running episode; the third ends when its branches do. What happens in a branch is named by where the branch stands
+in `play`, never by when it ran: event loops differ in the order in which they start tasks.
 """
 
 from __future__ import annotations
@@ -9,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import ContextVar
 from dataclasses import dataclass
+from inspect import isawaitable, isroutine
+from math import isfinite
 from random import Random
 from typing import Any, Protocol, TypeVar
 
 import anyio
-import msgspec
 
 from sparring.environments.conversation import Conversation
+from sparring.environments.plain import canonical
 from sparring.environments.reply import Reply
 from sparring.errors import EffectError, SettingError
 
@@ -24,7 +27,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What a seat asks its player for. None leaves the player's own limit; `timeout` is in seconds."""
+    """What a seat asks its player for. None leaves the player's own limit; `timeout` is in seconds.
+
+    `attempt` counts the asks of this turn that brought no reply (they timed out, did not fit, or were cancelled).
+    """
 
     turn: int
     max_tokens: int | None = None
@@ -49,8 +55,22 @@ class Running(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """One argument of one `gather`: `siblings` is the same object for all arguments of that call."""
+
+    siblings: object
+    index: int
+
+
 RUNNING: ContextVar[Running | None] = ContextVar("sparring_running", default=None)
-_branch: ContextVar[bool] = ContextVar("sparring_branch", default=False)
+_BRANCHES: ContextVar[tuple[Running | None, tuple[Branch, ...]]] = ContextVar("sparring_branches", default=(None, ()))
+
+
+def branches() -> tuple[Branch, ...]:
+    """The branches of the running episode that the caller is in, the outermost first; none outside `gather`."""
+    running, inside = _BRANCHES.get()
+    return inside if running is RUNNING.get() else ()
 
 
 class EpisodeRandom(Random):
@@ -64,9 +84,13 @@ class EpisodeRandom(Random):
         self._check()
         return super().getrandbits(k)
 
+    def gauss(self, mu: float = 0.0, sigma: float = 1.0) -> float:
+        self._check()  # every second value is one kept from the draw before
+        return super().gauss(mu, sigma)
+
     @staticmethod
     def _check() -> None:
-        if _branch.get():
+        if branches():
             raise SettingError("rng was used inside gather(): the order of draws would be chance; draw before gather()")
 
 
@@ -76,21 +100,25 @@ async def gather(*aws: Awaitable[Any]) -> tuple[Any, ...]:
     The first failure cancels the other branches and is raised as it is.
     """
     results: list[Any] = [None] * len(aws)
+    siblings, outer = object(), branches()
 
     async def branch(index: int, aw: Awaitable[Any]) -> None:
-        _branch.set(True)
+        _BRANCHES.set((RUNNING.get(), (*outer, Branch(siblings, index))))
         results[index] = await aw
 
+    failure: Exception | None = None
     try:
         async with anyio.create_task_group() as group:
             for index, aw in enumerate(aws):
                 group.start_soon(branch, index, aw)
     except ExceptionGroup as failures:
-        raise failures.exceptions[0] from None
+        failure = failures.exceptions[0]
     finally:
         for aw in aws:  # a branch that was cancelled before its first step never touched its coroutine
             if isinstance(aw, Coroutine):
                 aw.close()
+    if failure is not None:
+        raise failure
     return tuple(results)
 
 
@@ -101,23 +129,36 @@ async def effect(fn: Callable[..., Awaitable[T]], *args: Any, timeout: float = 6
     first time (a tuple comes back as a list). A failure or `timeout` seconds without an answer is `EffectError`, also when
     replayed. Outside an episode `fn` is simply called.
     """
+    if not isroutine(fn):
+        raise SettingError(f"effect({fn!r}): give it an async function, and its arguments after it")
     name = f"{fn.__module__}:{fn.__qualname__}"
+    if not (isfinite(timeout) and timeout > 0):
+        raise SettingError(f"effect({name}, timeout={timeout!r}): must be a finite number of seconds above 0")
     running = RUNNING.get()
+
+    def call() -> Awaitable[T]:
+        answer: object = fn(*args)
+        if not isawaitable(answer):
+            raise SettingError(f"effect({name}): it returned {answer!r} at once; make it an async function")
+        return answer
+
     if running is None:
-        return await fn(*args)
-    result: T = await running.effect(name, lambda: fn(*args), encoded(args, f"the arguments of {name}"), timeout)
+        return await call()
+    inside = "-".join(str(branch.index) for branch in branches())
+    key = f"{name} (branch {inside})" if inside else name
+    result: T = await running.effect(key, call, encoded(args, f"the arguments of {name}"), timeout)
     return result
 
 
 def encoded(value: Any, what: str) -> bytes:
     """JSON with sorted keys; raises `EffectError` naming `what` where the value is not JSON data."""
     try:
-        return msgspec.json.encode(value, order="sorted")
-    except (TypeError, msgspec.MsgspecError) as error:
-        raise EffectError(f"{what} are not JSON data ({error}): pass numbers, text, lists and dictionaries") from error
+        return canonical(value)
+    except ValueError as error:
+        remedy = "pass finite numbers, text, lists and dictionaries"
+        raise EffectError(f"{what} must be JSON data ({error}): {remedy}") from error
 
 
 def reveal(value: T) -> T:
     """Mark a flow from hidden fields into a conversation as intended (a verified quote)."""
     return value
-

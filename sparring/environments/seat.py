@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from math import isfinite
 
-from sparring.environments.conversation import Conversation, Message, Place, Text, Turn
+from sparring.environments.conversation import Conversation, Message, Place, Role, Text, Turn
 from sparring.environments.reply import Reply, ToolCall
-from sparring.environments.running import Request, Running
+from sparring.environments.running import Branch, Request, Running, branches
+from sparring.environments.score import finite
 from sparring.errors import RewardError, SettingError, UnsupportedError
 
 
@@ -15,21 +17,27 @@ class Seat:
     """A player's place in one episode: what it is told, asked and given. Usable as a dictionary key.
 
     `name` is the parameter's name in the environment, `label` what a fork was given. One thing at a time happens on a seat:
-    two asks at once on the same one are refused (fork it, or use two seats).
+    two asks at once on the same one are refused, as is using it in two branches of one `gather` (fork it, or use two seats).
     """
 
-    def __init__(self, name: str, running: Running, *, label: str = "", conversation: Conversation | None = None) -> None:
+    def __init__(
+        self, name: str, running: Running, *, label: str = "", conversation: Conversation | None = None
+    ) -> None:
         self.name = name
         self.label = label
         self.turn_rewards: dict[int, float] = {}
-        self.family: list[Seat] = [self]
         self.illegal = 0
         self.picks = 0
         self._running = running
-        self._conversation = conversation or Conversation(Place(seat=name))
+        self._contexts = [conversation or Conversation(Place(seat=name))]
+        self._family: list[Seat] = [self]
+        self._order: tuple[tuple[tuple[int, ...], int], ...] = ()
         self._turns = 0
-        self._forks = 0
+        self._attempts = 0
         self._asking = False
+        self._forks: dict[tuple[int, ...], int] = {}
+        self._born = _path(branches())
+        self._used_in = branches()
 
     def __repr__(self) -> str:
         return f"Seat({self.key!r})"
@@ -37,12 +45,23 @@ class Seat:
     @property
     def key(self) -> str:
         """Its name in journals and transcripts: `solver`, or `solver/2.1` for a fork."""
-        place = self._conversation.place
+        place = self.conversation.place
         return f"{place.seat}/{place.fork}" if place.fork else place.seat
 
     @property
     def conversation(self) -> Conversation:
-        return self._conversation
+        """What it saw and said in its current context."""
+        return self._contexts[-1]
+
+    @property
+    def contexts(self) -> Sequence[Conversation]:
+        """All its contexts, the current one last."""
+        return tuple(self._contexts)
+
+    @property
+    def family(self) -> Sequence[Seat]:
+        """The seat, its forks and theirs, the same from each of them, in an order that no timing changes."""
+        return sorted(self._family, key=lambda seat: seat._order)
 
     @property
     def spoke(self) -> bool:
@@ -50,41 +69,51 @@ class Seat:
         return self._turns > 0
 
     async def ask(
-        self, text: str | None = None, *, max_tokens: int | None = None, stop: Sequence[str] = (), timeout: float | None = None
+        self,
+        text: str | None = None,
+        *,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        timeout: float | None = None,
     ) -> Reply:
         """Say `text` to the player, if given, and wait for its reply.
 
         `max_tokens` lowers the player's own limit, `stop` are strings that end the reply, `timeout` is in seconds. Raises
-        `TimeoutError`, `ContextFull` (nothing is cut), and `SettingError` where nothing was said since its last reply.
+        `TimeoutError`, `ContextFull` (nothing is cut), and `SettingError` where nothing was said since its last reply. What it
+        was told stays told when no reply came: `ask()` tries again.
         """
-        if self._asking:
-            raise SettingError(f"{self!r} was asked while it was still answering: fork() it, or wait for the first reply")
+        _check_request(f"{self!r}.ask", max_tokens, stop, timeout)
+        self._use("asked")
         if text is not None:
             self.tell(text)
-        if not self._conversation.awaits_reply:
+        if not self.conversation.awaits_reply:
             raise SettingError(f"{self!r} was asked for a reply but told nothing since its last one: ask(text)")
-        request = Request(turn=self._turns, max_tokens=max_tokens, stop=tuple(stop), timeout=timeout)
+        request = Request(
+            turn=self._turns, max_tokens=max_tokens, stop=tuple(stop), timeout=timeout, attempt=self._attempts
+        )
+        self._attempts += 1
         self._asking = True
         try:
-            reply, record = await self._running.act(self._conversation, request)
+            reply, record = await self._running.act(self.conversation, request)
         finally:
             self._asking = False
-        self._conversation.append(Turn(reply=reply, record=record, number=self._turns))
+        self.conversation.append(Turn(reply=reply, record=record, number=self._turns))
         self._turns += 1
+        self._attempts = 0
         return reply
 
     async def pick(self, text: str, options: Sequence[str], *, retries: int = 1) -> str | None:
         """Ask for exactly one of `options`; None after `retries` further tries. Case, spaces and a full stop at the ends do not
         count. Every refused reply is counted in the episode's metric `illegal`."""
+        by_form = _forms(f"{self!r}.pick", options)
+        if retries < 0:
+            raise SettingError(f"{self!r}.pick(retries={retries!r}): must be at least 0")
         listed = ", ".join(options)
-        by_form = {option.strip().casefold(): option for option in options}
-        if len(by_form) != len(options) or not options:
-            raise SettingError(f"options {tuple(options)!r}: give at least one, all different")
         question = f"{text}\nReply with exactly one of: {listed}."
         for _ in range(retries + 1):
             reply = await self.ask(question)
             self.picks += 1
-            choice = by_form.get(reply.text.strip().removesuffix(".").strip().casefold())
+            choice = by_form.get(_form(reply.text))
             if choice is not None:
                 return choice
             self.illegal += 1
@@ -97,61 +126,123 @@ class Seat:
 
     def tools(self, *tools: object) -> None:
         """Offer tools in the model's own template. Refused so far."""
-        raise UnsupportedError(f"{self!r}.tools({', '.join(map(repr, tools))}): tools are not there yet; use effect() and tell()")
+        raise UnsupportedError(
+            f"{self!r}.tools({', '.join(map(repr, tools))}): tools are not there yet; use effect() and tell()"
+        )
 
     def answer(self, call: ToolCall, text: str) -> None:
         """Give a tool's answer. Refused so far."""
         raise UnsupportedError(f"{self!r}.answer({call.name!r}): tools are not there yet; use tell({text!r})")
 
-    def endpoint(self) -> object:
+    def endpoint(self) -> AbstractAsyncContextManager[str]:
         """An OpenAI-compatible address whose completions are this seat's replies. Refused so far."""
         raise UnsupportedError(f"{self!r}.endpoint(): endpoints are not there yet; use ask()")
 
     def system(self, text: str) -> None:
         """Set out the rules, before anything else is said in this context."""
-        if any(not isinstance(entry, Message) or entry.role != "system" for entry in self._conversation.entries):
+        self._use("given its rules")
+        if any(not isinstance(entry, Message) or entry.role != "system" for entry in self.conversation.entries):
             raise SettingError(f"{self!r}.system({text!r}): must come before the first tell() or ask() of the context")
-        self._conversation.append(Message(role="system", parts=(Text(text=text),)))
+        self._say("system", text)
 
     def tell(self, text: str) -> None:
         """Say something without asking for a reply."""
-        if self._asking:
-            raise SettingError(f"{self!r} was told something while it was still answering: wait for its reply")
-        self._conversation.append(Message(role="user", parts=(Text(text=text),)))
+        self._use("told something")
+        self._say("user", text)
 
     def reward(self, value: float) -> None:
         """Credit the last reply; adds to the seat's return. Raises `RewardError` before the first reply or where not finite."""
+        self._use("rewarded")
         if not self.spoke:
             raise RewardError(f"{self!r}.reward({value!r}): it has not spoken yet; return its reward from play instead")
-        if not isfinite(value):
-            raise RewardError(f"{self!r}.reward({value!r}): must be finite")
+        credit = finite(f"{self!r}.reward()", value, "leave out what could not be judged")
         last = self._turns - 1
-        self.turn_rewards[last] = self.turn_rewards.get(last, 0.0) + float(value)
+        self.turn_rewards[last] = self.turn_rewards.get(last, 0.0) + credit
 
     def fork(self, label: str = "") -> Seat:
         """Another conversation of the same player, starting as a copy of this one: a trajectory and a reward of its own.
 
-        What was said before the fork is its past and trains nothing in it. Forks may run beside each other.
+        What was said before the fork is its past and trains nothing in it. Forks may run beside each other. Without a `label`
+        of its own a fork keeps this seat's.
         """
-        if self._asking:
-            raise SettingError(f"{self!r} was forked while it was still answering: wait for its reply")
-        self._forks += 1
-        place = self._conversation.place
-        path = f"{place.fork}.{self._forks}" if place.fork else str(self._forks)
-        copy = self._conversation.copied(Place(seat=place.seat, fork=path))
+        self._check("forked")
+        path = _path(branches())
+        if path == self._born[: len(path)]:
+            path = ()
+        number = self._forks[path] = self._forks.get(path, 0) + 1
+        piece = f"{'-'.join(map(str, path))}:{number}" if path else str(number)
+        place = self.conversation.place
+        copy = self.conversation.copied(Place(seat=place.seat, fork=f"{place.fork}.{piece}" if place.fork else piece))
         seat = Seat(self.name, self._running, label=label or self.label, conversation=copy)
-        seat.family = self.family
-        self.family.append(seat)
+        seat._order = (*self._order, (path, number))
+        seat._family = self._family
+        self._family.append(seat)
         return seat
 
     def new_context(self) -> None:
         """Go on in a fresh context of the same trajectory; what `system` said is kept. One more training sample."""
-        if self._asking:
-            raise SettingError(f"{self!r} got a new context while it was still answering: wait for its reply")
-        place = self._conversation.place
-        self._conversation = self._conversation.renewed(Place(seat=place.seat, fork=place.fork, context=place.context + 1))
+        self._use("given a new context")
+        place = self.conversation.place
+        following = Place(seat=place.seat, fork=place.fork, context=place.context + 1)
+        self._contexts.append(self.conversation.renewed(following))
 
     @property
     def context_left(self) -> int:
         """Tokens that still fit into the player's context before its next reply."""
-        return self._running.context_left(self._conversation)
+        return self._running.context_left(self.conversation)
+
+    def _say(self, role: Role, text: str) -> None:
+        if not isinstance(text, str):
+            raise SettingError(f"{self!r} was told {text!r}: must be text; str(reply) is the text of a reply")
+        self.conversation.append(Message(role=role, parts=(Text(text=text),)))
+
+    def _use(self, what: str) -> None:
+        self._check(what)
+        self._used_in = branches()
+
+    def _check(self, what: str) -> None:
+        """Refuse what depends on timing: a second thing while it answers, or another branch of a `gather` that used it."""
+        if self._asking:
+            raise SettingError(
+                f"{self!r} was {what} while it was still answering: wait for its reply, or fork() it before"
+            )
+        if _apart(self._used_in, branches()):
+            raise SettingError(
+                f"{self!r} was {what} in one branch of gather() after it was used in another: which came first would be "
+                f"chance; fork() it for each branch, or use it after gather()"
+            )
+
+
+def _path(inside: Sequence[Branch]) -> tuple[int, ...]:
+    return tuple(branch.index for branch in inside)
+
+
+def _apart(one: Sequence[Branch], other: Sequence[Branch]) -> bool:
+    """Whether two places in `play` are in different branches of the same `gather`."""
+    for here, there in zip(one, other, strict=False):
+        if here != there:
+            return here.siblings is there.siblings
+    return False
+
+
+def _check_request(what: str, max_tokens: int | None, stop: Sequence[str], timeout: float | None) -> None:
+    if max_tokens is not None and max_tokens < 1:
+        raise SettingError(f"{what}(max_tokens={max_tokens!r}): must be at least 1, or None for the player's own limit")
+    if isinstance(stop, str) or not all(stop):
+        raise SettingError(f"{what}(stop={stop!r}): must be a sequence of strings that are not empty, as in ('\\n',)")
+    if timeout is not None and not (isfinite(timeout) and timeout > 0):
+        raise SettingError(f"{what}(timeout={timeout!r}): must be a finite number of seconds above 0")
+
+
+def _form(text: str) -> str:
+    """What counts of a picked option."""
+    return text.strip().removesuffix(".").strip().casefold()
+
+
+def _forms(what: str, options: Sequence[str]) -> dict[str, str]:
+    by_form = {_form(option): option for option in options}
+    if isinstance(options, str) or not options or len(by_form) != len(options) or "" in by_form:
+        raise SettingError(
+            f"{what}(options={options!r}): give at least one, all different, none empty, as in ('yes', 'no')"
+        )
+    return by_form

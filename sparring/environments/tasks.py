@@ -76,7 +76,9 @@ def task_digest(task: Any) -> str:
         plain = msgspec.to_builtins(task, str_keys=True)
         text = json.dumps(plain, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError, msgspec.MsgspecError) as error:
-        raise SettingError(f"task {task!r} is not JSON data ({error}): use a dataclass of numbers, text and lists") from error
+        raise SettingError(
+            f"task {task!r} is not JSON data ({error}): use a dataclass of numbers, text and lists"
+        ) from error
     return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -87,7 +89,9 @@ def split(tasks: Iterable[T], held_out: int) -> tuple[list[T], list[T]]:
     """
     distinct = {task_digest(task): task for task in tasks}
     if not 0 < held_out < len(distinct):
-        raise SettingError(f"held_out={held_out!r} of {len(distinct)} distinct tasks: must be between 1 and {len(distinct) - 1}")
+        raise SettingError(
+            f"held_out={held_out!r} of {len(distinct)} distinct tasks: must be between 1 and {len(distinct) - 1}"
+        )
     ordered = sorted(distinct)
     return [distinct[key] for key in ordered[held_out:]], [distinct[key] for key in ordered[:held_out]]
 

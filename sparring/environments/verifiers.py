@@ -38,7 +38,9 @@ class MathVerifier:
     async def __call__(self, text: str, gold: str | float) -> Score:
         expected = number(str(gold))
         if expected is None:
-            raise SettingError(f"gold answer {gold!r} is not a number: MathVerifier compares integers, decimals and a/b")
+            raise SettingError(
+                f"gold answer {gold!r} is not a number: MathVerifier compares integers, decimals and a/b"
+            )
         answer = text if self.extract == "whole" else marked(text)
         found = number(answer) if answer is not None else None
         return Score(float(found == expected), parts={"answered": float(found is not None)})

@@ -15,7 +15,8 @@ from sparring.errors import RunChanged, SettingError
 from sparring.learner.run import Episodes, Run
 
 _PACKAGES = ("sparring", "torch", "transformers", "peft", "vllm", "numpy")
-_FREE = ("max_concurrent", "episode_deadline", "stall_deadline", "max_faults", "folder")
+_ELSEWHERE = ("train", "held_out", "folder")
+_FREE = ("max_concurrent", "episode_deadline", "stall_deadline", "max_faults")
 """Fields that may change when a run is resumed: they decide how, not what."""
 
 _ENDLESS_SAMPLE = 64
@@ -23,7 +24,9 @@ _ENDLESS_SAMPLE = 64
 
 def describe(run: Run, models: Mapping[str, ModelInfo], renderers: Mapping[str, str]) -> dict[str, Any]:
     """Settings, fingerprints (environments, tasks, models, renderers) and package versions, all JSON data."""
-    settings = {item.name: plain(getattr(run, item.name)) for item in fields(run) if item.name not in ("train", "held_out")}
+    settings = {
+        item.name: plain(getattr(run, item.name)) for item in fields(run) if item.name not in _ELSEWHERE
+    }
     sources = {f"train/{number}": source for number, source in enumerate(run.sources)} | {
         f"held_out/{name}": episodes for name, episodes in run.named_held_out.items()
     }
@@ -68,7 +71,9 @@ def tasks_fingerprint(episodes: Episodes) -> str:
     return sha256("".join(digests(episodes, episodes.environment.name)).encode()).hexdigest()
 
 
-def check_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path, *, accept_changed_code: bool) -> list[str]:
+def check_same(
+    before: Mapping[str, Any], now: Mapping[str, Any], folder: Path, *, accept_changed_code: bool
+) -> list[str]:
     """What differs between the run that was started and the one that resumes it, as sentences.
 
     Raises `RunChanged` for changed settings, and for changed code or data unless accepted.

@@ -40,7 +40,7 @@ def _one(value: float) -> str:
 
 
 def _small(value: float) -> str:
-    return "0" if value == 0 else f"{value:.1e}"
+    return f"{value:.2f}" if value == 0 or abs(value) >= 0.01 else f"{value:.1e}"
 
 
 def span(seconds: float) -> str:
@@ -151,8 +151,9 @@ class Display:
     def _evaluate(self, event: Evaluated) -> None:
         found = estimate_mean(event.values)
         text = _MISSING if found is None else str(found)
-        if found is not None and found.missing:
-            text += f" ({found.missing} unjudged)"
+        unjudged = sum(value is None for value in event.values)
+        if unjudged:
+            self.warn(f"held-out {event.name!r}, version {event.version}: {unjudged} of {len(event.values)} tasks have no value")
         if event.name != self._headline:
             self._write(f"held-out {event.name!r}, version {event.version}: {headline_name(event)} {text}")
             return
@@ -244,4 +245,4 @@ def shown(value: Any) -> str:
         return f"{name}({', '.join(f'{key}={shown(item)}' for key, item in inner.items())})"
     if isinstance(value, list):
         return f"[{', '.join(map(shown, value))}]"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return str(value)

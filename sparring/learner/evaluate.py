@@ -21,7 +21,14 @@ _PRIORITY = -1
 
 
 async def evaluate(
-    name: str, version: int, episodes: Episodes, agents: Mapping[str, Agent], slots: Slots, *, seed: int, deadline: float | None
+    name: str,
+    version: int,
+    episodes: Episodes,
+    agents: Mapping[str, Agent],
+    slots: Slots,
+    *,
+    seed: int,
+    deadline: float | None,
 ) -> Evaluated:
     """Play every task once. Waits for slots and for the players. A task without a verdict has the value None.
 

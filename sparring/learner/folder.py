@@ -6,34 +6,31 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+
+import anyio.to_thread
 
 from sparring.errors import JournalError, RunLocked
 
 
 class RunFolder:
-    """`runs/<name>/`: run.json, journal.db, checkpoints/<step>/<policy>/, metrics.jsonl, report.html."""
+    """`runs/<name>/`: run.json, journal.db, checkpoints/<policy>/<step>/, metrics.jsonl, report.html.
+
+    Its methods wait for the disk: call them from a thread.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @staticmethod
-    @contextmanager
-    def held(path: Path) -> Iterator[RunFolder]:
+    @asynccontextmanager
+    async def held(path: Path) -> AsyncIterator[RunFolder]:
         """The folder, made if need be and locked until the end; the lock dies with the process. Raises `RunLocked`."""
+        descriptor = await anyio.to_thread.run_sync(_locked, path)
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise JournalError(f"run folder {str(path)!r} cannot be made: {error.strerror}") from error
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise RunLocked(f"run folder {str(path)!r} is in use by another process: wait for it, or use another name") from error
             yield RunFolder(path)
         finally:
             os.close(descriptor)
@@ -43,7 +40,15 @@ class RunFolder:
         return self.path / "journal.db"
 
     def checkpoint(self, policy: str, step: int) -> Path:
-        return self.path / "checkpoints" / str(step) / policy
+        return self.path / "checkpoints" / policy / str(step)
+
+    def fresh_checkpoint(self, policy: str, step: int) -> Path:
+        """Where a checkpoint may be written: what a crash left there half-journaled is deleted."""
+        path = self.checkpoint(policy, step)
+        if path.exists():
+            shutil.rmtree(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
 
     def write_settings(self, run: Mapping[str, Any]) -> None:
         """run.json, whole or not at all."""
@@ -51,11 +56,25 @@ class RunFolder:
 
     def prune(self, policy: str, kept: set[int]) -> None:
         """Delete the policy's checkpoints of other steps."""
-        for folder in (self.path / "checkpoints").glob(f"*/{policy}"):
-            if folder.parent.name.isdecimal() and int(folder.parent.name) not in kept:
+        for folder in (self.path / "checkpoints" / policy).iterdir():
+            if folder.name.isdecimal() and int(folder.name) not in kept:
                 shutil.rmtree(folder)
-                if not any(folder.parent.iterdir()):
-                    folder.parent.rmdir()
+
+
+def _locked(path: Path) -> int:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise JournalError(f"run folder {str(path)!r} cannot be made: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise RunLocked(
+            f"run folder {str(path)!r} is in use by another process: wait for it, or use another name"
+        ) from error
+    return descriptor
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -69,4 +88,6 @@ def write_whole(path: Path, text: str) -> None:
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise JournalError(f"{str(path)!r} cannot be written: {error.strerror}; free some disk space and resume") from error
+        raise JournalError(
+            f"{str(path)!r} cannot be written: {error.strerror}; free some disk space and resume"
+        ) from error

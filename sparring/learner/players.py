@@ -18,7 +18,9 @@ class Players:
         self._policies = policies
         self._versions = versions
 
-    def agents(self, players: Mapping[str, Player], pinned: Mapping[str, int], *, greedy: bool = False) -> dict[str, Agent]:
+    def agents(
+        self, players: Mapping[str, Player], pinned: Mapping[str, int], *, greedy: bool = False
+    ) -> dict[str, Agent]:
         """One agent for each seat. A policy plays with its pinned version, else with the newest at each action."""
         return {seat: self._agent(seat, player, pinned, greedy) for seat, player in players.items()}
 

@@ -15,7 +15,7 @@ from sparring.learner.run import Run
 from sparring.learner.take import due_versions, take_step
 from sparring.learner.versions import Versions
 from sparring.rollout import Batch, Coordinator
-from sparring.rollout.events import AnyEvent, Checkpointed, Opened, Planned, Stepped
+from sparring.rollout.events import AnyEvent, Opened, Stepped
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,21 +29,18 @@ class Redone:
 
 @dataclass(slots=True, kw_only=True)
 class History:
-    """What a fold of the journal leaves: the state, each policy's committed steps since its base, and its checkpoints."""
+    """What a fold of the journal leaves beside the state: how the run began, and each policy's committed steps since its base."""
 
     opened: Opened | None = None
     steps: dict[str, list[Redone]] = field(default_factory=dict)
-    checkpoints: dict[str, list[int]] = field(default_factory=dict)
 
 
 def fold(events: Iterable[AnyEvent], coordinator: Coordinator, since: Mapping[str, int]) -> History:
     """Apply every event; keep the batches of each policy's steps from `since` on."""
-    history = History(steps={policy: [] for policy in since}, checkpoints={policy: [0] for policy in since})
+    history = History(steps={policy: [] for policy in since})
     for event in events:
         if isinstance(event, Opened):
             history.opened = event
-        elif isinstance(event, Checkpointed):
-            history.checkpoints[event.policy].append(event.step)
         elif isinstance(event, Stepped):
             batch = coordinator.batches[event.policy]
             if event.step >= since[event.policy]:
@@ -59,8 +56,14 @@ def needed_versions(run: Run, coordinator: Coordinator, policy: str) -> list[int
     """The versions of a policy that something which is not over yet plays with, once for each: groups that are pinned to one, and
     due evaluations."""
     newest = coordinator.budget.version(policy)
-    live = [group.admitted.pinned[policy] for group in coordinator.groups.values() if group.playing and policy in group.admitted.pinned]
-    waiting = [version for version in due_versions(run) if version <= newest and not evaluated(run, coordinator, version)]
+    live = [
+        group.admitted.pinned[policy]
+        for group in coordinator.groups.values()
+        if group.playing and policy in group.admitted.pinned
+    ]
+    waiting = [
+        version for version in due_versions(run) if version <= newest and not evaluated(run, coordinator, version)
+    ]
     return live + waiting
 
 
@@ -74,18 +77,25 @@ def bases(run: Run, events: Iterable[AnyEvent], coordinator: Coordinator, folder
 
     A pinned schedule needs the last k versions for groups that it has yet to admit.
     """
-    history = fold(events, coordinator, dict.fromkeys(run.named_policies, run.steps + 1))
+    for event in events:
+        coordinator.apply(event)
     chosen = {}
     for policy in run.named_policies:
         newest = coordinator.budget.version(policy)
         lately = newest - run.max_staleness if run.deterministic else newest
-        oldest = min([max(0, lately), *(version for version in needed_versions(run, coordinator, policy) if version > 0)])
-        there = [step for step in history.checkpoints[policy] if step == 0 or folder.checkpoint(policy, step).exists()]
+        oldest = min(
+            [max(0, lately), *(version for version in needed_versions(run, coordinator, policy) if version > 0)]
+        )
+        there = [
+            step for step in coordinator.checkpoints[policy] if step == 0 or folder.checkpoint(policy, step).exists()
+        ]
         chosen[policy] = max(step for step in there if step <= oldest)
     return chosen
 
 
-async def redo(run: Run, policy: str, base: int, steps: Iterable[Redone], versions: Versions, folder: RunFolder) -> None:
+async def redo(
+    run: Run, policy: str, base: int, steps: Iterable[Redone], versions: Versions, folder: RunFolder
+) -> None:
     """Bring the policy's model to where the journal stands, installing every version on the way.
 
     Raises `ReplayDiverged` where a redone step ends in another digest than the journaled one.

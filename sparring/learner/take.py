@@ -33,7 +33,9 @@ async def take_step(run: Run, policy: str, batch: Batch, durable: Mapping[str, A
             optim: OptimOutput = await stepped
         except NonFinite as error:
             where = f"step {batch.planned.step} of {policy!r}, groups {batch.planned.groups}"
-            raise NonFinite(f"{where}: {error}; lower the learning rate or look at these groups in the journal") from error
+            raise NonFinite(
+                f"{where}: {error}; lower the learning rate or look at these groups in the journal"
+            ) from error
         engine = {**forward.metrics, **optim.metrics}
     return Stepped(
         policy=policy,

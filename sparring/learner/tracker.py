@@ -145,6 +145,5 @@ def earlier_events(folder: Path) -> Iterable[AnyEvent]:
 
 def write_lines(file: TextIO, lines: Iterable[Line]) -> None:
     """Write and flush lines, one JSON object each, keys sorted."""
-    for line in lines:
-        file.write(msgspec.json.encode(line, order="sorted").decode() + "\n")
+    file.writelines(msgspec.json.encode(line, order="sorted").decode() + "\n" for line in lines)
     file.flush()

@@ -43,9 +43,12 @@ async def train_async(
     run: Run, *, watchers: Sequence[Watcher] = (), accept_changed_code: bool = False, store: SegmentStore | None = None
 ) -> bool:
     """The same, on a running event loop. `store` is where the journal lies, if not in the run folder."""
-    with RunFolder.held(run.path) as folder, _unwrapped():
-        segments = store if store is not None else SqliteSegments(folder.journal)
-        async with Journal.open(segments) as journal, run.backend.open(deterministic=run.deterministic) as backend:
+    with _unwrapped():
+        async with (
+            RunFolder.held(run.path) as folder,
+            Journal.open(store or await anyio.to_thread.run_sync(SqliteSegments, folder.journal)) as journal,
+            run.backend.open(deterministic=run.deterministic) as backend,
+        ):
             check_capabilities(run, backend)
             trainer = Trainer(await _assembled(run, journal, backend, folder, watchers, accept_changed_code))
             async with _interruptible(trainer):
@@ -67,9 +70,13 @@ def schedule_of(run: Run) -> Schedule:
             players = lineup.resolved(episodes.environment.seats, policies)
             trained = {seat: player for seat, player in players.items() if isinstance(player, str)}
             if not trained:
-                raise SettingError(f"train source {number} has a line-up in which nobody learns: name a policy for a seat")
+                raise SettingError(
+                    f"train source {number} has a line-up in which nobody learns: name a policy for a seat"
+                )
             lineups.append(trained)
-        sources.append(Source(environment=episodes.environment.name, tasks=size(episodes.tasks), lineups=tuple(lineups)))
+        sources.append(
+            Source(environment=episodes.environment.name, tasks=size(episodes.tasks), lineups=tuple(lineups))
+        )
     learning = {policy for source in sources for lineup in source.lineups for policy in lineup.values()}
     for policy in policies:
         if policy not in learning:
@@ -90,7 +97,9 @@ def check_capabilities(run: Run, backend: Backend) -> None:
     for name, policy in run.named_policies.items():
         if type(policy.algorithm.loss) not in able.losses:
             known = ", ".join(sorted(loss.__name__ for loss in able.losses))
-            raise UnsupportedError(f"policy {name!r}: {policy.algorithm.loss!r} is not computed by this backend; it has {known}")
+            raise UnsupportedError(
+                f"policy {name!r}: {policy.algorithm.loss!r} is not computed by this backend; it has {known}"
+            )
     if run.deterministic and not able.deterministic:
         raise UnsupportedError("deterministic=True: this backend cannot repeat a run bit for bit; leave it out")
 
@@ -107,12 +116,17 @@ async def _assembled(
         name: await backend.create_model(policy.model, lora=policy.lora, seed=run.seed)
         for name, policy in run.named_policies.items()
     }
-    since = bases(run, journal.read(), Coordinator(schedule), folder)
+    since = await anyio.to_thread.run_sync(lambda: bases(run, journal.read(), Coordinator(schedule), folder))
     coordinator = Coordinator(schedule)
-    history = fold(journal.read(), coordinator, since)
+    history = await anyio.to_thread.run_sync(lambda: fold(journal.read(), coordinator, since))
     await _open(run, journal, history.opened, models, folder, watchers, accept)
     lineups = [[lineup.resolved(s.environment.seats, policies) for lineup in s.lineups] for s in run.sources]
-    frozen = {player.policy for row in (*held_out.values(), *sum(lineups, [])) for player in row.values() if isinstance(player, Frozen)}
+    frozen = {
+        player.policy
+        for row in (*held_out.values(), *sum(lineups, []))
+        for player in row.values()
+        if isinstance(player, Frozen)
+    }
     versions = {name: Versions(model, keep=run.max_staleness + 1) for name, model in models.items()}
     for policy, mine in versions.items():
         await redo(run, policy, since[policy], history.steps[policy], mine, folder)
@@ -148,14 +162,15 @@ async def _open(
 ) -> None:
     """Begin the journal with the run's settings, or hold them against those that it begins with; then tell the watchers."""
     infos = {name: model.info for name, model in models.items()}
-    described = describe(run, infos, {name: model.renderer.fingerprint for name, model in models.items()})
+    renderers = {name: model.renderer.fingerprint for name, model in models.items()}
+    described = await anyio.to_thread.run_sync(describe, run, infos, renderers)
     if opened is None:
         await journal.commit(Opened(run=described))
     else:
         for change in check_same(opened.run, described, run.path, accept_changed_code=accept):
             await journal.commit(Noted(kind="changed", text=change))
         await journal.commit(Noted(kind="resumed", text="the run goes on"))
-    folder.write_settings(described)
+    await anyio.to_thread.run_sync(folder.write_settings, described)
     for watcher in watchers:
         await anyio.to_thread.run_sync(watcher.opened, described)
 
@@ -173,7 +188,10 @@ def _kept_apart(run: Run) -> frozenset[str]:
     apart: dict[str, str] = {}
     for name, episodes in run.named_held_out.items():
         if not episodes.seen:
-            apart |= {digest: f"task {index} of held-out {name!r}" for index, digest in enumerate(digests(episodes, f"held-out {name!r}"))}
+            apart |= {
+                digest: f"task {index} of held-out {name!r}"
+                for index, digest in enumerate(digests(episodes, f"held-out {name!r}"))
+            }
     for number, episodes in enumerate(run.sources):
         for index, digest in enumerate(digests(episodes, f"train source {number}")):
             if digest in apart:

@@ -24,12 +24,12 @@ from sparring.learner.described import task_at
 from sparring.learner.evaluate import evaluate
 from sparring.learner.folder import RunFolder
 from sparring.learner.players import Players
-from sparring.learner.run import Run
 from sparring.learner.resume import evaluated
+from sparring.learner.run import Run
 from sparring.learner.take import due_versions, take_step
 from sparring.learner.tracker import Watcher
 from sparring.learner.versions import Versions
-from sparring.rollout import Batch, Choice, Coordinator, Journal, Slots, Waiting
+from sparring.rollout import Choice, Coordinator, Journal, Slots, Waiting
 from sparring.rollout.episode import Episode, EpisodePlan, run_episode
 from sparring.rollout.events import Acted, Admitted, Affected, AnyEvent, Checkpointed, Installed, Stepped, Timed
 from sparring.rollout.signal import Signal
@@ -215,15 +215,17 @@ class Trainer:
 
     async def _checkpoint(self, policy: str, version: int) -> None:
         """Weights and optimizer into the run folder, then into the journal; older ones go that no resume can need."""
-        path = self._parts.folder.checkpoint(policy, version)
-        if version == 0 or path.exists():
+        done = self._coordinator.checkpoints[policy]
+        if version in done:
             return
+        folder = self._parts.folder
+        path = await anyio.to_thread.run_sync(folder.fresh_checkpoint, policy, version)
         await self._parts.versions[policy].model.save_state(str(path))
         await self._commit(Checkpointed(policy=policy, step=version))
-        needed = [due for due in due_versions(self._run) if due < version and not self._evaluated(due)]
-        oldest = min([version - self._run.max_staleness, *needed])
-        older = [step for step in due_versions(self._run) if step <= oldest]
-        self._parts.folder.prune(policy, {step for step in range(max(older, default=0), version + 1)})
+        waiting = [due for due in due_versions(self._run) if due < version and not self._evaluated(due)]
+        oldest = min([version - self._run.max_staleness, *waiting])
+        base = max((step for step in done if step <= oldest), default=0)
+        await anyio.to_thread.run_sync(folder.prune, policy, {step for step in done if step >= base})
 
     def _timed(self, stepped: Stepped, began: float, ready: float) -> Timed:
         now = monotonic()
@@ -283,6 +285,8 @@ class Trainer:
         while self._journal.statistics().appended != last:
             last = self._journal.statistics().appended
             await anyio.sleep(self._run.stall_deadline)
-        waits = [f"episode {number}/{member} waits for {one.waits_for}" for (number, member), one in self._episodes.items()]
+        waits = [
+            f"episode {number}/{member} waits for {one.waits_for}" for (number, member), one in self._episodes.items()
+        ]
         lines = "\n".join(["", *self._coordinator.waits(), *waits[:20]])
         raise Stalled(f"nothing happened for {self._run.stall_deadline} s:{lines}")

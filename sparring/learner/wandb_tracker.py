@@ -48,6 +48,7 @@ class WandbTracker:
         self._warn = warn
         self._project = project
         self._lines = Lines()
+        self._unlogged: list[Line] = []
         self._several = False
         self._run: wandb.Run | None = None
         self._kept = Kept(id=token_hex(8))
@@ -58,8 +59,8 @@ class WandbTracker:
         try:
             self._start(run)
         except (wandb.Error, OSError) as error:
-            remedy = "use --wandb offline, which needs no account" if self._mode == "online" else "leave --wandb out"
-            raise SettingError(f"--wandb {self._mode} cannot start: {error}; {remedy}") from error
+            remedy = "mode offline needs no account (--wandb offline)" if self._mode == "online" else "leave tracking out"
+            raise SettingError(f"W&B tracking (mode {self._mode!r}) cannot start: {error}; {remedy}") from error
         lines = [line for event in earlier_events(self._folder) for line in self._lines.of(event)]
         for line in lines[self._kept.logged :]:
             self._log(line)
@@ -95,19 +96,22 @@ class WandbTracker:
             mode=self._mode,
             dir=self._folder,
             config=dict(run),
-            settings=wandb.Settings(console="off", silent=True, x_disable_stats=True, disable_git=True, disable_code=True),
+            settings=wandb.Settings(console="off", silent=True),
         )
         self._run.define_metric("*", step_metric="version")
 
     def _log(self, line: Line) -> None:
-        """Log one line under its own number, which only grows, also over resumed runs."""
-        if self._run is None:
-            return
-        try:
-            self._run.log(figures(line, several=self._several), step=self._kept.logged)
-            self._keep(Kept(id=self._kept.id, logged=self._kept.logged + 1))
-        except (wandb.Error, OSError) as error:
-            self._failed(error)
+        """Log one line, after those that could not be logged before it; its number only grows, also over resumed runs."""
+        self._unlogged.append(line)
+        while self._unlogged and self._run is not None:
+            try:
+                shown = figures(self._unlogged[0], several=self._several)
+                self._run.log(shown, step=self._kept.logged, commit=True)
+                self._keep(Kept(id=self._kept.id, logged=self._kept.logged + 1))
+            except (wandb.Error, OSError) as error:
+                self._failed(error)
+                return
+            del self._unlogged[0]
 
     def _keep(self, kept: Kept) -> None:
         partial = self._memory.with_suffix(".partial")

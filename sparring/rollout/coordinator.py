@@ -10,9 +10,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sparring.rollout.buffer import RolloutBuffer
 from sparring.rollout.budget import StalenessBudget, Waiting
-from sparring.rollout.events import Acted, Admitted, Affected, AnyEvent, Evaluated, Ended, Installed, Planned, Stepped
+from sparring.rollout.buffer import RolloutBuffer
+from sparring.rollout.events import (
+    Acted,
+    Admitted,
+    Affected,
+    AnyEvent,
+    Checkpointed,
+    Ended,
+    Evaluated,
+    Installed,
+    Planned,
+    Stepped,
+)
 from sparring.rollout.ledger import Ledger
 from sparring.rollout.schedule import Schedule
 from sparring.rollout.trajectory import Trajectory, Unit, trajectories
@@ -75,6 +86,7 @@ class Coordinator:
         self.batches: dict[str, Batch] = {}
         self.durable: dict[str, Mapping[str, Any]] = {policy: {} for policy in schedule.bounds}
         self.evaluated: set[tuple[str, int]] = set()
+        self.checkpoints: dict[str, set[int]] = {policy: {0} for policy in schedule.bounds}
         self.episodes = 0
         self.faults = 0
         self.fault_detail = ""
@@ -135,8 +147,10 @@ class Coordinator:
                 self.budget.install(event.policy, event.version)
             case Evaluated():
                 self.evaluated.add((event.name, event.version))
+            case Checkpointed():
+                self.checkpoints[event.policy].add(event.step)
             case _:
-                """Opened, Checkpointed, Timed and Noted change nothing that is decided."""
+                """Opened, Timed and Noted change nothing that is decided."""
 
     def trained_seats(self, group: Admitted) -> dict[str, str]:
         """{seat: policy} of the seats whose play in this group is trained on."""

@@ -195,7 +195,9 @@ async def run_episode(episode: Episode, plan: EpisodePlan) -> tuple[Ended, list[
         fault, detail = type(error).__name__, str(error)
     except SparringError:
         raise
-    except Exception as error:  # the one place where the user's code may raise anything: it is counted, with its traceback
+    except (
+        Exception
+    ) as error:  # the one place where the user's code may raise anything: it is counted, with its traceback
         fault, detail = type(error).__name__, "".join(traceback.format_exception(error))
     return Ended(group=plan.group, member=plan.member, fault=fault, detail=detail), seats
 

@@ -207,7 +207,18 @@ class Noted(Event, frozen=True, kw_only=True, tag="noted"):
 
 
 AnyEvent = (
-    Opened | Admitted | Acted | Affected | Ended | Planned | Stepped | Installed | Evaluated | Checkpointed | Timed | Noted
+    Opened
+    | Admitted
+    | Acted
+    | Affected
+    | Ended
+    | Planned
+    | Stepped
+    | Installed
+    | Evaluated
+    | Checkpointed
+    | Timed
+    | Noted
 )
 
 _encoder = msgspec.msgpack.Encoder()
@@ -238,18 +249,27 @@ def segment(encoded: list[bytes]) -> bytes:
 def canonical(events: list[AnyEvent]) -> list[AnyEvent]:
     """The same history in one order that does not depend on what ran beside what: two deterministic runs are equal in it.
 
-    Clock figures and notes are left out; an episode's events keep their own order.
+    Figures of the clock and of this process (timing, notes, checkpoints, installations) are left out; episodes follow one another, and
+    within one its replies and effects are ordered by key.
     """
-    kept = [event for event in events if not isinstance(event, Timed | Noted | Checkpointed | Installed)]
-    order = {Opened: 0, Admitted: 1, Acted: 2, Affected: 2, Ended: 2, Planned: 3, Stepped: 4, Evaluated: 5}
+    return sorted((event for event in events if type(event) in _CANONICAL), key=_place)
 
-    def place(event: AnyEvent) -> tuple[Any, ...]:
-        if isinstance(event, Acted | Affected | Ended):
-            return (order[type(event)], "", event.group, event.member)
-        if isinstance(event, Planned | Stepped):
-            return (order[type(event)], event.policy, event.step, 0)
-        if isinstance(event, Evaluated):
-            return (order[type(event)], event.name, event.version, 0)
-        return (order[type(event)], "", event.group if isinstance(event, Admitted) else 0, 0)
 
-    return sorted(kept, key=place)
+_CANONICAL = {Opened: 0, Admitted: 1, Acted: 2, Affected: 2, Ended: 2, Planned: 3, Stepped: 4, Evaluated: 5}
+
+
+def _place(event: AnyEvent) -> tuple[Any, ...]:
+    rank = _CANONICAL[type(event)]
+    match event:
+        case Acted() | Affected():
+            return (rank, event.group, event.member, 0, *event.key)
+        case Ended():
+            return (rank, event.group, event.member, 1)
+        case Planned() | Stepped():
+            return (rank, event.policy, event.step)
+        case Evaluated():
+            return (rank, event.name, event.version)
+        case Admitted():
+            return (rank, event.group)
+        case _:
+            return (rank,)

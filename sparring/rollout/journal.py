@@ -52,7 +52,9 @@ class SqliteSegments:
         try:
             self._database.execute("INSERT INTO segments (written, blob) VALUES (unixepoch('subsec'), ?)", (blob,))
         except sqlite3.Error as error:
-            raise JournalError(f"journal {str(self._path)!r} cannot be written: {error}; free some disk space and resume") from error
+            raise JournalError(
+                f"journal {str(self._path)!r} cannot be written: {error}; free some disk space and resume"
+            ) from error
 
     def read(self) -> Iterator[bytes]:
         try:
@@ -126,7 +128,9 @@ class Journal:
             try:
                 yield from decode_segment(blob)
             except msgspec.MsgspecError as error:
-                raise JournalError(f"journal segment {number} cannot be decoded ({error}): damaged, or of a newer sparring") from error
+                raise JournalError(
+                    f"journal segment {number} cannot be decoded ({error}): damaged, or of a newer sparring"
+                ) from error
 
     def append(self, event: AnyEvent) -> int:
         """Queue an event; returns its number. Nothing that depends on it may be queued before it. Never waits."""

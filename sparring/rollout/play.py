@@ -64,7 +64,9 @@ def agent_of(seat: str, player: Player) -> Agent:
     """The agent of a player that needs no run. Raises `SettingError` for one that does."""
     if isinstance(player, str | Frozen):
         name = player if isinstance(player, str) else player.name
-        raise SettingError(f"seat {seat!r} is played by policy {name!r}, which needs a run; use Scripted(fn), Human() or an agent")
+        raise SettingError(
+            f"seat {seat!r} is played by policy {name!r}, which needs a run; use Scripted(fn), Human() or an agent"
+        )
     if isinstance(player, Scripted):
         return ScriptedAgent(player.script)
     if isinstance(player, Human):

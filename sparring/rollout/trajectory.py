@@ -95,7 +95,9 @@ def _trajectory(turns: Sequence[Acted], result: SeatResult, policy: str) -> Traj
     contexts = sorted({context for _, context, _ in samples})
     assert result.value is not None
     return Trajectory(
-        contexts=tuple(_context([(turn, sample) for turn, at, sample in samples if at == context]) for context in contexts),
+        contexts=tuple(
+            _context([(turn, sample) for turn, at, sample in samples if at == context]) for context in contexts
+        ),
         reward=float(np.float32(result.value)),
         turn_rewards=rewards,
         policy=policy,

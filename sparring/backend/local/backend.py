@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,17 +10,26 @@ from anyio import to_thread
 
 from sparring.backend.chat import ChatRenderer
 from sparring.backend.local.base import BaseModel, Dtype, choose_dtype, load_base
-from sparring.backend.local.lora import Adapter, AdapterWeights
+from sparring.backend.local.lora import Adapter
 from sparring.backend.local.model import LOSSES, TorchModel
+from sparring.backend.local.sampler import TorchSampler
 from sparring.backend.local.thread import EngineThread
 from sparring.backend.local.trainer import Trainer
 from sparring.backend.models import default_cache, resolve_model
-from sparring.backend.sampling import SamplingClient
 from sparring.backend.training import Capabilities, Lora, ModelInfo
 from sparring.errors import SettingError, UnsupportedError
 
 DETERMINISTIC_THREADS = 2
 """How many threads a deterministic backend computes with, so that its sums do not depend on how many cores there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """What all models on one folder share."""
+
+    base: BaseModel
+    sampler: TorchSampler
+    renderer: ChatRenderer
 
 
 class LocalBackend:
@@ -59,7 +68,7 @@ class LocalBackend:
         self._cache = default_cache() if cache_dir is None else Path(cache_dir).absolute()
         self._token_budget = token_budget or (16384 if self._device.type == "cuda" else 2048)
         self._engine = EngineThread(decode_share=decode_share, on_start=self._on_start)
-        self._bases: dict[Path, BaseModel] = {}
+        self._loaded: dict[Path, _Loaded] = {}
 
     async def __aenter__(self) -> LocalBackend:
         await self._engine.__aenter__()
@@ -67,7 +76,7 @@ class LocalBackend:
 
     async def __aexit__(self, *exc: object) -> None:
         await self._engine.__aexit__(*exc)
-        self._bases.clear()
+        self._loaded.clear()
 
     def capabilities(self) -> Capabilities:
         """What this backend can do."""
@@ -84,7 +93,8 @@ class LocalBackend:
         return await self._engine.submit(lambda: self._create(model, folder, lora, seed), "create_model")
 
     def _create(self, name: str, folder: Path, lora: Lora, seed: int) -> TorchModel:
-        base = self._base(folder)
+        loaded = self._load(folder)
+        base = loaded.base
         adapter = Adapter(base.targets, lora, seed=seed, dtype=base.dtype, device=base.device)
         info = ModelInfo(
             model=name,
@@ -97,25 +107,24 @@ class LocalBackend:
         return TorchModel(
             Trainer(base, adapter, token_budget=self._token_budget, between=self._engine.interleave),
             self._engine,
-            renderer=ChatRenderer(base.tokenizer),
+            renderer=loaded.renderer,
             info=info,
-            open_sampler=_no_sampler,
+            open_sampler=loaded.sampler.open,
             states=self._cache / "states",
         )
 
-    def _base(self, folder: Path) -> BaseModel:
-        if folder not in self._bases:
-            self._bases[folder] = load_base(folder, dtype=self._dtype, device=self._device)
-        return self._bases[folder]
+    def _load(self, folder: Path) -> _Loaded:
+        if folder not in self._loaded:
+            base = load_base(folder, dtype=self._dtype, device=self._device)
+            renderer = ChatRenderer(base.tokenizer)
+            sampler = TorchSampler(base, self._engine, slots=self._slots, deterministic=self._deterministic)
+            self._loaded[folder] = _Loaded(base, sampler, renderer)
+        return self._loaded[folder]
 
     def _on_start(self) -> None:
         """On the engine thread, where torch's number of threads counts."""
         if self._threads is not None:
             torch.set_num_threads(self._threads)
-
-
-def _no_sampler(weights: AdapterWeights, *, version: int, release: Callable[[], None]) -> SamplingClient:
-    raise UnsupportedError("sampling is not wired yet")
 
 
 def _device(wanted: str) -> torch.device:

@@ -7,11 +7,13 @@ import time
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from sparring.backend.local import row_attention
 from sparring.backend.local.lora import AdapterCall, LoraLinear, Target
 from sparring.backend.local.packing import MicroBatch
 from sparring.errors import SettingError, UnsupportedError
@@ -91,14 +93,26 @@ class BaseModel:
         embedded = self.model.get_input_embeddings()(torch.from_numpy(batch.tokens).to(self.device))
         if train:
             embedded.requires_grad_(True)  # the embedding is frozen: this is where the graph begins
+        short = batch.tokens.shape[1] <= row_attention.LONGEST
+        if self.shares_prefixes and self.device.type == "cpu" and short:
+            return self._by_products(embedded, batch)
         if batch.plain:
             return self.body(inputs_embeds=embedded, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
-        output = self.body(
-            inputs_embeds=embedded,
-            position_ids=torch.from_numpy(batch.positions).to(self.device),
-            attention_mask=_tree_mask(torch.from_numpy(batch.branch).to(self.device)),
-            use_cache=False,
-        )
+        seen = _seen(torch.from_numpy(batch.branch).to(self.device))
+        positions = torch.from_numpy(batch.positions).to(self.device)
+        output = self.body(inputs_embeds=embedded, position_ids=positions, attention_mask=seen[:, None], use_cache=False)
+        return output.last_hidden_state  # type: ignore[no-any-return]
+
+    def _by_products(self, embedded: Tensor, batch: MicroBatch) -> Tensor:
+        branch = torch.from_numpy(batch.branch if not batch.plain else np.zeros_like(batch.branch[:1]))
+        with row_attention.use_row_attention(self.config):
+            output = self.body(
+                inputs_embeds=embedded,
+                position_ids=torch.from_numpy(batch.positions),
+                attention_mask=embedded.new_zeros((1, 1, 1, 1)),  # four dimensions: transformers makes none of its own
+                sparring_bias=row_attention.row_bias(_seen(branch), self.config, self.dtype),
+                use_cache=False,
+            )
         return output.last_hidden_state  # type: ignore[no-any-return]
 
     def _refuse_logit_transforms(self) -> None:
@@ -122,12 +136,11 @@ class BaseModel:
         )
 
 
-def _tree_mask(branch: Int[Tensor, "R L"]) -> Bool[Tensor, "R 1 L L"]:
+def _seen(branch: Int[Tensor, "R L"]) -> Bool[Tensor, "R L L"]:
     """Who sees whom: nothing later; of what is earlier, the prefix (0) and the own branch."""
     length = branch.shape[1]
     earlier = torch.ones(length, length, dtype=torch.bool, device=branch.device).tril()
-    seen = (branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None])
-    return (seen & earlier)[:, None]
+    return ((branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None])) & earlier
 
 
 def load_base(folder: Path, *, dtype: torch.dtype, device: torch.device) -> BaseModel:

@@ -3,8 +3,12 @@
 Letters: `N` layers, `R` slots, `H` key-value heads, `L` tokens, `D` head width.
 """
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor
+
+from sparring.backend.local.base import BaseModel
 
 STEP = 128
 """By how many tokens the tensor grows, at least."""
@@ -26,6 +30,21 @@ class KeyValueCache:
         self._data = self._allocate(0, 0)
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
+
+    @classmethod
+    def of(cls, base: BaseModel, *, slots: int, max_tokens: int) -> KeyValueCache:
+        """For the keys and values of a model."""
+        settings = base.config.to_dict()  # not every kind of model has every field
+        heads = settings["num_attention_heads"]
+        return cls(
+            layers=settings["num_hidden_layers"],
+            heads=settings.get("num_key_value_heads") or heads,
+            width=settings.get("head_dim") or settings["hidden_size"] // heads,
+            slots=slots,
+            max_tokens=max_tokens,
+            dtype=base.dtype,
+            device=base.device,
+        )
 
     @property
     def bytes(self) -> int:

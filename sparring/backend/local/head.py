@@ -8,6 +8,7 @@ Letters: `N` scored tokens, `D` hidden, `V` vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -16,8 +17,9 @@ from torch import Tensor
 from sparring.backend.local.objectives import Scored, objective
 from sparring.backend.losses import Loss
 
-CHUNK_BYTES = 64 * 2**20
-"""How much the fp32 logits of one chunk take: large enough for full speed, small against a model."""
+CHUNK_BYTES = 16 * 2**20
+"""How much the fp32 logits of one chunk take: enough rows for fast products, and little enough to
+stay in a cache and to come from memory that was used before (fresh pages cost more than the arithmetic)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,21 +50,33 @@ def score(head: Float[Tensor, "V D"], given: HeadInput, loss: Loss, *, gradient:
     metrics: dict[str, float] = {}
     for start in range(0, count, chunk):
         rows = slice(start, min(start + chunk, count))
-        log_softmax = torch.log_softmax(_logits(head, given, rows), dim=-1)
-        lp = log_softmax.gather(1, given.targets[rows, None])[:, 0]
+        lp, softmax = _log_softmax(given.hidden[rows] @ head.T, given.targets[rows, None], given.temperature[rows, None])
         logprobs[rows] = lp
         slope, sums = _loss(loss, lp, given.scored, rows)
         for name, value in sums.items():
             metrics[name] = metrics.get(name, 0.0) + value
         if grad_hidden is not None:
-            grad_hidden[rows] = _grad_hidden(head, log_softmax, given, rows, slope)
+            scale = (slope / given.temperature[rows])[:, None]
+            grad_hidden[rows] = _grad_logits(softmax, scale, given.targets[rows, None], head.dtype) @ head
     return HeadOutput(logprobs=logprobs, metrics=metrics, grad_hidden=grad_hidden)
 
 
-def _logits(head: Tensor, given: HeadInput, rows: slice) -> Tensor:
-    """f32[n, V], divided by the temperature."""
-    logits = (given.hidden[rows] @ head.T).float()
-    return logits.div_(given.temperature[rows, None])
+class _Softmax(NamedTuple):
+    """exp(logits - peak) f32[n, V] and its sums f32[n, 1]: the softmax is their quotient."""
+
+    exps: Tensor
+    total: Tensor
+
+
+def _log_softmax(logits: Tensor, targets: Tensor, temperature: Tensor) -> tuple[Tensor, _Softmax]:
+    """The targets' log-probs f32[n], and what the gradient needs. In as few passes over [n, V] as it takes."""
+    peak = logits.amax(-1, keepdim=True).float()
+    chosen = logits.gather(1, targets).float()
+    exps = torch.sub(logits, peak)  # fp32 from here on, also where the product was bfloat16
+    if not bool((temperature == 1).all()):
+        exps.div_(temperature)
+    total = exps.exp_().sum(-1, keepdim=True)
+    return ((chosen - peak) / temperature - total.log())[:, 0], _Softmax(exps, total)
 
 
 def _loss(loss: Loss, lp: Tensor, scored: Scored, rows: slice) -> tuple[Tensor, dict[str, float]]:
@@ -75,9 +89,8 @@ def _loss(loss: Loss, lp: Tensor, scored: Scored, rows: slice) -> tuple[Tensor, 
     return slope, {name: value.item() for name, value in result.metrics.items()}
 
 
-def _grad_hidden(head: Tensor, log_softmax: Tensor, given: HeadInput, rows: slice, slope: Tensor) -> Tensor:
-    """d loss / d hidden [n, D]: d lp / d logits is (one-hot - softmax) / temperature. Overwrites `log_softmax`."""
-    scale = (slope / given.temperature[rows])[:, None]
-    grad = log_softmax.exp_().mul_(-scale)
-    grad.scatter_add_(1, given.targets[rows, None], scale)
-    return grad.to(head.dtype) @ head
+def _grad_logits(softmax: _Softmax, scale: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
+    """d loss / d logits [n, V] = (one-hot - softmax) * scale, where scale [n, 1] is d loss / d lp / temperature. Overwrites."""
+    grad = softmax.exps.mul_(-scale / softmax.total)
+    grad.scatter_add_(1, targets, scale)
+    return grad.to(dtype)

@@ -1,0 +1,77 @@
+"""The sampling client of one version of one adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from sparring.arrays import F32, I32
+from sparring.backend.local.lora import AdapterWeights
+from sparring.backend.local.request import Request
+from sparring.backend.local.thread import EngineThread
+from sparring.backend.sampling import SampledSequence, SamplingParams
+from sparring.errors import BackendError, ContextFull
+
+
+class Sampler(Protocol):
+    """What a client needs of the sampler behind it."""
+
+    @property
+    def context_length(self) -> int: ...
+    def request(
+        self, prompt: Sequence[int] | I32, params: SamplingParams, n: int, *, adapter: AdapterWeights | None, version: int
+    ) -> Request: ...
+    def checked(self, tokens: Sequence[int] | I32) -> I32: ...
+    def logprobs(self, adapter: AdapterWeights | None, tokens: I32) -> F32: ...
+
+
+class TorchSamplingClient:
+    """A `SamplingClient` of weights that never change. Requests that run when it is closed still come to their end."""
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        engine: EngineThread,
+        weights: AdapterWeights | None,
+        *,
+        version: int,
+        release: Callable[[], None],
+    ) -> None:
+        self._sampler, self._engine, self._weights = sampler, engine, weights
+        self._version, self._release = version, release
+        self._closed = False
+
+    @property
+    def version(self) -> int:
+        """The version that was opened."""
+        return self._version
+
+    async def sample(self, prompt: Sequence[int] | I32, params: SamplingParams, n: int = 1) -> list[SampledSequence]:
+        """Draw `n` sequences; see `SamplingClient.sample`. At temperature 0 every log-prob is 0: the draw is certain."""
+        self._refuse_if_closed("sample")
+        request = self._sampler.request(prompt, params, n, adapter=self._weights, version=self._version)
+        try:
+            return await request.pending
+        finally:
+            if not request.pending.settled:
+                request.cancelled = True
+                if not self._engine.closed:
+                    self._engine.wake()
+
+    async def logprobs(self, tokens: Sequence[int] | I32) -> F32:
+        """Log-prob of each token given those before it, f32[T], at temperature 1; the first is NaN."""
+        self._refuse_if_closed("logprobs")
+        ids = self._sampler.checked(tokens)
+        if len(ids) > self._sampler.context_length:
+            raise ContextFull(f"{len(ids)} tokens do not fit into a context of {self._sampler.context_length}")
+        return await self._engine.submit(lambda: self._sampler.logprobs(self._weights, ids), "logprobs")
+
+    async def aclose(self) -> None:
+        """Let go of the weights; further calls raise `BackendError`."""
+        if not self._closed:
+            self._closed = True
+            self._release()
+
+    def _refuse_if_closed(self, name: str) -> None:
+        if self._closed:
+            raise BackendError(f"{name}: this sampling client was closed")

@@ -1,0 +1,134 @@
+"""What is being drawn: a request of one caller, the sequences it asked for, and groups of them that share a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from secrets import randbits
+
+import numpy as np
+
+from sparring.arrays import I32
+from sparring.backend.local.draw import Shape, draw_key
+from sparring.backend.local.lora import AdapterWeights
+from sparring.backend.pending import PendingResult
+from sparring.backend.sampling import SampledSequence, SamplingParams, Stop
+
+Decode = Callable[[Sequence[int]], str]
+
+
+class Request:
+    """`n` sequences that continue one prompt with one adapter. `cancelled` may be set by the caller's thread at any time."""
+
+    def __init__(
+        self, prompt: I32, params: SamplingParams, n: int, *, adapter: AdapterWeights | None, version: int, decode: Decode
+    ) -> None:
+        self.prompt, self.params, self.adapter, self.version = prompt, params, adapter, version
+        self.pending: PendingResult[list[SampledSequence]] = PendingResult("sample")
+        self.cancelled = False
+        self.shape = Shape(temperature=params.temperature, top_p=params.top_p, top_k=params.top_k)
+        self.stop_ids = frozenset(params.stop_ids)
+        seed = params.seed if params.seed is not None else randbits(64)
+        self.drawn = [Drawn(self, draw_key(seed, index), decode) for index in range(n)]
+
+    @property
+    def needs(self) -> int:
+        """How many tokens of keys and values one of its sequences can come to."""
+        return len(self.prompt) + self.params.max_tokens
+
+    @property
+    def same_prompt(self) -> tuple[int, bytes]:
+        """Equal for requests whose prompts give equal keys and values."""
+        return id(self.adapter), self.prompt.tobytes()
+
+    def result(self) -> list[SampledSequence] | None:
+        """All sequences, once all are finished."""
+        found = [drawn.result() for drawn in self.drawn]
+        done = [sequence for sequence in found if sequence is not None]
+        return done if len(done) == len(found) else None
+
+
+class Drawn:
+    """One sequence: the tokens so far and where it stands.
+
+    slot    where its keys and values are, or -1
+    length  how many tokens have keys and values: the prompt and all drawn ones but the newest
+    """
+
+    __slots__ = ("_stop_strings", "key", "length", "logprobs", "request", "slot", "stop", "tokens")
+
+    def __init__(self, request: Request, key: int, decode: Decode) -> None:
+        self.request, self.key = request, key
+        self.slot, self.length = -1, 0
+        self.tokens: list[int] = []
+        self.logprobs: list[float] = []
+        self.stop: Stop | None = None
+        self._stop_strings = StopStrings(request.params.stop, decode) if request.params.stop else None
+
+    def append(self, token: int, logprob: float) -> None:
+        """Take a drawn token; sets `stop` when it ends the sequence."""
+        self.tokens.append(token)
+        self.logprobs.append(logprob)
+        if token in self.request.stop_ids or (self._stop_strings is not None and self._stop_strings.found(self.tokens)):
+            self.stop = "stop"
+        elif len(self.tokens) == self.request.params.max_tokens:
+            self.stop = "length"
+
+    def result(self) -> SampledSequence | None:
+        """The finished sequence, or None."""
+        if self.stop is None:
+            return None
+        return SampledSequence(
+            tokens=np.array(self.tokens, np.int32),
+            logprobs=np.array(self.logprobs, np.float32),
+            stop=self.stop,
+            versions=((self.request.version, len(self.tokens)),),
+        )
+
+
+class StopStrings:
+    """Looks for strings in the text of a growing sequence, decoding only its end.
+
+    Text before `anchor` is left alone: the window after it begins at a whole character and is longer than any string, so a
+    string that a new token completes lies within the window.
+    """
+
+    def __init__(self, strings: Sequence[str], decode: Decode) -> None:
+        self._strings, self._decode = tuple(strings), decode
+        self._longest = max(len(string) for string in strings)
+        self._anchor = 0
+
+    def found(self, tokens: Sequence[int]) -> bool:
+        """Whether the text holds one of the strings, now that the last token has come."""
+        text = self._decode(tokens[self._anchor :])
+        if any(string in text for string in self._strings):
+            return True
+        later = (self._anchor + len(tokens)) // 2
+        if len(text) > 4 * self._longest and later > self._anchor:
+            tail = self._decode(tokens[later:])
+            if len(tail) >= self._longest and text.endswith(tail):
+                self._anchor = later
+        return False
+
+
+@dataclass(slots=True)
+class Group:
+    """Sequences whose common prompt is being computed, in the slot of the first; `done` tokens of it are."""
+
+    members: list[Drawn]
+    done: int = field(default=0)
+
+    @property
+    def prompt(self) -> I32:
+        """i32[P]"""
+        return self.members[0].request.prompt
+
+    @property
+    def slot(self) -> int:
+        """Where the prompt's keys and values are computed."""
+        return self.members[0].slot
+
+    @property
+    def rest(self) -> int:
+        """How many tokens of the prompt are still to be computed."""
+        return len(self.prompt) - self.done

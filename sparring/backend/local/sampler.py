@@ -1,0 +1,371 @@
+"""Continuous batching on the engine thread: requests join between two steps and leave when they are done.
+
+A step is either part of the prompts that wait to be computed or one token for every running sequence. With nothing to do the
+sampler sleeps; a new or cancelled request wakes it. Rows of different adapters go through one pass.
+
+`deterministic` makes a sequence's tokens and log-probs independent of what else is drawn: on a CPU a product in fp32 gives
+each row the same bits wherever it stands as long as the number of rows is the same, so prompts are computed one by one, padded
+to whole blocks, and decoding always computes `slots` rows of one adapter, each row looking at as many blocks of cached tokens
+as it needs itself.
+
+Letters: `B` rows of a pass, `T` tokens, `V` vocabulary, `D` hidden.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparring.arrays import F32, I32
+from sparring.backend.local.attention import Pass, View, forward, refuse_unknown_attention
+from sparring.backend.local.base import BaseModel
+from sparring.backend.local.cache import KeyValueCache
+from sparring.backend.local.client import TorchSamplingClient
+from sparring.backend.local.draw import draw, uniforms
+from sparring.backend.local.lora import AdapterWeights, Segment
+from sparring.backend.local.request import Drawn, Group, Request
+from sparring.backend.local.scheduler import Scheduler
+from sparring.backend.local.thread import EngineThread
+from sparring.backend.sampling import SampledSequence, SamplingParams
+from sparring.errors import BackendError, ContextFull, SettingError
+
+PREFILL_TOKENS = 512
+"""Tokens of prompts in one step; a longer prompt is computed in parts."""
+
+PREFILL_RUN = 8
+"""Steps spent on prompts before running sequences get one."""
+
+KEPT_BYTES = 2**28
+"""Memory for keys and values that is kept while nothing is drawn."""
+
+_ROWS, _WIDTH, _BLOCK = 8, 32, 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplerStatistics:
+    """How a sampler stands: sequences, slots, bytes of keys and values, and tokens since it was made."""
+
+    waiting: int
+    filling: int
+    running: int
+    slots: int
+    cache_bytes: int
+    prompt_tokens: int
+    drawn_tokens: int
+    decode_steps: int
+
+
+class TorchSampler:
+    """Draws from adapters on one base. Registers itself with the engine; `open` makes clients, on any thread.
+
+    `slots` bounds how many sequences are drawn at once, `cache_tokens` slots x tokens of the longest; more wait in order.
+    Raises `UnsupportedError` for a model whose attention is not plainly causal.
+    """
+
+    def __init__(
+        self,
+        base: BaseModel,
+        engine: EngineThread,
+        *,
+        slots: int = 64,
+        cache_tokens: int = 65536,
+        prefill_tokens: int = PREFILL_TOKENS,
+        deterministic: bool = False,
+    ) -> None:
+        for name, value in {"slots": slots, "cache_tokens": cache_tokens, "prefill_tokens": prefill_tokens}.items():
+            if value < 1:
+                raise SettingError(f"{name}={value!r}: must be at least 1")
+        refuse_unknown_attention(base.config)
+        if deterministic and base.dtype != torch.float32:
+            raise SettingError(f"deterministic=True with {base.dtype}: only float32 products are independent of their place")
+        self._base, self._engine, self._deterministic = base, engine, deterministic
+        self._prefill_tokens = -(-prefill_tokens // _BLOCK) * _BLOCK
+        self._cache = KeyValueCache.of(base, slots=slots, max_tokens=cache_tokens)
+        self._schedule = Scheduler(self._cache)
+        self._inbox: deque[Request] = deque()
+        self._in_step: list[Drawn] = []
+        self._prefill_run = 0
+        self._prompt_tokens = self._drawn_tokens = self._decode_steps = 0
+        engine.register(self)
+
+    @property
+    def context_length(self) -> int:
+        """The longest sequence the model takes, in tokens."""
+        return self._base.context_length
+
+    def open(
+        self, weights: AdapterWeights | None, *, version: int, release: Callable[[], None] = lambda: None
+    ) -> TorchSamplingClient:
+        """A client of these weights, which must never change (None: of the base alone)."""
+        return TorchSamplingClient(self, self._engine, weights, version=version, release=release)
+
+    def request(
+        self, prompt: Sequence[int] | I32, params: SamplingParams, n: int, *, adapter: AdapterWeights | None, version: int
+    ) -> Request:
+        """Check and queue a request. Raises `SettingError` and `ContextFull` as `SamplingClient.sample` says."""
+        tokens = self.checked(prompt)
+        if n < 1:
+            raise SettingError(f"n={n!r}: must be at least 1")
+        if len(tokens) + params.max_tokens > self._base.context_length:
+            raise ContextFull(
+                f"{len(tokens)} tokens and max_tokens={params.max_tokens!r} do not fit into {self._base.context_length}"
+            )
+        request = Request(tokens, params, n, adapter=adapter, version=version, decode=self._decode_text)
+        self._inbox.append(request)
+        self._engine.wake()
+        return request
+
+    def checked(self, tokens: Sequence[int] | I32) -> I32:
+        """The tokens as i32[T]; `SettingError` for none at all and for ids that the model does not have."""
+        ids = np.asarray(tokens, np.int64)
+        if ids.ndim != 1 or len(ids) == 0:
+            raise SettingError(f"tokens of shape {ids.shape!r}: one row of at least one token is needed")
+        if ids.min() < 0 or ids.max() >= self._base.vocabulary:
+            bad = int(ids[(ids < 0) | (ids >= self._base.vocabulary)][0])
+            raise SettingError(f"token {bad!r}: this model's are 0 to {self._base.vocabulary - 1}")
+        return ids.astype(np.int32)
+
+    def statistics(self) -> SamplerStatistics:
+        """How it stands; read from any thread, each number by itself."""
+        return SamplerStatistics(
+            waiting=len(self._schedule.waiting) + sum(len(request.drawn) for request in self._inbox),
+            filling=sum(len(group.members) for group in self._schedule.filling),
+            running=len(self._schedule.running),
+            slots=self._cache.slots,
+            cache_bytes=self._cache.bytes,
+            prompt_tokens=self._prompt_tokens,
+            drawn_tokens=self._drawn_tokens,
+            decode_steps=self._decode_steps,
+        )
+
+    @torch.inference_mode()
+    def logprobs(self, adapter: AdapterWeights | None, tokens: I32) -> F32:
+        """Log-prob of each token given those before it, f32[T], the first NaN. Engine thread only."""
+        ids = torch.from_numpy(tokens).long().to(self._base.device)
+        with self._base.call.rows([(adapter, 1)]):
+            hidden = self._base.body(input_ids=ids[None], use_cache=False).last_hidden_state[0]
+        found = [np.full(1, np.nan, np.float32)]
+        for start in range(0, len(ids) - 1, self._prefill_tokens):
+            part = hidden[start : min(start + self._prefill_tokens, len(ids) - 1)]
+            logprobs = torch.log_softmax(self._logits(part), dim=-1)
+            found.append(logprobs.gather(1, ids[start + 1 : start + 1 + len(part), None])[:, 0].cpu().numpy())
+        return np.concatenate(found)
+
+    @torch.inference_mode()
+    def step(self) -> bool:
+        """Part of the prompts, or one token for each running sequence; False when there is nothing to do."""
+        while self._inbox:
+            self._schedule.add(self._inbox.popleft())
+        self._schedule.remove(lambda request: request.cancelled)
+        if not self._schedule.filling:
+            self._schedule.admit()
+        if self._schedule.filling and (self._prefill_run < PREFILL_RUN or not self._schedule.running):
+            self._prefill_run += 1
+            self._prefill()
+        elif self._schedule.running:
+            self._prefill_run = 0
+            self._decode_all()
+        else:
+            assert self._schedule.idle
+            if self._cache.bytes > KEPT_BYTES:
+                self._cache.release()
+            return False
+        self._in_step = []
+        return True
+
+    def fail(self, error: BaseException) -> None:
+        """Fail the requests of the step that raised `error`; outside of a step, all of them."""
+        while self._inbox:
+            self._schedule.add(self._inbox.popleft())
+        stepping = {drawn.request for drawn in self._in_step}
+        failed = list(stepping) or self._schedule.requests()
+        self._in_step = []
+        self._schedule.remove(lambda request: request in failed)
+        reason = error if isinstance(error, BackendError) else BackendError(f"sampling failed: {error!r}")
+        reason.__cause__ = None if reason is error else error
+        for request in failed:
+            if not request.cancelled:
+                self._engine.fail(request.pending, reason)
+
+    def _prefill(self) -> None:
+        """Compute the next part of the first prompts; sequences whose prompt is complete get their first token."""
+        groups = self._next_groups()
+        self._in_step = [drawn for group in groups for drawn in group.members]
+        start = groups[0].done
+        counts = [min(group.rest, self._prefill_tokens) for group in groups]
+        block = _BLOCK if self._deterministic else _WIDTH
+        length = -(-max(counts) // block) * block
+        self._cache.reserve(self._schedule.rows, start + length)
+        tokens = np.zeros((len(groups), length), np.int64)
+        for row, (group, count) in enumerate(zip(groups, counts, strict=True)):
+            tokens[row, :count] = group.prompt[start : start + count]
+        slots = self._tensor([group.slot for group in groups])
+        mask = torch.full((length, start + length), -torch.inf, dtype=self._base.dtype, device=self._base.device)
+        views = [View(start + length, mask.triu_(start + 1)[None])]
+        given = Pass(self._cache, slots, start, views, reads=len(groups), read=slots)
+        positions = torch.arange(start, start + length, device=self._base.device)[None].expand(len(groups), -1)
+        segments: list[Segment] = [(group.members[0].request.adapter, 1) for group in groups]
+        hidden = forward(self._base, self._tensor(tokens), positions, segments, given)
+        self._prompt_tokens += sum(counts)
+        for group, count in zip(groups, counts, strict=True):
+            group.done += count
+        done = [(group, hidden[row, count - 1]) for row, (group, count) in enumerate(zip(groups, counts, strict=True)) if not group.rest]
+        if done:
+            self._begin([group for group, _ in done], torch.stack([state for _, state in done]))
+
+    def _next_groups(self) -> list[Group]:
+        """The first prompts that fit into one step, those of one adapter beside each other; a begun or long one goes alone."""
+        filling = self._schedule.filling
+        block = _BLOCK if self._deterministic else _WIDTH
+        taken, width = [filling[0]], -(-filling[0].rest // block) * block
+        if self._deterministic or filling[0].done:
+            return taken
+        for group in filling[1:]:
+            widest = max(width, -(-group.rest // block) * block)
+            if group.done or widest * (len(taken) + 1) > self._prefill_tokens:
+                break
+            taken.append(group)
+            width = widest
+        return sorted(taken, key=lambda group: id(group.members[0].request.adapter))
+
+    def _begin(self, groups: Sequence[Group], hidden: Tensor) -> None:
+        """Let groups run whose prompt is complete: copy keys and values to all members, draw each its first token."""
+        logits = self._logits(hidden)
+        members, rows = [], []
+        for row, group in enumerate(groups):
+            length = len(group.prompt)
+            self._cache.copy(group.slot, [drawn.slot for drawn in group.members[1:]], length)
+            for drawn in group.members:
+                drawn.length = length
+            members += group.members
+            rows += [row] * len(group.members)
+            self._schedule.start(group)
+        self._draw(members, logits[self._tensor(rows)])
+
+    def _decode_all(self) -> None:
+        """One token for every running sequence."""
+        in_order = self._schedule.compact()
+        running = list(self._schedule.running)
+        self._decode_steps += 1
+        if not self._deterministic:
+            self._decode(running, in_order=in_order)
+            return
+        by_adapter = sorted(running, key=lambda drawn: id(drawn.request.adapter))
+        for _, rows in groupby(by_adapter, key=lambda drawn: id(drawn.request.adapter)):
+            self._decode_fixed(list(rows))
+
+    def _decode(self, running: list[Drawn], *, in_order: bool) -> None:
+        """Rows of all adapters in one pass, in as few rows and looking at as few cached tokens as there are."""
+        self._in_step = running
+        count = len(running)
+        reads = min(-(-count // _ROWS) * _ROWS, self._cache.slots)
+        width = -(-(max(drawn.length for drawn in running) + 1) // _WIDTH) * _WIDTH
+        self._cache.reserve(max(reads, self._schedule.rows), width)
+        lengths = [drawn.length for drawn in running] + [0] * (reads - count)
+        segments, place = _segments(running, reads)
+        slots = self._tensor([drawn.slot for drawn in running])
+        given = Pass(
+            self._cache,
+            slots,
+            self._tensor(lengths[:count]),
+            [View(width, self._mask(lengths, width))],
+            reads=reads,
+            read=None if in_order else self._tensor([drawn.slot for drawn in running] + [running[0].slot] * (reads - count)),
+        )
+        order = list(range(reads))
+        if place is not None:
+            order = place + sorted(set(order) - set(place))
+            given.place, given.back = self._tensor(order), self._tensor(np.argsort(order))
+        rows = np.zeros((2, reads), np.int64)
+        rows[:, order[:count]] = [[drawn.tokens[-1] for drawn in running], lengths[:count]]
+        tokens, positions = self._tensor(rows)[..., None]
+        hidden = forward(self._base, tokens, positions, segments, given)[:, 0]
+        logits = self._logits(hidden[:count] if place is None else hidden[self._tensor(place)])
+        for drawn in running:
+            drawn.length += 1
+        self._draw(running, logits)
+
+    def _decode_fixed(self, running: list[Drawn]) -> None:
+        """Rows of one adapter, always `slots` of them, each looking at whole blocks of its own number."""
+        self._in_step = running
+        count, slots = len(running), self._cache.slots
+        lengths = [drawn.length for drawn in running] + [0] * (slots - count)
+        widths = [-(-(length + 1) // _BLOCK) * _BLOCK for length in lengths[:count]]
+        self._cache.reserve(self._schedule.rows, max(widths))
+        used = [drawn.slot for drawn in running]
+        views = [
+            View(width, self._mask(lengths, width), self._tensor([i for i, own in enumerate(widths) if own == width]))
+            for width in sorted(set(widths))
+        ]
+        given = Pass(
+            self._cache,
+            self._tensor(used),
+            self._tensor(lengths[:count]),
+            views,
+            reads=slots,
+            read=self._tensor(used + [used[0]] * (slots - count)),
+        )
+        tokens = self._tensor([drawn.tokens[-1] for drawn in running] + [0] * (slots - count))
+        segments: list[Segment] = [(running[0].request.adapter, slots)]
+        hidden = forward(self._base, tokens[:, None], self._tensor(lengths)[:, None], segments, given)[:, 0]
+        logits = self._logits(hidden)[:count]
+        for drawn in running:
+            drawn.length += 1
+        self._draw(running, logits)
+
+    def _mask(self, lengths: Sequence[int], width: int) -> Tensor:
+        """0 where a row may look (its tokens and the new one), minus infinity elsewhere: [S, 1, W]."""
+        seen = torch.arange(width, device=self._base.device) <= self._tensor(lengths)[:, None]
+        mask = torch.zeros(seen.shape, dtype=self._base.dtype, device=self._base.device)
+        return mask.masked_fill_(~seen, -torch.inf)[:, None]
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """f32[B, V] of states [B, D]; in a fixed number of rows where that matters."""
+        count = hidden.shape[0]
+        if self._deterministic and count < self._cache.slots:
+            hidden = torch.cat([hidden, hidden.new_zeros(self._cache.slots - count, hidden.shape[1])])
+        return (hidden @ self._base.head.T)[:count].float()
+
+    def _draw(self, drawn: Sequence[Drawn], logits: Tensor) -> None:
+        """The next token of each sequence; those that are done leave."""
+        shapes = [one.request.shape for one in drawn]
+        uniform = uniforms([one.key for one in drawn], [len(one.tokens) for one in drawn])
+        if self._deterministic:
+            pairs = [draw(logits[i : i + 1].clone(), shapes[i : i + 1], uniform[i : i + 1]) for i in range(len(drawn))]
+            tokens, logprobs = [token for pair in pairs for token in pair[0]], np.concatenate([pair[1] for pair in pairs])
+        else:
+            tokens, logprobs = draw(logits, shapes, uniform)
+        self._drawn_tokens += len(drawn)
+        for one, token, logprob in zip(drawn, tokens, logprobs.tolist(), strict=True):
+            one.append(token, logprob)
+            if one.stop is not None:
+                self._schedule.finish(one)
+                self._settle(one.request)
+
+    def _settle(self, request: Request) -> None:
+        result: list[SampledSequence] | None = request.result()
+        if result is not None and not request.cancelled:
+            self._engine.succeed(request.pending, result)
+
+    def _decode_text(self, tokens: Sequence[int]) -> str:
+        return str(self._base.tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+    def _tensor(self, values: Sequence[int] | np.ndarray) -> Tensor:
+        return torch.as_tensor(np.asarray(values, np.int64), device=self._base.device)
+
+
+def _segments(running: Sequence[Drawn], rows: int) -> tuple[list[Segment], list[int] | None]:
+    """Adapters of a pass of `rows` rows, and for each sequence its row in it (None: rows are in the order of the sequences)."""
+    order = sorted(range(len(running)), key=lambda i: id(running[i].request.adapter))
+    segments: list[Segment] = [(running[i].request.adapter, 1) for i in order]
+    segments.append((segments[-1][0], rows - len(running)))
+    place = [0] * len(running)
+    for row, i in enumerate(order):
+        place[i] = row
+    return segments, None if place == list(range(len(running))) else place

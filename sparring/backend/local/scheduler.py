@@ -1,0 +1,110 @@
+"""Which sequences are drawn now: requests wait in order for slots, share prompts, and leave when they are done.
+
+Pure bookkeeping on the engine thread, without any model. A sequence is waiting, filling (its prompt is being computed) or
+running; slots are handed out lowest first.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from sparring.backend.local.cache import KeyValueCache
+from sparring.backend.local.request import Drawn, Group, Request
+
+
+class Scheduler:
+    """Slots of one cache and the sequences that wait for, fill and use them."""
+
+    def __init__(self, cache: KeyValueCache) -> None:
+        self._cache = cache
+        self.waiting: deque[Drawn] = deque()
+        self.filling: list[Group] = []
+        self.running: list[Drawn] = []
+        self._free = list(range(cache.slots))
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits, fills or runs."""
+        return not (self.waiting or self.filling or self.running)
+
+    @property
+    def rows(self) -> int:
+        """One more than the highest slot in use."""
+        return 1 + max((drawn.slot for drawn in self._holding()), default=-1)
+
+    def add(self, request: Request) -> None:
+        """Let a request's sequences wait, behind those that wait already."""
+        self.waiting.extend(request.drawn)
+
+    def requests(self) -> list[Request]:
+        """Every request that waits, fills or runs, once."""
+        drawn = [*self.waiting, *self._holding()]
+        return list(dict.fromkeys(one.request for one in drawn))
+
+    def remove(self, gone: Callable[[Request], bool]) -> None:
+        """Drop all sequences of some requests and free their slots."""
+        self.waiting = deque(drawn for drawn in self.waiting if not gone(drawn.request))
+        for drawn in [drawn for drawn in self._holding() if gone(drawn.request)]:
+            self._leave(drawn)
+
+    def finish(self, drawn: Drawn) -> None:
+        """Free the slot of a running sequence that is done."""
+        self._leave(drawn)
+
+    def admit(self) -> None:
+        """Give slots to those that wait, in order, as far as the cache's bound allows; equal prompts become one group."""
+        held = self._holding()
+        count, longest = len(held), max((drawn.request.needs for drawn in held), default=0)
+        groups: dict[tuple[int, bytes], Group] = {}
+        while self.waiting:
+            longest = max(longest, self.waiting[0].request.needs)
+            if not self._cache.fits(count + 1, longest):
+                break
+            count += 1
+            drawn = self.waiting.popleft()
+            drawn.slot = self._free.pop(0)
+            key = drawn.request.same_prompt
+            if key in groups:
+                groups[key].members.append(drawn)
+            else:
+                groups[key] = Group([drawn])
+        self.filling.extend(groups.values())
+
+    def start(self, group: Group) -> None:
+        """The prompt of a group is computed: its sequences run."""
+        self.filling.remove(group)
+        self.running.extend(group.members)
+
+    def compact(self) -> bool:
+        """Move running sequences into the lowest slots and sort them by slot; whether they fill slots 0, 1, 2, ... then."""
+        count = len(self.running)
+        for drawn in sorted(self.running, key=lambda one: -one.slot):
+            if drawn.slot < count or not self._free or self._free[0] >= drawn.slot:
+                break
+            target = self._free.pop(0)
+            self._cache.copy(drawn.slot, [target], drawn.length)
+            self._release(drawn.slot)
+            drawn.slot = target
+        self.running.sort(key=lambda one: one.slot)
+        return count == 0 or self.running[-1].slot == count - 1
+
+    def _holding(self) -> list[Drawn]:
+        return [*self.running, *(drawn for group in self.filling for drawn in group.members)]
+
+    def _leave(self, drawn: Drawn) -> None:
+        if drawn in self.running:
+            self.running.remove(drawn)
+        else:
+            group = next(group for group in self.filling if drawn in group.members)
+            if group.members[0] is drawn and len(group.members) > 1:  # another member takes over the slot that is filled
+                group.members[1].slot, drawn.slot = drawn.slot, group.members[1].slot
+            group.members.remove(drawn)
+            if not group.members:
+                self.filling.remove(group)
+        self._release(drawn.slot)
+        drawn.slot = -1
+
+    def _release(self, slot: int) -> None:
+        self._free.append(slot)
+        self._free.sort()

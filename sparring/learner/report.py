@@ -1,0 +1,308 @@
+"""`report.html`: what a run learned, on one self-contained page, from the journal's events alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from itertools import takewhile
+from math import sqrt
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from sparring.learner.chart import COLOURS, DARK_COLOURS, STYLE, Series, line_chart
+from sparring.learner.display import shown, span
+from sparring.learner.history import (
+    Estimate,
+    Fault,
+    History,
+    Step,
+    estimate_mean,
+    headline_name,
+    history,
+    read_events,
+)
+from sparring.rollout.events import AnyEvent, Evaluated
+
+Transcript = Sequence[tuple[str, str]]
+
+
+class ReportFile:
+    """A `Watcher` that writes `report.html` into the run folder when the run ends or stops."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def opened(self, run: Mapping[str, Any]) -> None:
+        """Nothing is shown yet."""
+
+    def event(self, event: AnyEvent) -> None:
+        """The journal keeps it."""
+
+    def closed(self) -> None:
+        write_report(read_events(self._folder), self._folder / "report.html")
+
+
+def write_report(events: Iterable[AnyEvent], path: Path) -> None:
+    """Write the page, whole or not at all. Uses the events and nothing else."""
+    _write(path, page(history(events)))
+
+
+def write_picture(events: Iterable[AnyEvent], path: Path) -> None:
+    """Write the measured curve, held-out with its 95 % interval over the training reward, as one SVG that stands alone."""
+    told = history(events)
+    _write(path, held_out_chart(told, width=760, height=320, alone=True) + "\n")
+
+
+def page(told: History) -> str:
+    """The whole report as HTML."""
+    name = escape(str(told.run.get("settings", {}).get("name", "run")))
+    sections = (
+        f"<header><p class=kicker>sparring &middot; {name}</p><h1>{escape(headline(told))}</h1>{_change(told)}</header>",
+        f"<figure class=hero>{held_out_chart(told, width=860, height=340)}</figure>",
+        f"<section><h2>Curves</h2><div class=grid>{''.join(_curves(told))}</div></section>",
+        _before_and_after(told),
+        _accounts(told),
+        _settings(told.run),
+    )
+    style = f":root{{{COLOURS}{_LIGHT}}}@media(prefers-color-scheme:dark){{:root{{{DARK_COLOURS}{_DARK}}}}}{STYLE}{_PAGE}"
+    head = f"<meta charset=utf-8><meta name=viewport content='width=device-width,initial-scale=1'><title>{name}</title>"
+    return f"<!doctype html><html lang=en><head>{head}<style>{style}</style></head><body><main>{''.join(sections)}</main></body></html>\n"
+
+
+# ------------------------------------------------------------------------------------------------------------- headline
+
+
+def headline(told: History) -> str:
+    """What the run did, in one sentence."""
+    span_text = f"{told.versions} steps ({span(told.seconds)} of training)"
+    for name in told.held_out:
+        first, last = told.evaluated(name)[0], told.evaluated(name)[-1]
+        before, after = estimate_mean(first.values), estimate_mean(last.values)
+        if before is None or after is None:
+            return f"The held-out tasks could not be judged; {span_text}"
+        what = f"{_kind(told.run, name)}{headline_name(first)} on {len(first.values)} held-out tasks"
+        if first.version == last.version:
+            return f"{what.capitalize()} is {_plain(before)} at version {first.version}; no later version was evaluated"
+        verb = "rose" if after.mean > before.mean else "fell" if after.mean < before.mean else "stayed"
+        return f"{what.capitalize()} {verb} from {_plain(before)} to {_plain(after)} in {span_text}"
+    return f"{span_text}, without held-out tasks"
+
+
+def _kind(run: Mapping[str, Any], name: str) -> str:
+    return "greedy " if run.get("episodes", {}).get(f"held_out/{name}", {}).get("greedy") else "sampled "
+
+
+def _plain(found: Estimate) -> str:
+    return f"{found.mean:.2f}"
+
+
+def _change(told: History) -> str:
+    """The change with its interval, paired task by task, and both ends with theirs."""
+    for name in told.held_out:
+        first, last = told.evaluated(name)[0], told.evaluated(name)[-1]
+        before, after = estimate_mean(first.values), estimate_mean(last.values)
+        if before is None or after is None or first.version == last.version:
+            return ""
+        unseen = not told.run.get("episodes", {}).get(f"held_out/{name}", {}).get("seen")
+        texts = [f"before {before}", f"after {after}"]
+        paired = paired_change(first.values, last.values)
+        if paired is not None:
+            texts.append(f"change, task by task {paired.mean:+.2f} [{paired.low:+.2f}, {paired.high:+.2f}]")
+        texts.append("95 % intervals")
+        texts.append("no held-out task was trained on" if unseen else "held-out tasks may have been trained on (seen=True)")
+        return f"<p class=facts>{''.join(f'<span>{escape(text)}</span>' for text in texts)}</p>"
+    return ""
+
+
+def paired_change(before: Sequence[float | None], after: Sequence[float | None]) -> Estimate | None:
+    """The mean difference over tasks that were judged both times, with its normal 95 % interval."""
+    pairs = [(one, two) for one, two in zip(before, after, strict=True) if one is not None and two is not None]
+    if len(pairs) < 2:
+        return None
+    differences = [two - one for one, two in pairs]
+    mean, half = fmean(differences), 1.96 * stdev(differences) / sqrt(len(differences))
+    missing = len(before) - len(pairs)
+    return Estimate(mean=mean, low=mean - half, high=mean + half, count=len(pairs), missing=missing)
+
+
+# --------------------------------------------------------------------------------------------------------------- curves
+
+
+def held_out_chart(told: History, *, width: int, height: int, alone: bool = False) -> str:
+    """Held-out values with their 95 % intervals; with one policy, the training reward behind them."""
+    series: list[Series] = []
+    for name in told.held_out:
+        points: list[tuple[float, float]] = []
+        band: list[tuple[float, float, float]] = []
+        for evaluated in told.evaluated(name):
+            found = estimate_mean(evaluated.values)
+            if found is not None:
+                points.append((evaluated.version, found.mean))
+                band.append((evaluated.version, found.low, found.high))
+        series.append(Series(label=name, points=points, band=band, dots=True))
+    if len(told.policies) == 1:
+        series.append(Series(label="training reward", points=_figures(told.steps, "metrics", "reward"), thin=True))
+    names = {headline_name(evaluated) for evaluated in told.evaluations} or {"reward"}
+    title = f"Held-out {', '.join(sorted(names))}, 95 % interval"
+    return line_chart(title, series, width=width, height=height, y=_unit(series), alone=alone)
+
+
+def _unit(series: Sequence[Series]) -> tuple[float | None, float | None]:
+    """Shares are drawn from 0 to 1, everything else as far as it goes."""
+    values = [y for one in series for _, y in one.points]
+    return (0.0, 1.0) if values and 0 <= min(values) and max(values) <= 1 else (None, None)
+
+
+def _figures(steps: Sequence[Step], part: str, name: str) -> list[tuple[float, float]]:
+    return [
+        (step.version, figures[name])
+        for step in steps
+        if name in (figures := {"metrics": step.metrics, "engine": step.engine, "timing": step.timing}[part])
+    ]
+
+
+_SMALL = (
+    ("Reward in training", "metrics", "reward", None),
+    ("Reply length, tokens", "metrics", "length", (0.0, None)),
+    ("Replies cut at the token limit", "metrics", "truncated", (0.0, 1.0)),
+    ("Groups with unequal rewards", "metrics", "mixed", (0.0, 1.0)),
+    ("KL(sampler || trainer), nats per token", "engine", "kl", (0.0, None)),
+    ("Effective sample size", "engine", "ess", (0.0, 1.0)),
+    ("Staleness, versions", "metrics", "staleness", (0.0, None)),
+    ("Gradient norm", "engine", "gradient_norm", (0.0, None)),
+    ("Tokens per second", "timing", "tokens_per_second", (0.0, None)),
+    ("Learner idle, share of the time", "timing", "idle", (0.0, 1.0)),
+)
+
+
+def _curves(told: History) -> list[str]:
+    charts: list[str] = []
+    for title, part, name, ends in _SMALL:
+        series = [Series(label=policy, points=_figures(told.of(policy), part, name)) for policy in told.policies]
+        if name == "staleness":
+            series = [one for policy in told.policies for one in _staleness(told, policy)]
+        charts.append(f"<figure>{line_chart(title, series, y=ends if ends is not None else _unit(series))}</figure>")
+    return charts
+
+
+def _staleness(told: History, policy: str) -> list[Series]:
+    prefix = f"{policy} " if len(told.policies) > 1 else ""
+    steps = told.of(policy)
+    mean = Series(label=f"{prefix}mean", points=_figures(steps, "metrics", "staleness"))
+    return [mean, Series(label=f"{prefix}oldest", points=_figures(steps, "metrics", "staleness_max"), thin=True)]
+
+
+# ------------------------------------------------------------------------------------------------------ before and after
+
+
+def _before_and_after(told: History) -> str:
+    for name in told.held_out:
+        first, last = told.evaluated(name)[0], told.evaluated(name)[-1]
+        if first.version == last.version:
+            return f"<section><h2>Held-out replies, version {first.version}</h2>{''.join(_pairs(first, first, range(len(first.values))))}</section>"
+        numbers = range(len(first.values))
+        changed = [number for number in numbers if first.values[number] != last.values[number]]
+        same = [number for number in numbers if first.values[number] == last.values[number]]
+        title = f"<h2>The same held-out tasks, before and after</h2><p>{len(changed)} of {len(numbers)} tasks changed their value.</p>"
+        rest = f"<details><summary>{len(same)} tasks with the same value</summary>{''.join(_pairs(first, last, same))}</details>"
+        return f"<section>{title}{''.join(_pairs(first, last, changed))}{rest if same else ''}</section>"
+    return ""
+
+
+def _pairs(first: Evaluated, last: Evaluated, numbers: Iterable[int]) -> list[str]:
+    made: list[str] = []
+    for number in numbers:
+        before, after = first.transcripts[number], last.transcripts[number]
+        common = [one for one, two in takewhile(lambda pair: pair[0] == pair[1], zip(before, after, strict=False))]
+        if len(common) == len(before) == len(after):
+            common = common[: _question(common)]
+        made.append(
+            f"<article><h3>task {number}</h3>{_said(common)}<div class=pair>"
+            f"{_side(first, number, before[len(common) :])}{_side(last, number, after[len(common) :])}</div></article>"
+        )
+    return made
+
+
+def _question(said: Transcript) -> int:
+    """How many messages stand before the first reply."""
+    return len(list(takewhile(lambda line: line[0] in ("system", "user"), said)))
+
+
+def _side(evaluated: Evaluated, number: int, said: Transcript) -> str:
+    value = evaluated.values[number]
+    text = "no value" if value is None else f"{headline_name(evaluated)} {value:g}"
+    kind = "none" if value is None else "good" if value > 0 else "bad"
+    return f'<div><p class=label>version {evaluated.version} <b class="{kind}">{escape(text)}</b></p>{_said(said)}</div>'
+
+
+def _said(lines: Transcript) -> str:
+    return "".join(f"<p class=said><span>{escape(who)}</span>{escape(text)}</p>" for who, text in lines)
+
+
+# ------------------------------------------------------------------------------------------------------------- accounts
+
+
+def _accounts(told: History) -> str:
+    rows = [(one.policy, str(one.dispatched), str(one.trained), str(one.outside)) for one in told.units]
+    units = _table(("policy", "units dispatched", "trained", "dropped or still open"), rows)
+    failed = sum(fault.count for fault in told.faults)
+    said = f"<p>{told.episodes} training episodes ended; {failed} failed, {sum(one.count for one in told.unjudged)} seats were not judged.</p>"
+    return (
+        f"<section><h2>Where the episodes went</h2>{said}{units}"
+        f"{_faults('Failed episodes', told.faults)}{_faults('Not judged', told.unjudged)}{_notes(told)}</section>"
+    )
+
+
+def _faults(title: str, faults: Sequence[Fault]) -> str:
+    if not faults:
+        return ""
+    rows = [(fault.kind, str(fault.count), fault.first) for fault in faults]
+    return f"<h3>{title}</h3>{_table(('kind', 'count', 'the first'), rows)}"
+
+
+def _notes(told: History) -> str:
+    if not told.notes:
+        return ""
+    return f"<h3>Notes</h3>{_table(('kind', 'note'), [(note.kind, note.text) for note in told.notes])}"
+
+
+def _settings(run: Mapping[str, Any]) -> str:
+    tables: list[str] = []
+    for part in ("settings", "episodes", "models", "packages", "fingerprints"):
+        rows = [(name, shown(value)) for name, value in run.get(part, {}).items()]
+        tables.append(f"<h3>{part.capitalize()}</h3>{_table(('name', 'value'), rows)}" if rows else "")
+    return f"<section><h2>Settings</h2><details><summary>everything that decided the result</summary>{''.join(tables)}</details></section>"
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    head = "".join(f"<th>{escape(text)}</th>" for text in heads)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(text)}</td>' for text in row)}</tr>" for row in rows)
+    return f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+_LIGHT = "--page:#f5f6f8;--line:#dfe3e8;--good:#17693f;--bad:#a3341f;"
+_DARK = "--page:#101215;--line:#2f353d;--good:#63cf9f;--bad:#ff9a82;"
+_PAGE = """\
+*{box-sizing:border-box}body{margin:0;background:var(--page);color:var(--ink);font:16px/1.5 system-ui,sans-serif}
+main{max-width:960px;margin:0 auto;padding:24px 16px 64px}h1{font-size:1.7rem;line-height:1.25;margin:0 0 12px;text-wrap:balance}
+h2{font-size:1.15rem;margin:36px 0 12px}h3{font-size:.95rem;margin:16px 0 8px}.kicker{color:var(--muted);margin:0 0 8px}
+.facts{display:flex;flex-wrap:wrap;gap:6px 20px;color:var(--muted);margin:0 0 16px;font-variant-numeric:tabular-nums}
+figure{margin:0;background:var(--surface);border:1px solid var(--line);border-radius:8px;overflow:hidden}
+svg{display:block;width:100%;height:auto}.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,380px),1fr));gap:12px}
+article{background:var(--surface);border:1px solid var(--line);border-radius:8px;padding:12px 16px;margin:0 0 12px}
+article h3{margin:0 0 6px;color:var(--muted);font-weight:500}.pair{display:grid;grid-template-columns:1fr 1fr;gap:16px}
+.pair>div{border-top:1px solid var(--line);padding-top:8px;min-width:0}.label{margin:0 0 4px;color:var(--muted);font-size:.875rem}
+.said{margin:0 0 6px;white-space:pre-wrap;overflow-wrap:anywhere;max-height:18em;overflow-y:auto}
+.said span{color:var(--muted);font-size:.8rem;margin-right:8px}.good{color:var(--good)}.bad{color:var(--bad)}.none{color:var(--muted)}
+table{border-collapse:collapse;width:100%;font-size:.875rem;background:var(--surface)}.scroll{overflow-x:auto}
+th,td{text-align:left;padding:5px 10px;border-bottom:1px solid var(--line);vertical-align:top;overflow-wrap:anywhere}
+th{color:var(--muted);font-weight:500}summary{cursor:pointer;color:var(--muted);padding:6px 0}
+@media(max-width:560px){h1{font-size:1.35rem}.pair{grid-template-columns:1fr}}"""

@@ -1,0 +1,77 @@
+"""Small runs over the scripted backend, shared by the tests of the learner."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+from sparring import Episodes, Frozen, Lineup, Policy, Run, ScriptedModels, Seat, environment, gather, grpo, rae
+from sparring.rollout import MemorySegments
+from sparring.rollout.events import AnyEvent, Stepped, decode_segment
+
+
+@environment
+async def duel(task: int, first: Seat, second: Seat, *, rng: Random, rounds: int = 1) -> dict[Seat, float]:
+    """Both speak at once, then the first again, then a fork of the second: every kind of conversation in little space."""
+    luck = rng.random()
+    one, two = await gather(first.ask(f"task {task}"), second.ask(f"task {task}, {luck:.3f}"))
+    for _ in range(rounds):
+        one = await first.ask(f"it said {two}")
+    side = second.fork("side")
+    aside = await side.ask(f"about {one}")
+    first.reward(0.25 * len(one.text))
+    return {first: luck, second: float(len(two.text)), side: float(aside.text < "d")}
+
+
+def duel_run(folder: Path, *, k: int = 0, deterministic: bool = True, steps: int = 3, name: str = "duel", seed: int = 0) -> Run:
+    """Two policies, two seats, three steps of two groups of two episodes; evaluated at versions 0, 2 and 3."""
+    who = Lineup({"first": "alice", "second": "bob"})
+    return Run(
+        name=name,
+        train=Episodes(duel, range(20), who),
+        held_out=Episodes(duel, range(20, 23), who | {"second": Frozen("bob@0")}),
+        policies={"alice": Policy("one", grpo(deviation=True)), "bob": Policy("two", rae())},
+        steps=steps,
+        groups_per_step=2,
+        group_size=2,
+        max_staleness=k,
+        evaluate_every=2,
+        backend=ScriptedModels(),
+        deterministic=deterministic,
+        seed=seed,
+        folder=folder,
+    )
+
+
+def events_of(store: MemorySegments) -> list[AnyEvent]:
+    return [event for blob in store.blobs for event in decode_segment(blob)]
+
+
+def digests_of(store: MemorySegments) -> dict[tuple[str, int], str]:
+    return {(event.policy, event.step): event.digest for event in events_of(store) if isinstance(event, Stepped)}
+
+
+class Crash(BaseException):
+    """The process dies here."""
+
+
+class CrashingSegments:
+    """Segments that survive a crash, which happens before or after the n-th commit."""
+
+    def __init__(self, kept: MemorySegments, commit: int, *, after: bool) -> None:
+        self._kept = kept
+        self._left = commit
+        self._after = after
+
+    def append(self, blob: bytes) -> None:
+        if self._left == 0 and not self._after:
+            raise Crash
+        self._kept.append(blob)
+        if self._left == 0:
+            raise Crash
+        self._left -= 1
+
+    def read(self) -> Iterator[bytes]:
+        return self._kept.read()
+
+    def close(self) -> None:
+        """Memory needs no closing."""
