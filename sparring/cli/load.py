@@ -16,9 +16,10 @@ T = TypeVar("T")
 
 
 def found(target: str, *kinds: type[T]) -> T:
-    """The object of one of `kinds` that `FILE[:NAME]` names; where NAME is missing, the only one of the first kind that has any.
+    """The object of one of `kinds` that `FILE[:NAME]` names.
 
-    Raises `UsageError` for a file or name that is not there or is not unique; what the file itself raises is raised.
+    Where NAME is missing, it is the only one of the first kind that the file defines any of. Raises `UsageError` for a file
+    or name that is not there or is not unique; what the file itself raises is raised.
     """
     path, name = parted(target)
     module = loaded(path)

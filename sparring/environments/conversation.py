@@ -44,8 +44,8 @@ class Turn:
 class Place:
     """Which conversation: a seat, one of its forks, a context.
 
-    `fork` is "" for the seat itself, "2.1" for the first fork of its second one; "0-1:2" is the second that was made in branch 1
-    of a `gather` in branch 0 of another.
+    `fork` is "" for the seat itself, "2.1" for the first fork of its second one; "0-1:2" is the second one that was made in
+    branch 1 of a `gather` in branch 0 of another.
     """
 
     seat: str

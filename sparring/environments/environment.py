@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from hashlib import sha256
+from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 from random import Random
-from typing import Any, Generic, TypeVar, get_type_hints, overload
+from types import MappingProxyType
+from typing import Any, Generic, TypeVar, overload
 
 import msgspec
 
 from sparring.environments.outcome import Rewards
 from sparring.environments.seat import Seat
+from sparring.environments.signature import Hidden, check_hidden, converted, read_signature, setting_type
 from sparring.errors import SettingError
 
 TaskT = TypeVar("TaskT")
-Hidden = Mapping[str, tuple[str, ...]]
 
 
 class Environment(ABC, Generic[TaskT]):
@@ -29,19 +33,23 @@ class Environment(ABC, Generic[TaskT]):
     """
 
     seats: tuple[str, ...]
-    name: str
-    hidden: Hidden = {}
+    hidden: Hidden = MappingProxyType({})
     zero_sum: tuple[str, ...] = ()
     headline: str = ""
     resumable: bool = True
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages and reports."""
+        return type(self).__name__
 
     @abstractmethod
     async def play(self, task: TaskT, *players: Seat, rng: Random) -> Rewards:
         """Play one episode. `players` in the order of `seats`; `rng` is common to the episodes that are compared."""
 
     def described(self) -> dict[str, Any]:
-        """Name and settings as plain data, for `run.json`."""
-        return {"name": self.name, "seats": list(self.seats)}
+        """Name and settings as JSON data, for `run.json`; a subclass with settings of its own adds them."""
+        return {"name": f"{type(self).__module__}:{type(self).__qualname__}", "seats": list(self.seats)}
 
     def fingerprint(self) -> str:
         """A digest of the source file that defines it: a run that is resumed with another one is stopped and says so."""
@@ -56,7 +64,7 @@ class FunctionEnvironment(Environment[TaskT]):
     seats: tuple[str, ...]
     task_type: Any
     settings: Mapping[str, Any]
-    hidden: Hidden = field(default_factory=dict)
+    hidden: Hidden = field(default_factory=dict[str, tuple[str, ...]])
     zero_sum: tuple[str, ...] = ()
     headline: str = ""
     gold: Callable[[TaskT], str] | None = None
@@ -64,8 +72,13 @@ class FunctionEnvironment(Environment[TaskT]):
     takes_rng: bool = False
 
     @property
-    def name(self) -> str:  # type: ignore[override]
+    def name(self) -> str:
         return self.function.__name__
+
+    @property
+    def setting_types(self) -> Mapping[str, Any]:
+        """What the values of each setting must be, for the command line."""
+        return {key: setting_type(self.function, key) for key in self.settings}
 
     def __hash__(self) -> int:
         return hash((self.function, tuple(sorted(self.settings))))
@@ -74,15 +87,26 @@ class FunctionEnvironment(Environment[TaskT]):
         """The same rules with other settings; unknown ones and ill-typed values raise `SettingError`."""
         if positional:
             raise SettingError(f"{self.name}({positional[0]!r}): settings are given by name: {self._listed()}")
-        hints = get_type_hints(self.function)
         checked = dict(self.settings)
         for key, value in settings.items():
             if key not in self.settings:
                 near = get_close_matches(key, self.settings, n=1)
                 meant = f"did you mean {near[0]!r}?" if near else f"it has {self._listed()}"
                 raise SettingError(f"{self.name} has no setting {key!r}; {meant}")
-            checked[key] = _converted(f"{self.name}({key}={value!r})", value, hints.get(key, Any))
-        return replace(self, settings=checked)
+            checked[key] = converted(f"{self.name}({key}={value!r})", value, setting_type(self.function, key))
+        return replace(self, settings=MappingProxyType(checked))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By name, as a function is: the name that `@environment` decorated stands for the environment."""
+        function = self.function
+        try:
+            found: object = attrgetter(function.__qualname__)(sys.modules[function.__module__])
+        except (AttributeError, KeyError):
+            found = None
+        if isinstance(found, FunctionEnvironment) and found.function is function:
+            return _named, (function.__module__, function.__qualname__, dict(self.settings))
+        parts = {item.name: vars(self)[item.name] for item in fields(self) if item.name != "settings"}
+        return _assembled, (parts, dict(self.settings))
 
     async def play(self, task: TaskT, *players: Seat, rng: Random) -> Rewards:
         extra = {"rng": rng} if self.takes_rng else {}
@@ -90,7 +114,8 @@ class FunctionEnvironment(Environment[TaskT]):
 
     def described(self) -> dict[str, Any]:
         where = f"{self.function.__module__}:{self.function.__qualname__}"
-        return {"name": where, "seats": list(self.seats), "settings": dict(self.settings)}
+        settings = msgspec.to_builtins(dict(self.settings), str_keys=True, order="deterministic")
+        return {"name": where, "seats": list(self.seats), "settings": settings}
 
     def fingerprint(self) -> str:
         return _source_digest(self.function)
@@ -122,7 +147,7 @@ def environment(
     gold: Callable[[Any], str] | None = None,
     resumable: bool = True,
 ) -> FunctionEnvironment[Any] | Callable[[Callable[..., Awaitable[Rewards]]], FunctionEnvironment[Any]]:
-    """Make an environment of an async function: the first parameter is the task, further ones are seats, keyword-only ones settings.
+    """Make an environment of an async function: its first parameter is the task, then come seats, settings stand after `*`.
 
     hidden      {seat or "*": task fields that it must not see}
     zero_sum    seats whose returns add up to zero
@@ -130,87 +155,59 @@ def environment(
     gold        a reply that solves the task, for `sparring check`
     resumable   False where an episode holds something live: after a crash it starts again
 
-    `rng` is the one reserved name: a `random.Random` seeded from run, task and group. Raises `SettingError` for a signature
-    that does not say this.
+    `rng` is the one reserved name: a `random.Random` seeded from run, task and group. Settings are JSON data. Raises
+    `SettingError` for a signature that does not say this.
     """
 
     def made(fn: Callable[..., Awaitable[Rewards]]) -> FunctionEnvironment[Any]:
-        seats, settings, takes_rng, task_type = _read_signature(fn)
-        for seat in (*(hidden or {}), *zero_sum):
-            if seat not in seats and not (seat == "*" and seat in (hidden or {})):
-                raise SettingError(f"{fn.__name__}: {seat!r} is no seat of it; its seats are {', '.join(seats)}")
-        _check_fields(fn.__name__, task_type, hidden or {})
+        signature = read_signature(fn)
+        _check_seats(fn.__name__, signature.seats, hidden or {}, zero_sum)
+        check_hidden(fn.__name__, signature.task_type, hidden or {})
         return FunctionEnvironment(
             function=fn,
-            seats=seats,
-            task_type=task_type,
-            settings=settings,
-            hidden=dict(hidden or {}),
+            seats=signature.seats,
+            task_type=signature.task_type,
+            settings=MappingProxyType(dict(signature.settings)),
+            hidden={seat: tuple(names) for seat, names in (hidden or {}).items()},
             zero_sum=tuple(zero_sum),
             headline=headline,
             gold=gold,
             resumable=resumable,
-            takes_rng=takes_rng,
+            takes_rng=signature.takes_rng,
         )
 
     return made if function is None else made(function)
 
 
-def _read_signature(fn: Callable[..., Any]) -> tuple[tuple[str, ...], dict[str, Any], bool, Any]:
-    if not inspect.iscoroutinefunction(fn):
-        raise SettingError(
-            f"{fn!r}: an environment is an async function: async def {getattr(fn, '__name__', 'play')}(task, ...)"
-        )
-    seats: list[str] = []
-    settings: dict[str, Any] = {}
-    takes_rng = False
-    parameters = list(inspect.signature(fn).parameters.values())
-    for parameter in parameters:
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            raise SettingError(
-                f"{fn.__name__}: {parameter} hides its seats or settings; name them, or subclass Environment"
-            )
-        if parameter.kind is not parameter.KEYWORD_ONLY:
-            seats.append(parameter.name)
-        elif parameter.name == "rng":
-            takes_rng = True
-        elif parameter.default is parameter.empty:
-            raise SettingError(f"{fn.__name__}: setting {parameter.name!r} has no default; give it one")
-        else:
-            settings[parameter.name] = parameter.default
-    if len(seats) < 2:
-        raise SettingError(
-            f"{fn.__name__}{inspect.signature(fn)}: the first parameter is the task, then at least one seat"
-        )
-    return tuple(seats[1:]), settings, takes_rng, parameters[0].annotation
+def _check_seats(name: str, seats: tuple[str, ...], hidden: Hidden, zero_sum: tuple[str, ...]) -> None:
+    if isinstance(zero_sum, str):
+        raise SettingError(f"{name}: zero_sum is the text {zero_sum!r}; write a tuple of seats, as in {seats!r}")
+    for seat in (*zero_sum, *(key for key in hidden if key != "*")):
+        if seat not in seats:
+            raise SettingError(f"{name}: {seat!r} is no seat of it; its seats are {', '.join(seats)}")
 
 
-def _check_fields(name: str, task_type: Any, hidden: Hidden) -> None:
-    if not (isinstance(task_type, type) and is_dataclass(task_type)):
-        return
-    known: Collection[str] = [item.name for item in fields(task_type)]
-    for hidden_fields in hidden.values():
-        for hidden_field in hidden_fields:
-            if hidden_field not in known:
-                raise SettingError(
-                    f"{name}: hidden field {hidden_field!r} is none of {task_type.__name__}'s: {', '.join(known)}"
-                )
+def _named(module: str, qualname: str, settings: Mapping[str, Any]) -> FunctionEnvironment[Any]:
+    """Unpickle the environment that stands under a name, with the settings it had."""
+    found: object = attrgetter(qualname)(import_module(module))
+    assert isinstance(found, FunctionEnvironment), f"{module}:{qualname} is {found!r}, no environment"
+    return replace(found, settings=MappingProxyType(dict(settings)))
 
 
-def _converted(what: str, value: object, annotation: Any) -> Any:
-    if annotation is Any:
-        return value
-    try:
-        return msgspec.convert(value, annotation, strict=True)
-    except msgspec.ValidationError as error:
-        raise SettingError(f"{what}: {error}") from error
+def _assembled(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> FunctionEnvironment[Any]:
+    return FunctionEnvironment(**parts, settings=MappingProxyType(dict(settings)))
 
 
 def _source_digest(thing: Any) -> str:
-    """sha256 of the file that defines `thing`; of its name where there is no file (a notebook cell, a REPL)."""
+    """sha256 of the file that defines `thing`; of its own lines, then of its name, where there is no file (a notebook)."""
     try:
         path = inspect.getsourcefile(thing)
-        content = Path(path).read_bytes() if path else repr(thing).encode()
+        content = Path(path).read_bytes() if path else b""
     except (TypeError, OSError):
-        content = f"{thing.__module__}:{thing.__qualname__}".encode()
+        content = b""
+    if not content:
+        try:
+            content = inspect.getsource(thing).encode()
+        except (TypeError, OSError):
+            content = f"{thing.__module__}:{thing.__qualname__}".encode()
     return sha256(content).hexdigest()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isclose, isfinite
+from math import isclose
 from typing import SupportsFloat
 
-from sparring.environments.score import Score
+from sparring.environments.score import Score, finite
 from sparring.environments.seat import Seat
 from sparring.errors import RewardError
 
@@ -19,8 +19,8 @@ class Outcome:
     """Rewards with `metrics` (numbers, averaged over episodes) and `notes` (text, kept with the transcript)."""
 
     rewards: float | Score | Mapping[Seat, float | Score] | None = None
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    notes: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict[str, float])
+    notes: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 Rewards = float | Score | Mapping[Seat, float | Score] | Outcome | None
@@ -50,24 +50,21 @@ def settle(
     given = _by_seat(outcome.rewards, seats, family)
     returns: dict[Seat, float] = {}
     unjudged: dict[Seat, str] = {}
-    metrics = {name: _finite(f"metric {name!r}", value) for name, value in outcome.metrics.items()}
     for seat in family:
         reward = given.get(seat)
         if isinstance(reward, Score) and reward.value is None:
             unjudged[seat] = reward.error
-        elif reward is not None or seat.turn_rewards:
-            total = 0.0 if reward is None else _finite(f"the reward of {seat!r}", reward)
-            returns[seat] = total + sum(seat.turn_rewards.values())
+        elif seat in given or seat.turn_rewards:
+            returns[seat] = _return(seat, given.get(seat, 0.0))
         elif seat.spoke and seat.name in trained:
             raise RewardError(
                 f"{seat!r} is trained and spoke, but got no reward: return one for it, or call reward() on it"
             )
     _check_zero_sum(returns, unjudged, zero_sum)
-    for seat, reward in given.items():
-        if isinstance(reward, Score):
-            metrics |= {f"{seat.key}/{part}": float(value) for part, value in reward.parts.items()}
-    if any(seat.picks for seat in family):
-        metrics["illegal"] = float(sum(seat.illegal for seat in family))
+    for name, note in outcome.notes.items():
+        if not isinstance(note, str):
+            raise RewardError(f"note {name!r} is {note!r}: must be text; numbers are metrics")
+    metrics = _metrics(outcome.metrics, given, family)
     return Settled(returns=returns, unjudged=unjudged, metrics=metrics, notes=dict(outcome.notes))
 
 
@@ -94,13 +91,36 @@ def _by_seat(
     return {seats[0]: rewards}
 
 
-def _finite(what: str, value: object) -> float:
-    if not isinstance(value, SupportsFloat):
-        raise RewardError(f"{what} is {value!r}: must be a number")
-    number = float(value)
-    if not isfinite(number):
-        raise RewardError(f"{what} is {number!r}: must be finite; return Score(error=...) for what could not be judged")
-    return number
+def _return(seat: Seat, reward: float | Score) -> float:
+    remedy = "return Score(error=...) for what could not be judged"
+    own = finite(f"the reward of {seat!r}", reward, remedy)
+    return finite(f"the return of {seat!r}", own + sum(seat.turn_rewards.values()), remedy)
+
+
+def _metrics(
+    metrics: Mapping[str, float], given: Mapping[Seat, float | Score], family: Sequence[Seat]
+) -> Mapping[str, float]:
+    """The environment's metrics, the parts of its scores, and how many picks were refused; each name once."""
+    found = {
+        name: finite(f"metric {name!r}", value, "leave it out where there is none") for name, value in metrics.items()
+    }
+    for name, value in (*_parts(given, family), *_illegal(family)):
+        if name in found:
+            raise RewardError(f"metric {name!r} is given by the environment and by sparring: rename the environment's")
+        found[name] = value
+    return found
+
+
+def _parts(given: Mapping[Seat, float | Score], family: Sequence[Seat]) -> Iterable[tuple[str, float]]:
+    for seat in family:
+        reward = given.get(seat)
+        if isinstance(reward, Score):
+            yield from ((f"{seat.key}/{part}", float(value)) for part, value in reward.parts.items())
+
+
+def _illegal(family: Sequence[Seat]) -> Iterable[tuple[str, float]]:
+    if any(seat.picks for seat in family):
+        yield "illegal", float(sum(seat.illegal for seat in family))
 
 
 def _check_zero_sum(returns: Mapping[Seat, float], unjudged: Mapping[Seat, str], names: Collection[str]) -> None:

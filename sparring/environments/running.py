@@ -43,7 +43,10 @@ class Running(Protocol):
     """The episode, as its seats see it."""
 
     async def act(self, conversation: Conversation, request: Request) -> tuple[Reply, object]:
-        """The player's reply and its record; raises `TimeoutError` after `request.timeout`, `ContextFull` where it cannot fit."""
+        """The player's reply and its record.
+
+        Raises `TimeoutError` after `request.timeout` seconds, and `ContextFull` where the reply cannot fit.
+        """
         ...
 
     async def effect(self, name: str, call: Callable[[], Awaitable[Any]], arguments: bytes, timeout: float) -> Any:

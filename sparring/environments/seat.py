@@ -38,6 +38,7 @@ class Seat:
         self._forks: dict[tuple[int, ...], int] = {}
         self._born = _path(branches())
         self._used_in = branches()
+        self._forked_in: list[tuple[Branch, ...]] = []
 
     def __repr__(self) -> str:
         return f"Seat({self.key!r})"
@@ -165,7 +166,8 @@ class Seat:
         What was said before the fork is its past and trains nothing in it. Forks may run beside each other. Without a `label`
         of its own a fork keeps this seat's.
         """
-        self._check("forked")
+        self._check("forked", self._used_in)
+        self._forked_in.append(branches())
         path = _path(branches())
         if path == self._born[: len(path)]:
             path = ()
@@ -197,16 +199,17 @@ class Seat:
         self.conversation.append(Message(role=role, parts=(Text(text=text),)))
 
     def _use(self, what: str) -> None:
-        self._check(what)
+        self._check(what, self._used_in, *self._forked_in)
         self._used_in = branches()
+        self._forked_in.clear()
 
-    def _check(self, what: str) -> None:
-        """Refuse what depends on timing: a second thing while it answers, or another branch of a `gather` that used it."""
+    def _check(self, what: str, *before: tuple[Branch, ...]) -> None:
+        """Refuse what depends on timing: a second thing while it answers, or another branch of a `gather` that used it before."""
         if self._asking:
             raise SettingError(
                 f"{self!r} was {what} while it was still answering: wait for its reply, or fork() it before"
             )
-        if _apart(self._used_in, branches()):
+        if any(_apart(used, branches()) for used in before):
             raise SettingError(
                 f"{self!r} was {what} in one branch of gather() after it was used in another: which came first would be "
                 f"chance; fork() it for each branch, or use it after gather()"

@@ -8,15 +8,17 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from math import isfinite
+from typing import Literal, get_args
 
 from sparring.environments.score import Score
 from sparring.errors import SettingError
 
-_NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d+)?|\.\d+)(?:/[1-9]\d*)?")
-_GROUPED = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-_FRACTION = re.compile(r"\\d?frac\{([-+]?\d+)\}\{([1-9]\d*)\}")
-_ANSWER = re.compile(r"^\s*answer\s*:\s*(.*?)\s*$", re.IGNORECASE | re.MULTILINE)
+# Digits are 0-9 alone: \d would take the digits of every script. No part of a pattern can match in two ways, so that matching
+# takes time in proportion to the text.
+_NUMBER = re.compile(r"([-+]?)([0-9]+|[1-9][0-9]{0,2}(?:,[0-9]{3})+)?(\.[0-9]+)?(?:/([1-9][0-9]*))?")
+_FRACTION = re.compile(r"([-+]?)\\[dt]?frac\{([-+]?[0-9]+)\}\{([1-9][0-9]*)\}")
+_BRACE = re.compile(r"\\boxed\{|[{}]")
 _LONGEST = 1000
 
 Extract = Literal["marked", "whole"]
@@ -26,17 +28,21 @@ Extract = Literal["marked", "whole"]
 class MathVerifier:
     """Compares a reply's answer with a number, exactly, as rationals: 1.0 or 0.0.
 
-    extract   "marked": the one final `\\boxed{...}` or `Answer: ...` line; several different ones are wrong.
+    extract   "marked": the one final `\\boxed{...}`, else the one final line `Answer: ...`; several different ones are wrong.
               "whole": the reply is the answer and nothing else (a full stop at its end does not count).
 
-    A reply without an answer, or with one that is not a plain number, is wrong. Raises `SettingError` for a `gold` that is not a
-    number (integer, decimal, fraction `a/b`): symbolic answers are not compared yet.
+    A reply without an answer, or with one that is not a plain number, is wrong. Raises `SettingError` for a `gold` that is not
+    a number (integer, decimal, fraction `a/b`): symbolic answers are not compared yet.
     """
 
     extract: Extract = "marked"
 
+    def __post_init__(self) -> None:
+        if self.extract not in get_args(Extract):
+            raise SettingError(f"MathVerifier(extract={self.extract!r}): must be one of {', '.join(get_args(Extract))}")
+
     async def __call__(self, text: str, gold: str | float) -> Score:
-        expected = number(str(gold))
+        expected = _gold(gold)
         if expected is None:
             raise SettingError(
                 f"gold answer {gold!r} is not a number: MathVerifier compares integers, decimals and a/b"
@@ -48,32 +54,60 @@ class MathVerifier:
 
 def marked(text: str) -> str | None:
     """What stands in the final `\\boxed{...}`, else in the final `Answer:` line; None where there is none or they disagree."""
-    answers = _boxed(text) or _ANSWER.findall(text)
-    forms = {number(answer) if number(answer) is not None else answer.strip() for answer in answers}
+    answers = _boxed(text) or _answer_lines(text)
+    forms: set[Fraction | str] = set()
+    for answer in answers:
+        value = number(answer)
+        forms.add(answer.strip() if value is None else value)
     return answers[-1] if len(forms) == 1 else None
 
 
 def number(text: str) -> Fraction | None:
-    """The number that `text` is, or None. Dollar signs, percent signs, thousands' commas and a full stop at the end are dropped."""
+    """The number that `text` is, or None: an integer, a decimal or a/b, with a sign, thousands' commas or as `\\frac{a}{b}`.
+
+    Dollar and percent signs round it and a full stop at its end are dropped. Exponents and the digits of other scripts are
+    refused.
+    """
     bare = text.strip()
     if len(bare) > _LONGEST:
         return None
-    bare = _FRACTION.sub(r"\1/\2", bare.removesuffix(".").replace("\\$", "").replace("\\%", "").strip("$% "))
-    bare = _GROUPED.sub("", bare.replace("\\!", "").replace("{,}", ","))
-    if not _NUMBER.fullmatch(bare):
+    bare = bare.removesuffix(".").replace("\\$", "").replace("\\%", "").strip("$% ").removesuffix(".")
+    written = _FRACTION.fullmatch(bare)
+    if written:
+        sign, top, bottom = written.groups()
+        return Fraction(int(top), int(bottom)) * (-1 if sign == "-" else 1)
+    parts = _NUMBER.fullmatch(bare.replace("\\!", "").replace("{,}", ","))
+    if parts is None or not (parts[2] or parts[3]):
         return None
-    top, _, bottom = bare.partition("/")
-    return Fraction(top) / (Fraction(bottom) if bottom else 1)
+    value = Fraction((parts[2] or "0").replace(",", "") + (parts[3] or "")) / int(parts[4] or "1")
+    return -value if parts[1] == "-" else value
+
+
+def _gold(gold: object) -> Fraction | None:
+    if isinstance(gold, str):
+        return number(gold)
+    if isinstance(gold, float):
+        return Fraction(repr(float(gold))) if isfinite(gold) else None
+    return Fraction(gold) if isinstance(gold, int) and not isinstance(gold, bool) else None
 
 
 def _boxed(text: str) -> list[str]:
-    """The contents of every `\\boxed{...}` with balanced braces, in order."""
+    """The contents of every `\\boxed{...}` with balanced braces and no other such inside, in order."""
     found: list[str] = []
-    for match in re.finditer(r"\\boxed\{", text):
-        depth, end = 1, match.end()
-        while end < len(text) and depth:
-            depth += {"{": 1, "}": -1}.get(text[end], 0)
-            end += 1
-        if depth == 0:
-            found.append(text[match.end() : end - 1])
+    opened: list[int | None] = []  # for each open brace, where the content of its box begins; None for a plain brace
+    last = -1
+    for match in _BRACE.finditer(text):
+        if match[0] != "}":
+            opened.append(match.end() if match[0] != "{" else None)
+        elif opened:
+            start = opened.pop()
+            if start is not None and start > last:
+                last = match.start()
+                found.append(text[start:last])
     return found
+
+
+def _answer_lines(text: str) -> list[str]:
+    """What follows `Answer:` on each line that begins with it."""
+    split = (line.partition(":") for line in text.splitlines())
+    return [rest.strip() for head, colon, rest in split if colon and head.strip().casefold() == "answer"]

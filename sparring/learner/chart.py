@@ -9,7 +9,7 @@ from math import ceil, floor, isfinite, log10
 
 Point = tuple[float, float]
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 16.0, 40.0, 34.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56.0, 18.0, 54.0, 26.0
 _MOST_TARGETS = 400
 """Points beyond which only some carry a tooltip."""
 
@@ -72,14 +72,14 @@ def line_chart(
     kept = [_finite(one) for one in series]
     shown = [one for one in kept if one.points]
     frame = _frame(shown, width, height, y)
-    label = escape(title, quote=True)
+    spelled = f'role="img" aria-label="{escape(title, quote=True)}"'
     parts = [
-        f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" aria-label="{label}">',
+        f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" {spelled}>',
         _style() if alone else "",
         f'<rect width="{width}" height="{height}" fill="var(--surface)"/>' if alone else "",
         f'<text class="title" x="12" y="20">{escape(title)}</text>',
         *(_axes(frame, axis) if shown else [f'<text x="12" y="{height / 2:.0f}">not measured</text>']),
-        *_legend(shown, width),
+        *_legend(shown),
     ]
     for number, one in enumerate(shown):
         parts += _curve(one, number % 4 + 1, frame)
@@ -134,25 +134,28 @@ def _axes(frame: Frame, axis: str) -> Iterator[str]:
         if frame.x[0] <= value <= frame.x[1] and value == int(value):
             across, _ = frame.at(value, frame.y[0])
             yield f'<text x="{across:.1f}" y="{base + 16:.1f}" text-anchor="middle">{number_text(value)}</text>'
-    yield f'<text x="{frame.width - _RIGHT:.1f}" y="{base + 30:.1f}" text-anchor="end">{escape(axis)}</text>'
+    yield f'<text x="12" y="{base + 16:.1f}">{escape(axis)}</text>'
 
 
 def number_text(value: float) -> str:
     """A tick or value as short text."""
-    return f"{value:.0f}" if value == int(value) and abs(value) < 1e5 else f"{value:.4g}"
+    if value == int(value) and abs(value) < 1e5:
+        return f"{value:.0f}"
+    if abs(value) < 0.001:
+        mantissa, exponent = f"{value:.1e}".split("e")
+        return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+    return f"{value:.4g}"
 
 
-def _legend(series: Sequence[Series], width: int) -> Iterator[str]:
-    """Names of the curves, from the right, where there is more than one."""
+def _legend(series: Sequence[Series]) -> Iterator[str]:
+    """Names of the curves below the title, where there is more than one; the text lays itself out."""
     if len(series) < 2:
         return
-    right = float(width) - _RIGHT
-    for number, one in reversed(list(enumerate(series))):
-        yield f'<text x="{right:.1f}" y="20" text-anchor="end">{escape(one.label)}</text>'
-        start = right - 7.0 * len(one.label) - 20
-        thin = " thin" if one.thin else ""
-        yield f'<line class="line s{number % 4 + 1}{thin}" x1="{start:.1f}" x2="{start + 14:.1f}" y1="16" y2="16"/>'
-        right = start - 12
+    yield '<text x="12" y="37">'
+    for number, one in enumerate(series):
+        gap = ' dx="14"' if number else ""
+        yield f'<tspan class="f{number % 4 + 1}"{gap}>&#9644;</tspan><tspan dx="4">{escape(one.label)}</tspan>'
+    yield "</text>"
 
 
 def _curve(series: Series, colour: int, frame: Frame) -> Iterator[str]:

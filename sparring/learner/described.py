@@ -9,10 +9,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from sparring.backend import ModelInfo
 from sparring.environments import Environment, size, task_digest
 from sparring.errors import RunChanged, SettingError
 from sparring.learner.run import Episodes, Run
+from sparring.rollout import Schedule
 
 _PACKAGES = ("sparring", "torch", "transformers", "peft", "vllm", "numpy")
 _ELSEWHERE = ("train", "held_out", "folder")
@@ -22,16 +25,17 @@ _FREE = ("max_concurrent", "episode_deadline", "stall_deadline", "max_faults")
 _ENDLESS_SAMPLE = 64
 
 
-def describe(run: Run, models: Mapping[str, ModelInfo], renderers: Mapping[str, str]) -> dict[str, Any]:
-    """Settings, fingerprints (environments, tasks, models, renderers) and package versions, all JSON data."""
-    settings = {
-        item.name: plain(getattr(run, item.name)) for item in fields(run) if item.name not in _ELSEWHERE
-    }
+def describe(
+    run: Run, schedule: Schedule, models: Mapping[str, ModelInfo], renderers: Mapping[str, str]
+) -> dict[str, Any]:
+    """Settings, schedule, fingerprints (environments, tasks, models, renderers) and package versions, all JSON data."""
+    settings = {item.name: plain(getattr(run, item.name)) for item in fields(run) if item.name not in _ELSEWHERE}
     sources = {f"train/{number}": source for number, source in enumerate(run.sources)} | {
         f"held_out/{name}": episodes for name, episodes in run.named_held_out.items()
     }
     return {
         "settings": settings | {"policies": {name: plain(policy) for name, policy in run.named_policies.items()}},
+        "schedule": msgspec.to_builtins(schedule),
         "episodes": {name: described_episodes(source) for name, source in sources.items()},
         "models": {name: plain(info) for name, info in models.items()},
         "fingerprints": {f"environment of {name}": source.environment.fingerprint() for name, source in sources.items()}

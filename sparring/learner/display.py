@@ -67,8 +67,9 @@ COLUMNS = (
     Column(title="left", width=7, part="timing", name="left_seconds", show=span),
 )
 LEGEND = (
-    "step: steps made; held-out: mean [95 % interval]; cut: replies that ran into max_tokens; mixed: groups with unequal rewards; "
-    "KL(sampler || trainer), nats per token; ESS: effective sample size; stale: versions a trained token lags; idle: learner waits"
+    "step: steps made; held-out: mean [95 % interval]; cut: replies that ran into max_tokens; mixed: sets with unequal "
+    "rewards; KL(sampler || trainer), nats per token; ESS: effective sample size; stale: versions that a trained token "
+    "lags behind; idle: share of the time that the learner waits"
 )
 _HELD_OUT_WIDTH = 19
 
@@ -153,7 +154,9 @@ class Display:
         text = _MISSING if found is None else str(found)
         unjudged = sum(value is None for value in event.values)
         if unjudged:
-            self.warn(f"held-out {event.name!r}, version {event.version}: {unjudged} of {len(event.values)} tasks have no value")
+            self.warn(
+                f"held-out {event.name!r}, version {event.version}: {unjudged} of {len(event.values)} tasks have no value"
+            )
         if event.name != self._headline:
             self._write(f"held-out {event.name!r}, version {event.version}: {headline_name(event)} {text}")
             return
@@ -230,7 +233,11 @@ def _episodes_line(name: str, episodes: Mapping[str, Any]) -> str:
     environment = episodes["environment"]
     tasks = "endless" if episodes["tasks"] is None else episodes["tasks"]
     rest = {key: episodes[key] for key in ("lineups", "greedy", "seen")}
-    return f"{name}: {environment['name']} {_pairs(environment.get('settings', {}))} tasks={tasks} {_pairs(rest)}".replace("  ", " ")
+    return (
+        f"{name}: {environment['name']} {_pairs(environment.get('settings', {}))} tasks={tasks} {_pairs(rest)}".replace(
+            "  ", " "
+        )
+    )
 
 
 def _pairs(values: Mapping[str, Any]) -> str:

@@ -138,7 +138,9 @@ def read_events(folder: Path) -> Iterable[AnyEvent]:
     """The events in a run folder's journal. Raises `SettingError` where there is none, `JournalError` where it is damaged."""
     path = folder / "journal.db"
     if not path.is_file():
-        raise SettingError(f"run folder {str(folder)!r} has no journal.db: give the folder of a run, as in runs/addition")
+        raise SettingError(
+            f"run folder {str(folder)!r} has no journal.db: give the folder of a run, as in runs/addition"
+        )
     return _events(path)
 
 
@@ -156,7 +158,10 @@ def headline_name(evaluated: Evaluated) -> str:
 
 
 def last_line(told: History) -> str:
-    """`held-out reward: BEFORE -> AFTER (STEPS steps, SECONDS s)`, for the first held-out set; without one, of the rewards played."""
+    """`held-out reward: BEFORE -> AFTER (STEPS steps, SECONDS s)`, for the first held-out set.
+
+    Where nothing is held out, it tells the reward of the first and the last training step, and says so.
+    """
     span = f"({told.versions} steps, {told.seconds:.0f} s)"
     for name in told.held_out:
         first, last = told.evaluated(name)[0], told.evaluated(name)[-1]
@@ -211,9 +216,7 @@ class _Folding:
 
     def _step(self, event: Stepped) -> None:
         self._trained[event.policy] = self._trained.get(event.policy, 0) + self._planned.pop(event.policy, 0)
-        made = Step(
-            policy=event.policy, version=event.step + 1, metrics=event.metrics, engine=event.engine, timing={}
-        )
+        made = Step(policy=event.policy, version=event.step + 1, metrics=event.metrics, engine=event.engine, timing={})
         self._steps[event.policy, made.version] = made
 
     def _time(self, event: Timed) -> None:

@@ -1,7 +1,8 @@
 """Fields of a run set by name from text: `steps`, `policies.learning_rate`, `train.environment.rounds`.
 
-A dotted name walks the run's own dataclasses, mappings (by key), sequences (by number) and an environment's settings; its value is
-read by the field's declared type. What does not exist or does not fit is refused with the nearest name or the type that fits.
+A dotted name walks the run's own dataclasses, mappings (by key), sequences (by number) and an environment's settings; its
+value is read by the field's declared type. What does not exist or does not fit is refused with the nearest name or the type
+that fits.
 """
 
 from __future__ import annotations
@@ -89,14 +90,18 @@ def _check_name(value: object, name: str, text: str, prefix: str) -> None:
         members = {key: (type_, held) for key, type_, held in _members(here)}
         if part not in members:
             where = f"{prefix}{walked.removesuffix('.')}" if walked else type(value).__name__
-            raise SettingError(f"{prefix}{name}: {where} has no {part!r}; {_nearest(value, name, list(members), walked, prefix)}")
+            raise SettingError(
+                f"{prefix}{name}: {where} has no {part!r}; {_nearest(value, name, list(members), walked, prefix)}"
+            )
         type_, here = members[part]
         walked += f"{part}."
     if _reads(type_, here):
         return
     below = [f"{prefix}{place.name}" for place in settable(here, name)]
     if not below:
-        raise SettingError(f"{prefix}{name} {text!r}: a {type(here).__name__} cannot be written on the command line; set it in the file")
+        raise SettingError(
+            f"{prefix}{name} {text!r}: a {type(here).__name__} cannot be written on the command line; set it in the file"
+        )
     raise SettingError(f"{prefix}{name} {text!r}: it is a group of settings; name one of them: {', '.join(below)}")
 
 
@@ -187,7 +192,9 @@ def _alternatives(type_: Any) -> tuple[Any, ...]:
 
 def _reads(type_: Any, held: object) -> bool:
     """Whether text can set a field: its type is plain, and it holds no group of settings just now."""
-    plain = all(one in (bool, int, float, str, Path, type(None)) or get_origin(one) is Literal for one in _alternatives(type_))
+    plain = all(
+        one in (bool, int, float, str, Path, type(None)) or get_origin(one) is Literal for one in _alternatives(type_)
+    )
     return plain and not is_dataclass(held)
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from html import escape
 from itertools import takewhile
-from math import sqrt
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 from sparring.learner.chart import COLOURS, DARK_COLOURS, STYLE, Series, line_chart
@@ -23,6 +21,7 @@ from sparring.learner.history import (
     history,
     read_events,
 )
+from sparring.learner.page_style import DARK_PAGE, LIGHT_PAGE, PAGE_STYLE
 from sparring.rollout.events import AnyEvent, Evaluated
 
 Transcript = Sequence[tuple[str, str]]
@@ -58,17 +57,21 @@ def write_picture(events: Iterable[AnyEvent], path: Path) -> None:
 def page(told: History) -> str:
     """The whole report as HTML."""
     name = escape(str(told.run.get("settings", {}).get("name", "run")))
-    sections = (
-        f"<header><p class=kicker>sparring &middot; {name}</p><h1>{escape(headline(told))}</h1>{_change(told)}</header>",
-        f"<figure class=hero>{held_out_chart(told, width=860, height=340)}</figure>",
-        f"<section><h2>Curves</h2><div class=grid>{''.join(_curves(told))}</div></section>",
+    title = f"<p class=kicker>sparring &middot; {name}</p><h1>{escape(headline(told))}</h1>{_facts(told)}"
+    body = (
+        f"<header>{title}</header>",
+        f"<figure class=wide>{held_out_chart(told, width=860, height=320)}</figure>",
+        f"<figure class=narrow>{held_out_chart(told, width=400, height=300)}</figure>",
+        _section("Curves", f"<div class=grid>{''.join(_curves(told))}</div>"),
         _before_and_after(told),
         _accounts(told),
         _settings(told.run),
     )
-    style = f":root{{{COLOURS}{_LIGHT}}}@media(prefers-color-scheme:dark){{:root{{{DARK_COLOURS}{_DARK}}}}}{STYLE}{_PAGE}"
-    head = f"<meta charset=utf-8><meta name=viewport content='width=device-width,initial-scale=1'><title>{name}</title>"
-    return f"<!doctype html><html lang=en><head>{head}<style>{style}</style></head><body><main>{''.join(sections)}</main></body></html>\n"
+    dark = f"@media(prefers-color-scheme:dark){{:root{{{DARK_COLOURS}{DARK_PAGE}}}}}"
+    style = f"<style>:root{{{COLOURS}{LIGHT_PAGE}}}{dark}{STYLE}{PAGE_STYLE}</style>"
+    meta = "<meta charset=utf-8><meta name=viewport content='width=device-width,initial-scale=1'>"
+    head = f"<head>{meta}<title>{name}</title>{style}</head>"
+    return f"<!doctype html><html lang=en>{head}<body><main>{''.join(body)}</main></body></html>\n"
 
 
 # ------------------------------------------------------------------------------------------------------------- headline
@@ -98,33 +101,30 @@ def _plain(found: Estimate) -> str:
     return f"{found.mean:.2f}"
 
 
-def _change(told: History) -> str:
-    """The change with its interval, paired task by task, and both ends with theirs."""
+def _facts(told: History) -> str:
+    """Both ends with their intervals, and what became of the single tasks."""
     for name in told.held_out:
         first, last = told.evaluated(name)[0], told.evaluated(name)[-1]
         before, after = estimate_mean(first.values), estimate_mean(last.values)
         if before is None or after is None or first.version == last.version:
             return ""
         unseen = not told.run.get("episodes", {}).get(f"held_out/{name}", {}).get("seen")
-        texts = [f"before {before}", f"after {after}"]
-        paired = paired_change(first.values, last.values)
-        if paired is not None:
-            texts.append(f"change, task by task {paired.mean:+.2f} [{paired.low:+.2f}, {paired.high:+.2f}]")
-        texts.append("95 % intervals")
-        texts.append("no held-out task was trained on" if unseen else "held-out tasks may have been trained on (seen=True)")
+        better, worse = compared(first, last)
+        texts = (
+            f"before {before}, after {after} (95 % intervals)",
+            f"{better} tasks got better, {worse} worse",
+            "no held-out task was trained on" if unseen else "held-out tasks may have been trained on (seen=True)",
+        )
         return f"<p class=facts>{''.join(f'<span>{escape(text)}</span>' for text in texts)}</p>"
     return ""
 
 
-def paired_change(before: Sequence[float | None], after: Sequence[float | None]) -> Estimate | None:
-    """The mean difference over tasks that were judged both times, with its normal 95 % interval."""
-    pairs = [(one, two) for one, two in zip(before, after, strict=True) if one is not None and two is not None]
-    if len(pairs) < 2:
-        return None
-    differences = [two - one for one, two in pairs]
-    mean, half = fmean(differences), 1.96 * stdev(differences) / sqrt(len(differences))
-    missing = len(before) - len(pairs)
-    return Estimate(mean=mean, low=mean - half, high=mean + half, count=len(pairs), missing=missing)
+def compared(first: Evaluated, last: Evaluated) -> tuple[int, int]:
+    """How many tasks got a higher value, and how many a lower one; those without a value either time count as neither."""
+    pairs = [
+        (one, two) for one, two in zip(first.values, last.values, strict=True) if one is not None and two is not None
+    ]
+    return sum(two > one for one, two in pairs), sum(two < one for one, two in pairs)
 
 
 # --------------------------------------------------------------------------------------------------------------- curves
@@ -152,7 +152,7 @@ def held_out_chart(told: History, *, width: int, height: int, alone: bool = Fals
 def _unit(series: Sequence[Series]) -> tuple[float | None, float | None]:
     """Shares are drawn from 0 to 1, everything else as far as it goes."""
     values = [y for one in series for _, y in one.points]
-    return (0.0, 1.0) if values and 0 <= min(values) and max(values) <= 1 else (None, None)
+    return (0.0, 1.0) if values and min(values) >= 0 and max(values) <= 1 else (None, None)
 
 
 def _figures(steps: Sequence[Step], part: str, name: str) -> list[tuple[float, float]]:
@@ -181,17 +181,11 @@ def _curves(told: History) -> list[str]:
     charts: list[str] = []
     for title, part, name, ends in _SMALL:
         series = [Series(label=policy, points=_figures(told.of(policy), part, name)) for policy in told.policies]
-        if name == "staleness":
-            series = [one for policy in told.policies for one in _staleness(told, policy)]
+        if name == "staleness" and len(series) == 1:
+            oldest = _figures(told.steps, "metrics", "staleness_max")
+            series = [replace(series[0], label="mean"), Series(label="oldest", points=oldest, thin=True)]
         charts.append(f"<figure>{line_chart(title, series, y=ends if ends is not None else _unit(series))}</figure>")
     return charts
-
-
-def _staleness(told: History, policy: str) -> list[Series]:
-    prefix = f"{policy} " if len(told.policies) > 1 else ""
-    steps = told.of(policy)
-    mean = Series(label=f"{prefix}mean", points=_figures(steps, "metrics", "staleness"))
-    return [mean, Series(label=f"{prefix}oldest", points=_figures(steps, "metrics", "staleness_max"), thin=True)]
 
 
 # ------------------------------------------------------------------------------------------------------ before and after
@@ -200,14 +194,14 @@ def _staleness(told: History, policy: str) -> list[Series]:
 def _before_and_after(told: History) -> str:
     for name in told.held_out:
         first, last = told.evaluated(name)[0], told.evaluated(name)[-1]
-        if first.version == last.version:
-            return f"<section><h2>Held-out replies, version {first.version}</h2>{''.join(_pairs(first, first, range(len(first.values))))}</section>"
         numbers = range(len(first.values))
+        if first.version == last.version:
+            return _section(f"Held-out replies, version {first.version}", *_pairs(first, first, numbers))
         changed = [number for number in numbers if first.values[number] != last.values[number]]
         same = [number for number in numbers if first.values[number] == last.values[number]]
-        title = f"<h2>The same held-out tasks, before and after</h2><p>{len(changed)} of {len(numbers)} tasks changed their value.</p>"
-        rest = f"<details><summary>{len(same)} tasks with the same value</summary>{''.join(_pairs(first, last, same))}</details>"
-        return f"<section>{title}{''.join(_pairs(first, last, changed))}{rest if same else ''}</section>"
+        said = f"<p>{len(changed)} of {len(numbers)} tasks changed their value.</p>"
+        rest = _details(f"{len(same)} tasks with the same value", *_pairs(first, last, same)) if same else ""
+        return _section("The same held-out tasks, before and after", said, *_pairs(first, last, changed), rest)
     return ""
 
 
@@ -234,7 +228,9 @@ def _side(evaluated: Evaluated, number: int, said: Transcript) -> str:
     value = evaluated.values[number]
     text = "no value" if value is None else f"{headline_name(evaluated)} {value:g}"
     kind = "none" if value is None else "good" if value > 0 else "bad"
-    return f'<div><p class=label>version {evaluated.version} <b class="{kind}">{escape(text)}</b></p>{_said(said)}</div>'
+    return (
+        f'<div><p class=label>version {evaluated.version} <b class="{kind}">{escape(text)}</b></p>{_said(said)}</div>'
+    )
 
 
 def _said(lines: Transcript) -> str:
@@ -246,12 +242,14 @@ def _said(lines: Transcript) -> str:
 
 def _accounts(told: History) -> str:
     rows = [(one.policy, str(one.dispatched), str(one.trained), str(one.outside)) for one in told.units]
-    units = _table(("policy", "units dispatched", "trained", "dropped or still open"), rows)
-    failed = sum(fault.count for fault in told.faults)
-    said = f"<p>{told.episodes} training episodes ended; {failed} failed, {sum(one.count for one in told.unjudged)} seats were not judged.</p>"
-    return (
-        f"<section><h2>Where the episodes went</h2>{said}{units}"
-        f"{_faults('Failed episodes', told.faults)}{_faults('Not judged', told.unjudged)}{_notes(told)}</section>"
+    failed, unjudged = (sum(fault.count for fault in faults) for faults in (told.faults, told.unjudged))
+    return _section(
+        "Where the episodes went",
+        f"<p>{told.episodes} training episodes ended; {failed} failed, {unjudged} seats were not judged.</p>",
+        _table(("policy", "units dispatched", "trained", "dropped or still open"), rows),
+        _faults("Failed episodes", told.faults),
+        _faults("Not judged", told.unjudged),
+        _notes(told),
     )
 
 
@@ -273,7 +271,18 @@ def _settings(run: Mapping[str, Any]) -> str:
     for part in ("settings", "episodes", "models", "packages", "fingerprints"):
         rows = [(name, shown(value)) for name, value in run.get(part, {}).items()]
         tables.append(f"<h3>{part.capitalize()}</h3>{_table(('name', 'value'), rows)}" if rows else "")
-    return f"<section><h2>Settings</h2><details><summary>everything that decided the result</summary>{''.join(tables)}</details></section>"
+    return _section("Settings", _details("everything that decided the result", *tables))
+
+
+# ---------------------------------------------------------------------------------------------------------------- pieces
+
+
+def _section(title: str, *parts: str) -> str:
+    return f"<section><h2>{escape(title)}</h2>{''.join(parts)}</section>"
+
+
+def _details(summary: str, *parts: str) -> str:
+    return f"<details><summary>{escape(summary)}</summary>{''.join(parts)}</details>"
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -285,24 +294,4 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def _write(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-
-
-_LIGHT = "--page:#f5f6f8;--line:#dfe3e8;--good:#17693f;--bad:#a3341f;"
-_DARK = "--page:#101215;--line:#2f353d;--good:#63cf9f;--bad:#ff9a82;"
-_PAGE = """\
-*{box-sizing:border-box}body{margin:0;background:var(--page);color:var(--ink);font:16px/1.5 system-ui,sans-serif}
-main{max-width:960px;margin:0 auto;padding:24px 16px 64px}h1{font-size:1.7rem;line-height:1.25;margin:0 0 12px;text-wrap:balance}
-h2{font-size:1.15rem;margin:36px 0 12px}h3{font-size:.95rem;margin:16px 0 8px}.kicker{color:var(--muted);margin:0 0 8px}
-.facts{display:flex;flex-wrap:wrap;gap:6px 20px;color:var(--muted);margin:0 0 16px;font-variant-numeric:tabular-nums}
-figure{margin:0;background:var(--surface);border:1px solid var(--line);border-radius:8px;overflow:hidden}
-svg{display:block;width:100%;height:auto}.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,380px),1fr));gap:12px}
-article{background:var(--surface);border:1px solid var(--line);border-radius:8px;padding:12px 16px;margin:0 0 12px}
-article h3{margin:0 0 6px;color:var(--muted);font-weight:500}.pair{display:grid;grid-template-columns:1fr 1fr;gap:16px}
-.pair>div{border-top:1px solid var(--line);padding-top:8px;min-width:0}.label{margin:0 0 4px;color:var(--muted);font-size:.875rem}
-.said{margin:0 0 6px;white-space:pre-wrap;overflow-wrap:anywhere;max-height:18em;overflow-y:auto}
-.said span{color:var(--muted);font-size:.8rem;margin-right:8px}.good{color:var(--good)}.bad{color:var(--bad)}.none{color:var(--muted)}
-table{border-collapse:collapse;width:100%;font-size:.875rem;background:var(--surface)}.scroll{overflow-x:auto}
-th,td{text-align:left;padding:5px 10px;border-bottom:1px solid var(--line);vertical-align:top;overflow-wrap:anywhere}
-th{color:var(--muted);font-weight:500}summary{cursor:pointer;color:var(--muted);padding:6px 0}
-@media(max-width:560px){h1{font-size:1.35rem}.pair{grid-template-columns:1fr}}"""
+    partial.replace(path)

@@ -14,8 +14,8 @@ import numpy as np
 
 from sparring.arrays import F32
 from sparring.backend import Datum
-from sparring.learner.advantages import Comparable, estimate
-from sparring.learner.algorithm import Algorithm
+from sparring.learner.advantages import Advantages, Comparable, estimate
+from sparring.learner.algorithm import Scope
 from sparring.rollout import Batch, Context, Trajectory
 
 
@@ -30,21 +30,27 @@ class Prepared:
     digest: str
 
 
-def prepare(batch: Batch, algorithm: Algorithm, state: Mapping[str, Any], environments: Sequence[str]) -> Prepared:
+def prepare(
+    batch: Batch,
+    estimator: Advantages,
+    compare: Mapping[str, Scope],
+    state: Mapping[str, Any],
+    environments: Sequence[str],
+) -> Prepared:
     """`environments` are the names of the run's sources, for estimators that keep a baseline for each."""
     drawn = [trajectory for unit in batch.units for trajectory in unit.trajectories]
     tokens = sum(trajectory.action_tokens for trajectory in drawn)
     sources = {unit.group: environments[unit.source] for unit in batch.units}
     values: dict[int, F32] = {}
     mixed = compared = uncompared = 0
-    for members in _comparable_sets(drawn, algorithm):
+    for members in _comparable_sets(drawn, compare):
         chosen = [drawn[index] for index in members]
-        if len(chosen) < algorithm.advantages.minimum:
+        if len(chosen) < estimator.minimum:
             uncompared += 1
             values |= {index: np.zeros(drawn[index].action_tokens, np.float32) for index in members}
             continue
         group = _comparable(chosen, sources[chosen[0].group])
-        checked = estimate(algorithm.advantages, group, state)
+        checked = estimate(estimator, group, state)
         state = checked.state
         values |= dict(zip(members, checked.values, strict=True))
         compared += 1
@@ -59,11 +65,11 @@ def prepare(batch: Batch, algorithm: Algorithm, state: Mapping[str, Any], enviro
     return Prepared(data=tuple(data), metrics=metrics, state=state, digest=digest.hexdigest())
 
 
-def _comparable_sets(drawn: Sequence[Trajectory], algorithm: Algorithm) -> list[list[int]]:
+def _comparable_sets(drawn: Sequence[Trajectory], compare: Mapping[str, Scope]) -> list[list[int]]:
     """Indices of the trajectories that are compared: one task, seat and label, over the group or within the episode."""
     sets: dict[tuple[int, int, str, str], list[int]] = {}
     for index, trajectory in enumerate(drawn):
-        within = algorithm.compare.get(trajectory.seat, "group") == "episode"
+        within = compare.get(trajectory.seat, "group") == "episode"
         key = (trajectory.group, trajectory.episode if within else -1, trajectory.seat, trajectory.label)
         sets.setdefault(key, []).append(index)
     return list(sets.values())

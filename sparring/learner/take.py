@@ -23,7 +23,13 @@ async def take_step(run: Run, policy: str, batch: Batch, durable: Mapping[str, A
     """
     settings = run.named_policies[policy]
     state: Mapping[str, Any] = durable.get("advantages", {})
-    prepared = prepare(batch, settings.algorithm, state, [source.environment.name for source in run.sources])
+    prepared = prepare(
+        batch,
+        settings.algorithm.advantages,
+        settings.algorithm.compare,
+        state,
+        [source.environment.name for source in run.sources],
+    )
     engine: dict[str, float] = {}
     if prepared.data:
         try:

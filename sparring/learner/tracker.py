@@ -112,7 +112,10 @@ def evaluation_line(event: Evaluated) -> Line:
 
 
 class MetricsFile:
-    """A `Watcher`: `metrics.jsonl` in the run folder. Opening writes it again from the journal, so no line is lost or doubled."""
+    """A `Watcher`: `metrics.jsonl` in the run folder.
+
+    Opening writes it again from the journal, so that no line is lost or doubled.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

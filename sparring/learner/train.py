@@ -13,12 +13,12 @@ import anyio.to_thread
 from anyio.abc import TaskGroup
 
 from sparring.agents import Frozen, Player
-from sparring.backend import Backend, TrainingClient
+from sparring.backend import Backend
 from sparring.environments import size
 from sparring.errors import SettingError, SparringError, UnsupportedError
 from sparring.learner.described import check_same, describe, digests
 from sparring.learner.folder import RunFolder
-from sparring.learner.resume import bases, fold, needed_versions, redo
+from sparring.learner.resume import Redone, bases, fold, needed_versions, redo
 from sparring.learner.run import Episodes, Run
 from sparring.learner.tracker import Watcher
 from sparring.learner.trainer import Parts, Trainer
@@ -46,7 +46,7 @@ async def train_async(
     with _unwrapped():
         async with (
             RunFolder.held(run.path) as folder,
-            Journal.open(store or await anyio.to_thread.run_sync(SqliteSegments, folder.journal)) as journal,
+            Journal.open(store if store is not None else await anyio.to_thread.run_sync(SqliteSegments, folder.journal)) as journal,
             run.backend.open(deterministic=run.deterministic) as backend,
         ):
             check_capabilities(run, backend)
@@ -119,59 +119,54 @@ async def _assembled(
     since = await anyio.to_thread.run_sync(lambda: bases(run, journal.read(), Coordinator(schedule), folder))
     coordinator = Coordinator(schedule)
     history = await anyio.to_thread.run_sync(lambda: fold(journal.read(), coordinator, since))
-    await _open(run, journal, history.opened, models, folder, watchers, accept)
     lineups = [[lineup.resolved(s.environment.seats, policies) for lineup in s.lineups] for s in run.sources]
-    frozen = {
-        player.policy
-        for row in (*held_out.values(), *sum(lineups, []))
-        for player in row.values()
-        if isinstance(player, Frozen)
-    }
-    versions = {name: Versions(model, keep=run.max_staleness + 1) for name, model in models.items()}
-    for policy, mine in versions.items():
-        await redo(run, policy, since[policy], history.steps[policy], mine, folder)
-        for version in needed_versions(run, coordinator, policy) + [0] * (policy in frozen):
-            mine.hold(version)
-        await mine.trim()
-        newest = coordinator.budget.version(policy)
-        if coordinator.budget.installed(policy) < newest:
-            event = Installed(policy=policy, version=newest)
-            journal.append(event)
-            coordinator.apply(event)
-    return Parts(
+    parts = Parts(
         run=run,
         journal=journal,
         coordinator=coordinator,
         folder=folder,
-        versions=versions,
+        versions={name: Versions(model, keep=run.max_staleness + 1) for name, model in models.items()},
         lineups=lineups,
         held_out=held_out,
         held_out_digests=held_out_digests,
         watchers=watchers,
     )
+    await _open(parts, history.opened, accept)
+    for policy in policies:
+        await _brought_up(parts, policy, since[policy], history.steps[policy])
+    return parts
 
 
-async def _open(
-    run: Run,
-    journal: Journal,
-    opened: Opened | None,
-    models: Mapping[str, TrainingClient],
-    folder: RunFolder,
-    watchers: Sequence[Watcher],
-    accept: bool,
-) -> None:
+async def _brought_up(parts: Parts, policy: str, base: int, steps: Sequence[Redone]) -> None:
+    """The policy's model where the journal stands, with every version that something still plays with."""
+    versions, coordinator = parts.versions[policy], parts.coordinator
+    await redo(parts.run, policy, base, steps, versions, parts.folder)
+    rows = [*parts.held_out.values(), *(row for source in parts.lineups for row in source)]
+    frozen = any(isinstance(player, Frozen) and player.policy == policy for row in rows for player in row.values())
+    for version in needed_versions(parts.run, coordinator, policy) + [0] * frozen:
+        versions.hold(version)
+    await versions.trim()
+    newest = coordinator.budget.version(policy)
+    if coordinator.budget.installed(policy) < newest:
+        event = Installed(policy=policy, version=newest)
+        parts.journal.append(event)
+        coordinator.apply(event)
+
+
+async def _open(parts: Parts, opened: Opened | None, accept: bool) -> None:
     """Begin the journal with the run's settings, or hold them against those that it begins with; then tell the watchers."""
+    models = {name: versions.model for name, versions in parts.versions.items()}
     infos = {name: model.info for name, model in models.items()}
     renderers = {name: model.renderer.fingerprint for name, model in models.items()}
-    described = await anyio.to_thread.run_sync(describe, run, infos, renderers)
+    described = await anyio.to_thread.run_sync(describe, parts.run, parts.coordinator.schedule, infos, renderers)
     if opened is None:
-        await journal.commit(Opened(run=described))
+        await parts.journal.commit(Opened(run=described))
     else:
-        for change in check_same(opened.run, described, run.path, accept_changed_code=accept):
-            await journal.commit(Noted(kind="changed", text=change))
-        await journal.commit(Noted(kind="resumed", text="the run goes on"))
-    await anyio.to_thread.run_sync(folder.write_settings, described)
-    for watcher in watchers:
+        for change in check_same(opened.run, described, parts.run.path, accept_changed_code=accept):
+            await parts.journal.commit(Noted(kind="changed", text=change))
+        await parts.journal.commit(Noted(kind="resumed", text="the run goes on"))
+    await anyio.to_thread.run_sync(parts.folder.write_settings, described)
+    for watcher in parts.watchers:
         await anyio.to_thread.run_sync(watcher.opened, described)
 
 

@@ -31,9 +31,9 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
 class WandbTracker:
     """A `Watcher`: every line of `metrics.jsonl` as one W&B step, with the weights' version as the horizontal axis.
 
-    Deterministic, engine and timing figures of a step stand under `train/`, `engine/` and `timing/` (with several policies below
-    the policy's name), held-out ones under `held_out/<name>/`. The id is kept in the run folder, so that a resumed run goes on
-    where it was; a line that was on the disk but not logged is logged then, and at worst one is logged twice.
+    Deterministic, engine and timing figures of a step stand under `train/`, `engine/` and `timing/` (with several policies
+    below the policy's name), held-out ones under `held_out/<name>/`. The id is kept in the run folder, so that a resumed
+    run goes on where it was; a line that was on the disk but not logged is logged then, and at worst one is logged twice.
 
     A tracker that cannot start is refused (`SettingError`). One that fails later does not stop the run: the failure is counted,
     the first one is handed to `warn`, and `failures` tells how many there were.
@@ -59,7 +59,9 @@ class WandbTracker:
         try:
             self._start(run)
         except (wandb.Error, OSError) as error:
-            remedy = "mode offline needs no account (--wandb offline)" if self._mode == "online" else "leave tracking out"
+            remedy = (
+                "mode offline needs no account (--wandb offline)" if self._mode == "online" else "leave tracking out"
+            )
             raise SettingError(f"W&B tracking (mode {self._mode!r}) cannot start: {error}; {remedy}") from error
         lines = [line for event in earlier_events(self._folder) for line in self._lines.of(event)]
         for line in lines[self._kept.logged :]:

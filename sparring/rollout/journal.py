@@ -129,7 +129,7 @@ class Journal:
                 yield from decode_segment(blob)
             except msgspec.MsgspecError as error:
                 raise JournalError(
-                    f"journal segment {number} cannot be decoded ({error}): damaged, or of a newer sparring"
+                    f"journal segment {number}: {error}; it is damaged, or of a newer sparring"
                 ) from error
 
     def append(self, event: AnyEvent) -> int:

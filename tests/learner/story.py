@@ -6,10 +6,12 @@ from math import exp
 from random import Random
 from typing import Any
 
+from sparring.agents import Lineup
 from sparring.backend import ModelInfo, ScriptedModels
 from sparring.environments import Seat, environment
 from sparring.learner.described import describe
 from sparring.learner.run import Episodes, Policy, Run
+from sparring.learner.train import schedule_of
 from sparring.rollout.events import (
     Admitted,
     AnyEvent,
@@ -28,7 +30,7 @@ from sparring.rollout.events import (
 @environment
 async def sums(task: int, solver: Seat, *, rounds: int = 1) -> float:
     """Never played here."""
-    return float(len(await solver.ask(f"{task} x {rounds}")))
+    return float(len((await solver.ask(f"{task} x {rounds}")).text))
 
 
 def run(steps: int, policies: tuple[str, ...] = ("policy",), held_out: tuple[str, ...] = ("held-out",)) -> Run:
@@ -36,9 +38,11 @@ def run(steps: int, policies: tuple[str, ...] = ("policy",), held_out: tuple[str
     named = {name: Policy("smollm2-135m-instruct", learning_rate=3e-4) for name in policies}
     return Run(
         name="story",
-        train=Episodes(sums, range(100)),
+        train=Episodes(sums, range(100), [Lineup({"solver": name}) for name in policies]),
         policies=named if len(named) > 1 else named["policy"],
-        held_out={name: Episodes(sums, range(100, 120), greedy=True) for name in held_out},
+        held_out={
+            name: Episodes(sums, range(100, 120), Lineup({"solver": policies[0]}), greedy=True) for name in held_out
+        },
         steps=steps,
         groups_per_step=2,
         backend=ScriptedModels(),
@@ -56,7 +60,7 @@ def settings(chosen: Run) -> dict[str, Any]:
         fingerprint="f" * 64,
     )
     names = list(chosen.named_policies)
-    return describe(chosen, dict.fromkeys(names, info), dict.fromkeys(names, "e" * 64))
+    return describe(chosen, schedule_of(chosen), dict.fromkeys(names, info), dict.fromkeys(names, "e" * 64))
 
 
 def story(
@@ -151,7 +155,10 @@ def evaluated(name: str, version: int, rng: Random) -> Evaluated:
     values: list[float | None] = [float(rng.random() < learned(version)) for _ in range(20)]
     values[7] = None if version == 0 else values[7]
     said = [
-        [("user", f"What is {number} + 3? Answer with the number <only> & nothing else."), ("solver", answer(number, value))]
+        [
+            ("user", f"What is {number} + 3? Answer with the number <only> & nothing else."),
+            ("solver", answer(number, value)),
+        ]
         for number, value in enumerate(values)
     ]
     return Evaluated(name=name, version=version, headline="reward", values=values, rewards=values, transcripts=said)

@@ -1,1 +1,5 @@
-"""The torch engine: one frozen base, any number of adapters, one thread that trains and samples."""
+"""The torch engine: frozen bases, any number of adapters, one thread that trains and samples."""
+
+from sparring.backend.local.backend import LocalBackend
+
+__all__ = ["LocalBackend"]

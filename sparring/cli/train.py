@@ -1,0 +1,104 @@
+"""`sparring train FILE[:NAME]`: trains a run, shows it, and leaves a report; also what `sparring demo` does with its own file."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+import anyio
+
+from sparring.cli.load import found
+from sparring.cli.usage import Parser, UsageError, field_pairs
+from sparring.errors import SettingError
+from sparring.learner.display import Display
+from sparring.learner.history import history, last_line, read_events
+from sparring.learner.overrides import override, settable
+from sparring.learner.report import ReportFile
+from sparring.learner.run import Run
+from sparring.learner.tracker import MetricsFile, Watcher
+from sparring.learner.train import train
+
+INTERRUPTED = 130
+
+ABOUT = """\
+Train the run that FILE defines: a Python file with a sparring.Run at its top level (NAME, where it defines several).
+Every field of the run can be set by its dotted name; FILE --help lists them all with their types and values.
+The run's folder (runs/NAME) keeps everything. Running the same command again goes on where it stopped.
+Ctrl-C once finishes the step and writes a checkpoint; twice ends at once.
+
+examples:
+  sparring train examples/addition.py
+  sparring train examples/addition.py --steps 20 --policies.learning_rate 3e-4 --policies.lora.rank 16
+  sparring train examples/addition.py --train.environment.rounds 3 --backend.threads 2 --deterministic
+  sparring train examples/addition.py --dry-run
+  sparring train examples/addition.py --wandb offline"""
+
+
+def command(words: Sequence[str]) -> int:
+    """Run it; returns the exit code."""
+    parser = Parser("train", usage="FILE[:NAME] [--field value ...] [options]", about=ABOUT)
+    parser.add_argument("file", metavar="FILE[:NAME]", help="the Python file that defines the run")
+    add_options(parser)
+    if words and words[0].startswith("--") and words[0] != "--help":
+        raise UsageError(f"{words[0]!r} comes before the file: write FILE first")
+    if len(words) > 1 and not words[0].startswith("-") and {"-h", "--help"} & set(words):
+        print(parser.format_help())
+        print(listed_fields(found(words[0], Run)))
+        return 0
+    arguments, rest = parser.parse_known_args(words)
+    return execute(overridden(found(arguments.file, Run), rest), arguments)
+
+
+def add_options(parser: Parser) -> None:
+    """The options that are no fields of a run."""
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="train nothing: show the exact tokens of one scripted group, with action mask, advantage and weight",
+    )
+    parser.add_argument(
+        "--wandb", choices=("online", "offline"), help="track with Weights & Biases (metrics.jsonl is always written)"
+    )
+    parser.add_argument(
+        "--accept-changed-code",
+        action="store_true",
+        help="go on although the environment, the tasks, the renderer or the model changed since the run was started",
+    )
+
+
+def overridden(run: Run, words: Sequence[str]) -> Run:
+    """The run with the `--field value` pairs applied. Raises `UsageError` for what does not fit."""
+    try:
+        return override(run, field_pairs(words))
+    except SettingError as error:
+        raise UsageError(str(error)) from error
+
+
+def execute(run: Run, arguments: Namespace) -> int:
+    """Train, or show what would be trained; returns the exit code. The last line says what came of it."""
+    if arguments.dry_run:
+        dry_run: Callable[..., object] = import_module("sparring.cli.dry_run").dry_run
+        print(anyio.run(dry_run, run))
+        return 0
+    display = Display(sys.stdout)
+    watchers: list[Watcher] = [MetricsFile(run.path), display, ReportFile(run.path)]
+    if arguments.wandb:
+        tracker = import_module("sparring.learner.wandb_tracker").WandbTracker
+        watchers.append(tracker(run.path, run.name, mode=arguments.wandb, warn=display.warn))
+    complete = train(run, watchers=watchers, accept_changed_code=arguments.accept_changed_code)
+    print(f"report: {run.path / 'report.html'}")
+    if not complete:
+        print("interrupted: the step was finished and written; the same command goes on from it", file=sys.stderr)
+        return INTERRUPTED
+    print(last_line(history(read_events(run.path))))
+    return 0
+
+
+def listed_fields(run: Run) -> str:
+    """Every field that the command line can set, with its type and what it is."""
+    places = list(settable(run))
+    names, types = max(len(place.name) for place in places), max(len(place.type_name) for place in places)
+    lines = [f"  --{place.name:<{names}}  {place.type_name:<{types}}  {place.value}" for place in places]
+    return "\n".join(["fields of this run, what they take, and what they are:", *lines])

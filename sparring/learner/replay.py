@@ -1,0 +1,134 @@
+"""Deciding again: a run's journal held against the decisions that its own state leads to.
+
+Every admission, every batch, every advantage and every deterministic metric is computed anew from the events before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from sparring.errors import SettingError
+from sparring.learner.advantages import Advantages, GroupMean, RoleBaseline
+from sparring.learner.algorithm import Scope
+from sparring.learner.history import read_events
+from sparring.learner.run import Run
+from sparring.learner.step import prepare
+from sparring.rollout import Coordinator, Schedule
+from sparring.rollout.events import Admitted, AnyEvent, Opened, Planned, Stepped
+
+_KNOWN: Mapping[str, type[GroupMean | RoleBaseline]] = {"GroupMean": GroupMean, "RoleBaseline": RoleBaseline}
+
+Credit = tuple[Advantages, Mapping[str, Scope]]
+"""What of an algorithm decides the advantages: the estimator, and what is compared with what."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """How many decisions were made again, and each that came out otherwise, as a sentence."""
+
+    admissions: int
+    batches: int
+    steps: int
+    differences: tuple[str, ...]
+
+    @property
+    def agrees(self) -> bool:
+        return not self.differences
+
+    @property
+    def lines(self) -> list[str]:
+        """What a person reads."""
+        verdict = "all agree" if self.agrees else f"{len(self.differences)} differ"
+        counted = f"{self.admissions} admissions, {self.batches} batches, {self.steps} steps decided again: {verdict}"
+        return [counted, *self.differences]
+
+
+def replay(folder: Path, run: Run | None = None) -> Comparison:
+    """Replay the run in `folder`. `run` is needed where its advantages are a function of its own.
+
+    Raises `SettingError` for a folder without a journal.
+    """
+    return compare(read_events(folder), run)
+
+
+def compare(events: Iterable[AnyEvent], run: Run | None = None) -> Comparison:
+    """The same over events. The first must be `Opened`."""
+    history = iter(events)
+    opened = next(history, None)
+    if not isinstance(opened, Opened):
+        raise SettingError("the journal does not begin with a run's settings: nothing was started in this folder")
+    coordinator = Coordinator(msgspec.convert(opened.run["schedule"], Schedule))
+    crediting = _credits(opened.run["settings"]["policies"], run)
+    counts = {Admitted: 0, Planned: 0, Stepped: 0}
+    differences: list[str] = []
+    for event in history:
+        match event:
+            case Admitted():
+                differences += _admission(event, coordinator)
+            case Planned():
+                differences += _batch(event, coordinator)
+            case Stepped():
+                differences += _step(event, coordinator, crediting[event.policy])
+            case _:
+                """What players and clocks did is given, not decided."""
+        if type(event) in counts:
+            counts[type(event)] += 1
+        coordinator.apply(event)
+    return Comparison(
+        admissions=counts[Admitted], batches=counts[Planned], steps=counts[Stepped], differences=tuple(differences)
+    )
+
+
+def _admission(event: Admitted, coordinator: Coordinator) -> list[str]:
+    choice = coordinator.next_group()
+    expected = (event.group, event.source, event.index, event.lineup, tuple(event.trained), event.pinned)
+    if choice is None or isinstance(choice, str):
+        return [f"group {event.group} was admitted, but admission waits: {choice or 'it has ended'}"]
+    again = (choice.group, choice.source, choice.index, choice.lineup, choice.trained, dict(choice.pinned))
+    return [] if again == expected else [f"group {event.group} was admitted as {expected}, decided again it is {again}"]
+
+
+def _batch(event: Planned, coordinator: Coordinator) -> list[str]:
+    again = coordinator.next_batch(event.policy)
+    return (
+        [] if again == event else [f"step {event.step} of {event.policy!r} took {event.groups}, decided again: {again}"]
+    )
+
+
+def _step(event: Stepped, coordinator: Coordinator, credit: Credit) -> list[str]:
+    names = [source.environment for source in coordinator.schedule.sources]
+    state: Mapping[str, Any] = coordinator.durable[event.policy].get("advantages", {})
+    prepared = prepare(coordinator.batches[event.policy], *credit, state, names)
+    where = f"step {event.step} of {event.policy!r}"
+    found = []
+    if prepared.digest != event.advantages:
+        found.append(f"{where}: other advantages ({prepared.digest[:12]} instead of {event.advantages[:12]})")
+    for name in sorted(prepared.metrics.keys() | event.metrics.keys()):
+        if prepared.metrics.get(name) != event.metrics.get(name):
+            found.append(f"{where}: {name} = {prepared.metrics.get(name)!r} instead of {event.metrics.get(name)!r}")
+    if dict(prepared.state) != event.durable.get("advantages", {}):
+        found.append(f"{where}: the estimator's state differs")
+    return found
+
+
+def _credits(policies: Mapping[str, Any], run: Run | None) -> dict[str, Credit]:
+    if run is not None:
+        algorithms = {name: policy.algorithm for name, policy in run.named_policies.items()}
+        return {name: (algorithm.advantages, algorithm.compare) for name, algorithm in algorithms.items()}
+    return {name: _credit(name, described["algorithm"]) for name, described in policies.items()}
+
+
+def _credit(policy: str, described: Mapping[str, Any]) -> Credit:
+    settings = dict(described["advantages"])
+    kind = settings.pop("is")
+    if kind not in _KNOWN:
+        raise SettingError(
+            f"policy {policy!r} uses {settings or kind}, which is not part of sparring: name the run's file too"
+        )
+    estimator: Advantages = msgspec.convert(settings, _KNOWN[kind])
+    return estimator, described["compare"]

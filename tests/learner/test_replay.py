@@ -1,0 +1,73 @@
+"""A replay agrees with the run it replays, and says where a journal was tampered with."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from sparring.errors import SettingError
+from sparring.learner import train_async
+from sparring.learner.replay import compare, replay
+from sparring.rollout import MemorySegments
+from sparring.rollout.events import Admitted, AnyEvent, Ended, Planned, Stepped
+from tests.learner.worlds import duel_run, events_of
+
+
+async def history(tmp_path: Path, *, deterministic: bool = False) -> list[AnyEvent]:
+    store = MemorySegments()
+    await train_async(duel_run(tmp_path, k=2, deterministic=deterministic, steps=5), store=store)
+    return events_of(store)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+async def test_a_replay_agrees(tmp_path: Path, deterministic: bool) -> None:
+    events = await history(tmp_path, deterministic=deterministic)
+    comparison = compare(events)
+    assert comparison.agrees, comparison.lines
+    counted = (comparison.admissions, comparison.batches, comparison.steps)
+    assert counted == (10, 10, 10), "two policies, five steps of two groups"
+
+
+def altered(events: list[AnyEvent], kind: type, change: dict[str, object]) -> list[AnyEvent]:
+    index = [number for number, event in enumerate(events) if isinstance(event, kind)][-1]
+    return [*events[:index], msgspec.structs.replace(events[index], **change), *events[index + 1 :]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "said"),
+    [
+        (Stepped, {"advantages": "0" * 64}, "other advantages"),
+        (Stepped, {"metrics": {"reward": 9.0}}, "reward"),
+        (Stepped, {"durable": {"advantages": {"duel/second/": 7.0}}}, "state differs"),
+        (Admitted, {"index": 99}, "was admitted as"),
+    ],
+)
+async def test_a_tampered_journal_is_found_out(tmp_path: Path, kind: type, change: dict[str, object], said: str) -> None:
+    comparison = compare(altered(await history(tmp_path), kind, change))
+    assert not comparison.agrees
+    assert any(said in line for line in comparison.differences), comparison.lines
+
+
+async def test_a_changed_reward_changes_the_advantages(tmp_path: Path) -> None:
+    events = await history(tmp_path)
+    first = next(number for number, event in enumerate(events) if isinstance(event, Ended))
+    ended = events[first]
+    assert isinstance(ended, Ended)
+    results = [msgspec.structs.replace(result, value=99.0) for result in ended.results]
+    comparison = compare([*events[:first], msgspec.structs.replace(ended, results=results), *events[first + 1 :]])
+    assert any("other advantages" in line for line in comparison.differences)
+
+
+async def test_another_batch_is_found_out(tmp_path: Path) -> None:
+    events = await history(tmp_path)
+    planned = [number for number, event in enumerate(events) if isinstance(event, Planned)][0]
+    event = events[planned]
+    assert isinstance(event, Planned)
+    turned = msgspec.structs.replace(event, groups=event.groups[::-1])
+    with pytest.raises(AssertionError):
+        compare([*events[:planned], turned, *events[planned + 1 :]])
+
+
+def test_a_folder_without_a_journal(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="journal"):
+        replay(tmp_path)
