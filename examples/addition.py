@@ -1,45 +1,42 @@
-"""Small arithmetic, trained in minutes on a laptop's processor: `sparring train examples/addition.py`."""
+"""Small sums with a strict verifier: what `sparring demo` trains. All 200 distinct questions; 64 of them are never
+trained on."""
 
 from dataclasses import dataclass
-from itertools import product
 
-from sparring.agents import Sampling
-from sparring.backend import Lora
-from sparring.environments import MathVerifier, Score, Seat, environment, split
-from sparring.learner import Episodes, Policy, Run, grpo
+from sparring import Episodes, Lora, MathVerifier, Policy, Run, Sampling, Score, Seat, environment, grpo, split
 
 
 @dataclass(frozen=True)
-class Sum:
-    question: str
+class Question:
+    text: str
     answer: int
 
 
-verify = MathVerifier(extract="whole")
+verify = MathVerifier(extract="last")
 
 
 @environment(hidden={"*": ("answer",)}, gold=lambda task: str(task.answer))
-async def addition(task: Sum, solver: Seat) -> Score:
-    reply = await solver.ask(f"What is {task.question}? Reply with the number only.")
+async def addition(task: Question, solver: Seat) -> Score:
+    reply = await solver.ask(f"State the final answer to the following arithmetic problem: {task.text} =")
     return await verify(reply.text, task.answer)
 
 
-SUMS = [Sum(f"{a} + {b}", a + b) for a, b in product(range(10), repeat=2)]
-DIFFERENCES = [Sum(f"{a} - {b}", a - b) for a, b in product(range(10), repeat=2)]
-TRAIN, HELD_OUT = split(SUMS + DIFFERENCES, held_out=64)
+questions = [Question(f"{a} {sign} {b}", a + b if sign == "+" else a - b) for a in range(10) for sign in "+-" for b in range(10)]
+train, held_out = split(questions, held_out=64)
 
 run = Run(
     name="addition",
-    train=Episodes(addition, TRAIN),
-    held_out=Episodes(addition, HELD_OUT, greedy=True),
+    train=Episodes(addition, train),
+    held_out=Episodes(addition, held_out, greedy=True),
     policies=Policy(
         "smollm2-135m-instruct",
         grpo(deviation=True),
         learning_rate=3e-4,
         lora=Lora(rank=16, alpha=32),
-        sampling=Sampling(max_tokens=24),
+        sampling=Sampling(max_tokens=16),
     ),
-    steps=40,
+    steps=50,
     groups_per_step=8,
     group_size=8,
+    evaluate_every=5,
 )

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from importlib import import_module
-from typing import Any, Literal, Protocol, cast
+from typing import Literal, Protocol, cast, runtime_checkable
 
-from sparring.backend.scripted import ScriptedBackend
+from sparring.backend.scripted import ScriptedBackend, ScriptedReply, babble
 from sparring.backend.training import Backend
 from sparring.errors import UnsupportedError
 
 
+@runtime_checkable
 class BackendChoice(Protocol):
     """Settings that open a backend."""
 
     def open(self, *, deterministic: bool) -> Backend: ...
-    def described(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,16 +40,15 @@ class Local:
         settings = asdict(self)
         return cast(Backend, module.LocalBackend(**settings, deterministic=deterministic))
 
-    def described(self) -> dict[str, Any]:
-        return {"backend": "local", **asdict(self)}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScriptedModels:
-    """The scripted backend: no model at all, weights are a hash of everything trained on. For tests and dry runs."""
+    """The scripted backend: no model at all, weights are a hash of everything trained on. For tests and dry runs.
+
+    reply    (the text of the context, rng) -> the reply; its rng depends on weights, prompt and seed
+    """
+
+    reply: ScriptedReply = babble
 
     def open(self, *, deterministic: bool) -> Backend:
-        return ScriptedBackend()
-
-    def described(self) -> dict[str, Any]:
-        return {"backend": "scripted"}
+        return ScriptedBackend(self.reply)

@@ -27,6 +27,8 @@ from sparring.errors import BackendError, ContextFull, SettingError, Unsupported
 
 T = TypeVar("T")
 ScriptedReply = Callable[[str, Random], str]
+"""(the text of the context, a generator) -> the reply."""
+
 _CONTEXT = 1 << 20
 
 
@@ -168,13 +170,23 @@ class ScriptedSampler:
     def _draw(self, ids: I32, params: SamplingParams, index: int) -> SampledSequence:
         rng = Random(sha256(self._weights + ids.tobytes() + f"{params.seed}/{index}".encode()).digest())
         text = self._reply(ByteRenderer().text(ids), rng)
-        tokens = np.array([*text.encode(), END], np.int32)[: params.max_tokens]
+        if not isinstance(text, str):
+            raise SettingError(f"the scripted reply {text!r}: must be text")
+        stopped = _up_to_stop(text, params.stop)
+        whole = [*text.encode(), END] if stopped is None else [*stopped.encode()]
+        tokens = np.array(whole[: params.max_tokens], np.int32)
         return SampledSequence(
             tokens=tokens,
             logprobs=np.array([-rng.random() for _ in tokens], np.float32),
-            stop="stop" if tokens[-1] == END else "length",
+            stop="stop" if len(tokens) == len(whole) else "length",
             versions=((self.version, len(tokens)),),
         )
+
+
+def _up_to_stop(text: str, stop: Sequence[str]) -> str | None:
+    """The text up to the end of whichever stop string is complete first; None where there is none."""
+    ends = [found + len(one) for one in stop if (found := text.find(one)) >= 0]
+    return text[: min(ends)] if ends else None
 
 
 def _done(name: str, value: T) -> PendingResult[T]:

@@ -39,4 +39,6 @@ def recipe() -> Path:
     for path in (package.parent / "examples" / "addition.py", package / "examples" / "addition.py"):
         if path.is_file():
             return path
-    raise UsageError("the recipe examples/addition.py is not beside this installation: clone the repository and run it there")
+    raise UsageError(
+        "the recipe examples/addition.py is not beside this installation: clone the repository and run it there"
+    )

@@ -23,12 +23,16 @@ examples:
 def command(words: Sequence[str]) -> int:
     """Run it; returns the exit code."""
     parser = Parser("eval", usage="RUN_FOLDER | FILE[:NAME]", about=ABOUT)
-    parser.add_argument("target", metavar="RUN_FOLDER | FILE[:NAME]", help="a run's folder, or the file that defines it")
+    parser.add_argument(
+        "target", metavar="RUN_FOLDER | FILE[:NAME]", help="a run's folder, or the file that defines it"
+    )
     target = parser.parse_args(words).target
     folder = Path(target) if Path(target).is_dir() or ".py" not in target else found(target, Run).path
     told = history(read_events(folder))
     if not told.evaluations:
-        raise SettingError(f"run folder {str(folder)!r} holds no evaluations yet: has it held-out tasks, and was it started?")
+        raise SettingError(
+            f"run folder {str(folder)!r} holds no evaluations yet: has it held-out tasks, and was it started?"
+        )
     print("\n".join(table(told)))
     return 0
 

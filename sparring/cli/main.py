@@ -1,10 +1,11 @@
 """`sparring COMMAND ...`: finds the command's module, runs it, and turns what ends it into an exit code.
 
-0 it went well · 1 the run failed, with one line on stderr · 2 wrong usage · 130 interrupted
+0 it went well; 1 the run failed, with one line on stderr; 2 wrong usage; 130 interrupted; 141 nobody reads the output any more
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
@@ -63,6 +64,9 @@ def guarded(name: str, command: Callable[[Sequence[str]], int], words: Sequence[
         return failed(name, str(error), 1)
     except KeyboardInterrupt:
         return failed(name, "interrupted", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter fails again when it flushes
+        return 141
 
 
 def failed(name: str, message: str, code: int) -> int:

@@ -10,8 +10,8 @@ _LETTERS = "abcdefgh"
 
 
 def scripted_reply(asked: str, rng: Random, gold: str | None) -> str:
-    """One of the options where the question lists them (as `Seat.pick` does); else the gold reply, half of the time; else letters."""
-    listed = _OPTIONS.findall(asked)
+    """One of the options where the question lists them (as `Seat.pick` does), else the gold reply or, as often, letters."""
+    listed: list[str] = _OPTIONS.findall(asked)
     if listed:
         return rng.choice(listed[-1].split(", "))
     if gold is not None and rng.random() < 0.5:

@@ -1,4 +1,4 @@
-"""`sparring train FILE[:NAME]`: trains a run, shows it, and leaves a report; also what `sparring demo` does with its own file."""
+"""`sparring train FILE[:NAME]`: trains a run, shows it, and leaves a report; `sparring demo` does so with its own file."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from importlib import import_module
-
-import anyio
 
 from sparring.cli.load import found
 from sparring.cli.usage import Parser, UsageError, field_pairs
@@ -79,14 +77,15 @@ def overridden(run: Run, words: Sequence[str]) -> Run:
 def execute(run: Run, arguments: Namespace) -> int:
     """Train, or show what would be trained; returns the exit code. The last line says what came of it."""
     if arguments.dry_run:
-        dry_run: Callable[..., object] = import_module("sparring.cli.dry_run").dry_run
-        print(anyio.run(dry_run, run))
+        dry_run: Callable[[Run], str] = import_module("sparring.cli.dry_run").dry_run
+        print(dry_run(run))
         return 0
     display = Display(sys.stdout)
-    watchers: list[Watcher] = [MetricsFile(run.path), display, ReportFile(run.path)]
+    trackers: list[Watcher] = []
     if arguments.wandb:
         tracker = import_module("sparring.learner.wandb_tracker").WandbTracker
-        watchers.append(tracker(run.path, run.name, mode=arguments.wandb, warn=display.warn))
+        trackers = [tracker(run.path, run.name, mode=arguments.wandb, warn=display.warn)]
+    watchers = [*trackers, MetricsFile(run.path), display, ReportFile(run.path)]
     complete = train(run, watchers=watchers, accept_changed_code=arguments.accept_changed_code)
     print(f"report: {run.path / 'report.html'}")
     if not complete:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
@@ -16,9 +17,8 @@ from random import Random
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar, overload
 
-import msgspec
-
 from sparring.environments.outcome import Rewards
+from sparring.environments.plain import canonical
 from sparring.environments.seat import Seat
 from sparring.environments.signature import Hidden, check_hidden, converted, read_signature, setting_type
 from sparring.errors import SettingError
@@ -114,7 +114,7 @@ class FunctionEnvironment(Environment[TaskT]):
 
     def described(self) -> dict[str, Any]:
         where = f"{self.function.__module__}:{self.function.__qualname__}"
-        settings = msgspec.to_builtins(dict(self.settings), str_keys=True, order="deterministic")
+        settings = json.loads(canonical(dict(self.settings)))
         return {"name": where, "seats": list(self.seats), "settings": settings}
 
     def fingerprint(self) -> str:

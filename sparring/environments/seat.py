@@ -204,7 +204,7 @@ class Seat:
         self._forked_in.clear()
 
     def _check(self, what: str, *before: tuple[Branch, ...]) -> None:
-        """Refuse what depends on timing: a second thing while it answers, or another branch of a `gather` that used it before."""
+        """Refuse what depends on timing: a second thing while it answers, another branch of a `gather` that used it."""
         if self._asking:
             raise SettingError(
                 f"{self!r} was {what} while it was still answering: wait for its reply, or fork() it before"

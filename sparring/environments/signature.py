@@ -16,6 +16,9 @@ from sparring.errors import SettingError
 
 Hidden = Mapping[str, tuple[str, ...]]
 
+UNKNOWN = object()
+"""Where a type would stand: there is no annotation, or it names what cannot be found."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signature:
@@ -44,11 +47,13 @@ def read_signature(function: Callable[..., Any]) -> Signature:
     if len(positional) < 2:
         shown = f"{function.__name__}{inspect.signature(function)}"
         raise SettingError(f"{shown}: the first parameter is the task, then at least one seat")
+    task_type = hint(function, positional[0].name)
+    if task_type is Seat:
+        raise SettingError(f"{function.__name__}: its first parameter is the task, but {positional[0].name} is a Seat")
     for seat in positional[1:]:
         _check_seat(function, seat)
-    task_type = hint(function, positional[0].name)
     return Signature(
-        task_type=Any if task_type is Parameter.empty else task_type,
+        task_type=Any if task_type is UNKNOWN else task_type,
         seats=tuple(seat.name for seat in positional[1:]),
         settings={one.name: _default(function, one) for one in named if one.name != "rng"},
         takes_rng=any(one.name == "rng" for one in named),
@@ -56,22 +61,22 @@ def read_signature(function: Callable[..., Any]) -> Signature:
 
 
 def hint(function: Callable[..., Any], name: str) -> Any:
-    """A parameter's annotation, also one written as text; `Parameter.empty` without one or where it names what is not there."""
+    """A parameter's annotation, also one written as text; `UNKNOWN` without one or where it names what is not there."""
     parameter = inspect.signature(function).parameters[name]
     if parameter.annotation is Parameter.empty:
-        return Parameter.empty
+        return UNKNOWN
     free = inspect.getclosurevars(function).nonlocals if inspect.isfunction(function) else {}
     holder = type(name, (), {"__annotations__": {name: parameter.annotation}})
     try:
         return get_type_hints(holder, globalns=function.__globals__, localns=dict(free))[name]
     except (NameError, AttributeError, TypeError, SyntaxError):
-        return Parameter.empty
+        return UNKNOWN
 
 
 def setting_type(function: Callable[..., Any], name: str) -> Any:
     """What a setting's values must be: its annotation, else the type of its default, anything where that is None."""
     annotation = hint(function, name)
-    if annotation is not Parameter.empty:
+    if annotation is not UNKNOWN:
         return annotation
     default: object = inspect.signature(function).parameters[name].default
     return Any if default is None else type(default)

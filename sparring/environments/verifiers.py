@@ -6,6 +6,7 @@ A verifier is plain data, called with await. What it cannot judge is a `Score` w
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from math import isfinite
@@ -19,9 +20,12 @@ from sparring.errors import SettingError
 _NUMBER = re.compile(r"([-+]?)([0-9]+|[1-9][0-9]{0,2}(?:,[0-9]{3})+)?(\.[0-9]+)?(?:/([1-9][0-9]*))?")
 _FRACTION = re.compile(r"([-+]?)\\[dt]?frac\{([-+]?[0-9]+)\}\{([1-9][0-9]*)\}")
 _BRACE = re.compile(r"\\boxed\{|[{}]")
+_NUMBERS = re.compile(
+    r"(?:(?<![0-9A-Za-z.)])-)?(?<![0-9A-Za-z.])(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?(?![0-9A-Za-z])"
+)
 _LONGEST = 1000
 
-Extract = Literal["marked", "whole"]
+Extract = Literal["marked", "whole", "last"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +34,8 @@ class MathVerifier:
 
     extract   "marked": the one final `\\boxed{...}`, else the one final line `Answer: ...`; several different ones are wrong.
               "whole": the reply is the answer and nothing else (a full stop at its end does not count).
+              "last": the last number in the reply, for models too small to follow a format. It anchors nothing: a reply that
+              happens to end in the right number is right.
 
     A reply without an answer, or with one that is not a plain number, is wrong. Raises `SettingError` for a `gold` that is not
     a number (integer, decimal, fraction `a/b`): symbolic answers are not compared yet.
@@ -47,7 +53,7 @@ class MathVerifier:
             raise SettingError(
                 f"gold answer {gold!r} is not a number: MathVerifier compares integers, decimals and a/b"
             )
-        answer = text if self.extract == "whole" else marked(text)
+        answer = _EXTRACTORS[self.extract](text)
         found = number(answer) if answer is not None else None
         return Score(float(found == expected), parts={"answered": float(found is not None)})
 
@@ -62,6 +68,12 @@ def marked(text: str) -> str | None:
     return answers[-1] if len(forms) == 1 else None
 
 
+def last(text: str) -> str | None:
+    """The last number in a text, None where there is none. A minus sign between two operands is no sign."""
+    found = _NUMBERS.findall(text)
+    return found[-1] if found else None
+
+
 def number(text: str) -> Fraction | None:
     """The number that `text` is, or None: an integer, a decimal or a/b, with a sign, thousands' commas or as `\\frac{a}{b}`.
 
@@ -71,7 +83,9 @@ def number(text: str) -> Fraction | None:
     bare = text.strip()
     if len(bare) > _LONGEST:
         return None
-    bare = bare.removesuffix(".").replace("\\$", "").replace("\\%", "").strip("$% ").removesuffix(".")
+    stopped = bare.removesuffix(".")
+    bare, full_stop = stopped.replace("\\$", "").replace("\\%", "").strip("$% "), stopped is not bare
+    bare = bare if full_stop else bare.removesuffix(".")
     written = _FRACTION.fullmatch(bare)
     if written:
         sign, top, bottom = written.groups()
@@ -111,3 +125,6 @@ def _answer_lines(text: str) -> list[str]:
     """What follows `Answer:` on each line that begins with it."""
     split = (line.partition(":") for line in text.splitlines())
     return [rest.strip() for head, colon, rest in split if colon and head.strip().casefold() == "answer"]
+
+
+_EXTRACTORS: Mapping[Extract, Callable[[str], str | None]] = {"marked": marked, "whole": str, "last": last}

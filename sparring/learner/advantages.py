@@ -1,7 +1,7 @@
 """Advantages: how much better a trajectory did than those it may fairly be compared with.
 
-An estimator is a pure function of a `Comparable` set and a state, and returns the advantages and the next state. The state is JSON
-data and is committed with the step, so that a resumed run continues with the same baselines.
+An estimator is a pure function of a `Comparable` set and a state, and returns the advantages and the next state. The
+state is JSON data and is committed with the step, so that a resumed run continues with the same baselines.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Comparable:
 
 
 class Advantages(Protocol):
-    """(Comparable, State) -> (f32[N], or one f32[T_i] for each trajectory; State). `minimum`: the smallest N it makes sense for;
-    smaller sets get no advantage and are counted."""
+    """(Comparable, State) -> (f32[N], or one f32[T_i] for each trajectory; State). `minimum`: the smallest N it makes
+    sense for; smaller sets get no advantage and are counted."""
 
     @property
     def name(self) -> str: ...

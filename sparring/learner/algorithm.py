@@ -37,8 +37,8 @@ def grpo(
 ) -> Algorithm:
     """Group-relative policy optimisation: each trajectory against the mean of its group, PPO's clipped ratio to the sampler.
 
-    Differs from the paper (arXiv 2402.03300) by default: no division by the deviation (`deviation=True` brings it back), no KL to a
-    reference, tokens of the whole step weigh equally.
+    Differs from the paper (arXiv 2402.03300) by default: no division by the deviation (`deviation=True` brings it
+    back), no KL to a reference, tokens of the whole step weigh equally.
     """
     estimator = advantages if advantages is not None else GroupMean(deviation=deviation)
     return Algorithm(name="grpo", advantages=estimator, loss=loss or PPO(), compare=compare or {})

@@ -58,7 +58,8 @@ def described_episodes(episodes: Episodes) -> dict[str, Any]:
 
 
 def digests(episodes: Episodes, what: str) -> list[str]:
-    """The content digests of a finite source's tasks, of an endless one's first few. Raises `SettingError` for tasks that raise."""
+    """The content digests of a finite source's tasks, of an endless one's first few. Raises `SettingError` for tasks
+    that raise."""
     count = size(episodes.tasks)
     return [task_digest(task_at(episodes, index, what)) for index in range(_ENDLESS_SAMPLE if count is None else count)]
 
@@ -67,7 +68,7 @@ def task_at(episodes: Episodes, index: int, what: str) -> Any:
     """One task; what the source raises becomes a `SettingError` that names it."""
     try:
         return episodes.tasks[index]
-    except Exception as error:  # a task source is the user's code: its failure is said with the index
+    except Exception as error:  # noqa: BLE001 - the user's code: its failure is said with the index
         raise SettingError(f"task {index} of {what} raised {type(error).__name__}: {error}") from error
 
 

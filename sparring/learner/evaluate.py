@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import anyio
 
@@ -32,8 +32,12 @@ async def evaluate(
 ) -> Evaluated:
     """Play every task once. Waits for slots and for the players. A task without a verdict has the value None.
 
-    The seed of a task is the same at every version, so that versions differ by their weights alone.
+    The reward of a task is the mean return of the seats that learning policies play, of all seats where there is none:
+    against a fixed opponent it is the policy's own, also in a zero-sum game. The seed of a task is the same at every
+    version, so that versions differ by their weights alone.
     """
+    players = episodes.lineups[0].players
+    learners = [seat for seat in episodes.environment.seats if isinstance(players.get(seat, ""), str)]
     count = size(episodes.tasks)
     if count is None:
         raise SettingError(f"held-out {name!r} is endless: give a finite list of tasks")
@@ -56,7 +60,7 @@ async def evaluate(
         )
         async with slots.at((_PRIORITY, version, index)):
             ended, seats = await run_episode(Episode(plan, _unjournaled), plan)
-        rewards[index] = _reward(ended)
+        rewards[index] = _reward(ended, learners)
         headline = episodes.environment.headline
         values[index] = ended.metrics.get(headline) if headline else rewards[index]
         transcripts[index] = [line for seat in seats for fork in seat.family for line in transcript(fork)]
@@ -70,9 +74,10 @@ async def evaluate(
     )
 
 
-def _reward(ended: Ended) -> float | None:
-    """The mean return of the seats that were judged."""
-    returns = [result.value for result in ended.results if result.value is not None]
+def _reward(ended: Ended, learners: Sequence[str]) -> float | None:
+    """The mean return of the learners' seats (of all, where there are none) that were judged, their forks included."""
+    asked = [result for result in ended.results if not learners or result.seat in learners]
+    returns = [result.value for result in asked if result.value is not None]
     return sum(returns) / len(returns) if returns else None
 
 

@@ -1,8 +1,8 @@
 """Fields of a run set by name from text: `steps`, `policies.learning_rate`, `train.environment.rounds`.
 
-A dotted name walks the run's own dataclasses, mappings (by key), sequences (by number) and an environment's settings; its
-value is read by the field's declared type. What does not exist or does not fit is refused with the nearest name or the type
-that fits.
+A dotted name walks the run's own dataclasses, mappings (by key), several `Episodes` (by number) and an environment's
+settings; its value is read by the field's declared type. What does not exist or does not fit is refused with the nearest
+name or the type that fits.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from sparring.environments import FunctionEnvironment
 from sparring.errors import SettingError
+from sparring.learner.run import Episodes
 
 V = TypeVar("V")
 
@@ -78,14 +79,14 @@ def _members(value: object) -> Iterator[tuple[str, Any, Any]]:
     elif isinstance(value, Mapping):
         for key, held in value.items():
             yield str(key), type(held), held
-    elif isinstance(value, tuple | list) and all(is_dataclass(item) for item in value):
+    elif isinstance(value, tuple | list) and all(isinstance(item, Episodes) for item in value):
         for number, held in enumerate(value):
             yield str(number), type(held), held
 
 
 def _check_name(value: object, name: str, text: str, prefix: str) -> None:
     """Refuse a name that leads to nothing that text can set."""
-    here, walked = value, ""
+    here, type_, walked = value, None, ""
     for part in name.split("."):
         members = {key: (type_, held) for key, type_, held in _members(here)}
         if part not in members:
@@ -106,19 +107,19 @@ def _check_name(value: object, name: str, text: str, prefix: str) -> None:
 
 
 def _nearest(value: object, name: str, siblings: Sequence[str], walked: str, prefix: str) -> str:
-    """What was probably meant: a sibling like it, else a full name like it, else one that ends alike."""
+    """What was probably meant: a sibling like it, a field that ends alike, or, for the first part, any name like it."""
     part = name.removeprefix(walked).partition(".")[0]
     rest = name.removeprefix(walked + part)
     known = [place.name for place in settable(value)]
     alike = get_close_matches(part, siblings, n=1) or [one for one in siblings if part and one.startswith(part)]
     meant = [f"{walked}{near}{rest}" for near in alike]
+    meant = [one for one in meant if any(place == one or place.startswith(f"{one}.") for place in known)]
     meant += [place for place in known if place.rpartition(".")[2] == name.rpartition(".")[2]]
-    meant += get_close_matches(name, known, n=1, cutoff=0.8)
+    meant += [] if walked else get_close_matches(name, known, n=1, cutoff=0.8)
+    meant += [walked.removesuffix(".")] if walked.removesuffix(".") in known else []
     if meant:
         return f"did you mean {prefix}{meant[0]}?"
-    if siblings:
-        return f"it has {', '.join(siblings)}"
-    return "it has no settings"
+    return f"it has {', '.join(siblings) or 'no settings'}"
 
 
 def _rebuilt(value: Any, tree: Mapping[str, Any], name: str, prefix: str) -> Any:

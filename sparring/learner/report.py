@@ -209,7 +209,7 @@ def _pairs(first: Evaluated, last: Evaluated, numbers: Iterable[int]) -> list[st
     made: list[str] = []
     for number in numbers:
         before, after = first.transcripts[number], last.transcripts[number]
-        common = [one for one, two in takewhile(lambda pair: pair[0] == pair[1], zip(before, after, strict=False))]
+        common = [pair[0] for pair in takewhile(lambda pair: pair[0] == pair[1], zip(before, after, strict=False))]
         if len(common) == len(before) == len(after):
             common = common[: _question(common)]
         made.append(
@@ -245,7 +245,7 @@ def _accounts(told: History) -> str:
     failed, unjudged = (sum(fault.count for fault in faults) for faults in (told.faults, told.unjudged))
     return _section(
         "Where the episodes went",
-        f"<p>{told.episodes} training episodes ended; {failed} failed, {unjudged} seats were not judged.</p>",
+        f"<p>Training episodes that ended: {told.episodes}, of them failed: {failed}. Seats not judged: {unjudged}.</p>",
         _table(("policy", "units dispatched", "trained", "dropped or still open"), rows),
         _faults("Failed episodes", told.faults),
         _faults("Not judged", told.unjudged),

@@ -29,7 +29,8 @@ class Redone:
 
 @dataclass(slots=True, kw_only=True)
 class History:
-    """What a fold of the journal leaves beside the state: how the run began, and each policy's committed steps since its base."""
+    """What a fold of the journal leaves beside the state: how the run began, and each policy's committed steps since
+    its base."""
 
     opened: Opened | None = None
     steps: dict[str, list[Redone]] = field(default_factory=dict)
@@ -53,8 +54,8 @@ def fold(events: Iterable[AnyEvent], coordinator: Coordinator, since: Mapping[st
 
 
 def needed_versions(run: Run, coordinator: Coordinator, policy: str) -> list[int]:
-    """The versions of a policy that something which is not over yet plays with, once for each: groups that are pinned to one, and
-    due evaluations."""
+    """The versions of a policy that something which is not over yet plays with, once for each: groups that are pinned
+    to one, and due evaluations."""
     newest = coordinator.budget.version(policy)
     live = [
         group.admitted.pinned[policy]

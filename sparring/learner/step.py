@@ -21,8 +21,9 @@ from sparring.rollout import Batch, Context, Trajectory
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """A step's examples, ready for `forward_backward`: advantages are divided by the action tokens of all judged trajectories drawn
-    for the step. `metrics` are deterministic; `state` is the estimator's, after the step; `digest` is over all advantages."""
+    """A step's examples, ready for `forward_backward`: advantages are divided by the action tokens of all judged
+    trajectories drawn for the step. `metrics` are deterministic; `state` is the estimator's, after the step; `digest`
+    is over all advantages."""
 
     data: tuple[Datum, ...]
     metrics: Mapping[str, float]

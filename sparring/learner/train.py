@@ -46,8 +46,8 @@ async def train_async(
     with _unwrapped():
         async with (
             RunFolder.held(run.path) as folder,
-            Journal.open(store if store is not None else await anyio.to_thread.run_sync(SqliteSegments, folder.journal)) as journal,
-            run.backend.open(deterministic=run.deterministic) as backend,
+            Journal.open(store if store is not None else await anyio.to_thread.run_sync(SqliteSegments, folder.journal))
+            as journal, run.backend.open(deterministic=run.deterministic) as backend,
         ):
             check_capabilities(run, backend)
             trainer = Trainer(await _assembled(run, journal, backend, folder, watchers, accept_changed_code))
@@ -179,7 +179,8 @@ def _held_out_players(name: str, episodes: Episodes, policies: Sequence[str]) ->
 
 
 def _kept_apart(run: Run) -> frozenset[str]:
-    """The digests of held-out tasks that must not be trained on. Raises `SettingError` where a finite training source has one."""
+    """The digests of held-out tasks that must not be trained on. Raises `SettingError` where a finite training source
+    has one."""
     apart: dict[str, str] = {}
     for name, episodes in run.named_held_out.items():
         if not episodes.seen:

@@ -1,9 +1,9 @@
 """The run in motion: admission, episodes, one learner for each policy, held-out play beside them.
 
-Each task of the group waits for one thing, named where it waits: admission for room under the staleness rule (a step, a drop or an
-installed version), an episode for a slot and then its players, a learner for the units of its next step, the evaluation for a
-published version, the pump for the disk. Everything decided is journaled before anything that depends on it; a step goes plan,
-commit, publish.
+Each task of the group waits for one thing, named where it waits: admission for room under the staleness rule (a step, a
+drop or an installed version), an episode for a slot and then its players, a learner for the units of its next step, the
+evaluation for a published version, the pump for the disk. Everything decided is journaled before anything that depends
+on it; a step goes plan, commit, publish.
 """
 
 from __future__ import annotations

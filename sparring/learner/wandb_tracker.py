@@ -44,7 +44,7 @@ class WandbTracker:
     ) -> None:
         self._folder = folder
         self._name = name
-        self._mode = mode
+        self._mode: Mode = mode
         self._warn = warn
         self._project = project
         self._lines = Lines()

@@ -214,7 +214,8 @@ class Coordinator:
             self._complete(group)
 
     def _complete(self, group: LiveGroup) -> None:
-        """All episodes of the group have ended: each of its units is buffered, or dropped if nothing of it can be trained on."""
+        """All episodes of the group have ended: each of its units is buffered, or dropped if nothing of it can be
+        trained on."""
         seats = self.trained_seats(group.admitted)
         made: list[Trajectory] = []
         for member in group.members:

@@ -236,6 +236,6 @@ async def _affect(event: Affected, call: Callable[[], Awaitable[Any]], timeout: 
         return msgspec.structs.replace(event, error=str(error))
     except SparringError:
         raise
-    except Exception as error:  # an effect is the user's code too: its failure is a journaled answer
+    except Exception as error:  # noqa: BLE001 - an effect is the user's code too: its failure is an answer
         return msgspec.structs.replace(event, error=f"{event.name} raised {type(error).__name__}: {error}")
     return msgspec.structs.replace(event, result=result)

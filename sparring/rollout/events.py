@@ -249,8 +249,8 @@ def segment(encoded: list[bytes]) -> bytes:
 def canonical(events: list[AnyEvent]) -> list[AnyEvent]:
     """The same history in one order that does not depend on what ran beside what: two deterministic runs are equal in it.
 
-    Figures of the clock and of this process (timing, notes, checkpoints, installations) are left out; episodes follow one another, and
-    within one its replies and effects are ordered by key.
+    Figures of the clock and of this process (timing, notes, checkpoints, installations) are left out; episodes follow
+    one another, and within one its replies and effects are ordered by key.
     """
     return sorted((event for event in events if type(event) in _CANONICAL), key=_place)
 

@@ -1,8 +1,9 @@
 """The journal: one ordered queue, one writer, one segment for each commit.
 
-`append` puts an event into the queue and returns at once; the writer takes everything that is queued, writes it as one segment and
-waits for the disk. `commit` appends and waits until its event is on the disk; `room` waits while the queue is full. Both are
-unblocked by the writer, or raised out of by its failure. What is on the disk is always a prefix of what was appended.
+`append` puts an event into the queue and returns at once; the writer takes everything that is queued, writes it as one
+segment and waits for the disk. `commit` appends and waits until its event is on the disk; `room` waits while the queue
+is full. Both are unblocked by the writer, or raised out of by its failure. What is on the disk is always a prefix of
+what was appended.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class SegmentStore(Protocol):
 
 
 class SqliteSegments:
-    """Segments in one SQLite database: write-ahead log, synchronous=FULL, a row for each segment with the time it was written."""
+    """Segments in one SQLite database: write-ahead log, synchronous=FULL, a row for each segment with the time it was
+    written."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -111,7 +113,8 @@ class Journal:
     @staticmethod
     @asynccontextmanager
     async def open(store: SegmentStore) -> AsyncIterator[Journal]:
-        """A journal over `store` with its writer; leaving it writes what is queued (unless an error ends it) and closes the store."""
+        """A journal over `store` with its writer; leaving it writes what is queued (unless an error ends it) and closes
+        the store."""
         journal = Journal(store)
         try:
             async with anyio.create_task_group() as group:

@@ -18,7 +18,8 @@ from sparring.rollout.events import Acted, Affected
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """One episode's `rewards` by seat (forks as `seat/1`), `metrics`, and `transcripts`: per conversation, (who, text) in order."""
+    """One episode's `rewards` by seat (forks as `seat/1`), `metrics`, and `transcripts`: per conversation, (who, text)
+    in order."""
 
     rewards: Mapping[str, float]
     unjudged: Mapping[str, str]

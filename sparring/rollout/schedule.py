@@ -12,7 +12,8 @@ from sparring.rollout.budget import Bound
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """One `Episodes` of the run: how many tasks (None: endless) and, for each of its line-ups, {seat: policy} of those trained."""
+    """One `Episodes` of the run: how many tasks (None: endless) and, for each of its line-ups, {seat: policy} of those
+    trained."""
 
     environment: str
     tasks: int | None

@@ -54,7 +54,8 @@ class Trajectory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unit:
-    """(group, policy): all judged trajectories of one policy in one group, in canonical order. The unit of batches and drops."""
+    """(group, policy): all judged trajectories of one policy in one group, in canonical order. The unit of batches and
+    drops."""
 
     policy: str
     group: int

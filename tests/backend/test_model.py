@@ -314,8 +314,14 @@ def _diverged() -> list[Datum]:
 
 
 async def test_a_loss_that_is_not_finite_names_the_datum(model: TorchModel) -> None:
-    with pytest.raises(NonFinite, match=r"the loss is .*inf: datum 1 has a token that the trainer finds exp\(1"):
+    with pytest.raises(NonFinite, match=r"the gradient of data \[1\] is not finite: .* up to exp\(\d"):
         await model.forward_backward(_diverged(), ImportanceSampling())
+
+
+async def test_a_ratio_that_overflows_is_no_nan_without_a_name(model: TorchModel) -> None:
+    """Clipping hides the ratio from PPO's loss, not from its gradient (0 times infinity)."""
+    with pytest.raises(NonFinite, match=r"data \[1\]"):
+        await model.forward_backward(_diverged(), PPO())
 
 
 async def test_weights_that_are_not_finite_name_the_data(model: TorchModel) -> None:

@@ -6,6 +6,8 @@ from math import exp
 from random import Random
 from typing import Any
 
+import msgspec
+
 from sparring.agents import Lineup
 from sparring.backend import ModelInfo, ScriptedModels
 from sparring.environments import Seat, environment
@@ -60,7 +62,8 @@ def settings(chosen: Run) -> dict[str, Any]:
         fingerprint="f" * 64,
     )
     names = list(chosen.named_policies)
-    return describe(chosen, schedule_of(chosen), dict.fromkeys(names, info), dict.fromkeys(names, "e" * 64))
+    described = describe(chosen, schedule_of(chosen), dict.fromkeys(names, info), dict.fromkeys(names, "e" * 64))
+    return dict(msgspec.json.decode(msgspec.json.encode(described)))
 
 
 def story(

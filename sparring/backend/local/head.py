@@ -34,9 +34,10 @@ class HeadInput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadOutput:
-    """`logprobs` f32[N]; `metrics` are the loss's sums; `grad_hidden` [N, D] is None where it was not asked for."""
+    """`slopes` are d loss / d logprobs; `metrics` the loss's sums; `grad_hidden` is None where it was not asked for."""
 
     logprobs: Float[Tensor, " N"]
+    slopes: Float[Tensor, " N"]
     metrics: dict[str, float]
     grad_hidden: Float[Tensor, "N D"] | None
 
@@ -46,19 +47,20 @@ def score(head: Float[Tensor, "V D"], given: HeadInput, loss: Loss, *, gradient:
     count, vocabulary = given.hidden.shape[0], head.shape[0]
     chunk = max(1, CHUNK_BYTES // (4 * vocabulary))
     logprobs = torch.empty(count, dtype=torch.float32, device=head.device)
+    slopes = torch.empty_like(logprobs)
     grad_hidden = torch.empty_like(given.hidden) if gradient else None
     metrics: dict[str, float] = {}
     for start in range(0, count, chunk):
         rows = slice(start, min(start + chunk, count))
         lp, softmax = _log_softmax(given.hidden[rows] @ head.T, given.targets[rows, None], given.temperature[rows, None])
-        logprobs[rows] = lp
         slope, sums = _loss(loss, lp, given.scored, rows)
+        logprobs[rows], slopes[rows] = lp, slope
         for name, value in sums.items():
             metrics[name] = metrics.get(name, 0.0) + value
         if grad_hidden is not None:
             scale = (slope / given.temperature[rows])[:, None]
             grad_hidden[rows] = _grad_logits(softmax, scale, given.targets[rows, None], head.dtype) @ head
-    return HeadOutput(logprobs=logprobs, metrics=metrics, grad_hidden=grad_hidden)
+    return HeadOutput(logprobs=logprobs, slopes=slopes, metrics=metrics, grad_hidden=grad_hidden)
 
 
 class _Softmax(NamedTuple):

@@ -137,15 +137,16 @@ class Trainer:
 
 
 def _assert_finite(output: HeadOutput, batch: MicroBatch) -> None:
-    """Raises `NonFinite` naming the data whose log-probs or loss cannot be used."""
+    """Raises `NonFinite` naming the data whose log-probs or gradients cannot be used."""
     bad = ~torch.isfinite(output.logprobs.cpu()).numpy()
     if bad.any():
         data = sorted({int(index) for index in batch.datum[bad]})
         raise NonFinite(f"the log-probs of data {data} are not finite: the weights have diverged")
-    if not math.isfinite(output.metrics.get("loss", 0.0)):
-        ratio = output.logprobs.cpu().numpy() - batch.q
-        worst = int(batch.datum[int(np.argmax(ratio))])
+    bad = ~torch.isfinite(output.slopes.cpu()).numpy()
+    if bad.any():
+        data = sorted({int(index) for index in batch.datum[bad]})
+        furthest = (output.logprobs.cpu().numpy() - batch.q)[bad].max()
         raise NonFinite(
-            f"the loss is {output.metrics['loss']!r}: datum {worst} has a token that the trainer finds exp({ratio.max():.1f}) "
-            "times as likely as the sampler did; were the log-probs of another model given?"
+            f"the gradient of data {data} is not finite: the trainer finds their tokens up to exp({furthest:.0f}) times as likely "
+            "as the sampler did; were these the sampler's log-probs?"
         )

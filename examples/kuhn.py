@@ -1,0 +1,50 @@
+"""Kuhn poker by self-play: one policy learns both seats against its first version, with a running baseline for each seat.
+
+A player antes 1 chip; who wins a bet that is called gets 2. Played perfectly, the first seat loses 1/18 chip a game.
+"""
+
+from dataclasses import dataclass
+from itertools import permutations
+
+from sparring import Episodes, Frozen, Lineup, Policy, Run, Sampling, Seat, environment, rae
+
+LEGAL = {"": ("check", "bet"), "check": ("check", "bet"), "bet": ("fold", "call"), "check-bet": ("fold", "call")}
+
+
+@dataclass(frozen=True)
+class Deal:
+    first: str
+    second: str
+
+
+@environment(hidden={"first": ("second",), "second": ("first",)}, zero_sum=("first", "second"))
+async def kuhn(deal: Deal, first: Seat, second: Seat) -> dict[Seat, float]:
+    for seat, card in ((first, deal.first), (second, deal.second)):
+        seat.system(f"Kuhn poker with cards J, Q, K. Your card is {card}.")
+    history = ""
+    while history in LEGAL:
+        mover, other = (second, first) if history in ("check", "bet") else (first, second)
+        move = await mover.pick(f"Moves so far: {history or 'none'}.", LEGAL[history])
+        if move is None:  # still illegal after one retry: forfeit
+            return {mover: -1.0, other: 1.0}
+        history = f"{history}-{move}".lstrip("-")
+    win = 1.0 if "JQK".index(deal.first) > "JQK".index(deal.second) else -1.0
+    value = {"check-check": win, "bet-fold": 1.0, "check-bet-fold": -1.0}.get(history, 2 * win)
+    return {first: value, second: -value}
+
+
+deals = [Deal(first, second) for first, second in permutations("JQK", 2)]
+old = Frozen("alice@0")
+seats = [Lineup({"first": "alice", "second": old}), Lineup({"first": old, "second": "alice"})]
+
+run = Run(
+    name="kuhn",
+    train=Episodes(kuhn, deals, seats),
+    held_out={  # the six deals are all there are: what is played is seen, what counts is the score against the first version
+        "moves first": Episodes(kuhn, deals, seats[0], seen=True),
+        "moves second": Episodes(kuhn, deals, seats[1], seen=True),
+    },
+    policies={"alice": Policy("smollm2-135m-instruct", rae(), sampling=Sampling(max_tokens=8))},
+    group_size=1,
+    steps=300,
+)
