@@ -56,7 +56,7 @@ class Codec:
             raise SettingError("a tokenizer without special tokens: nothing could end a turn")
         longest_first = sorted(self.specials, key=len, reverse=True)
         self._pattern = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
-        self._special_ids = frozenset(special.id for special in self.specials.values())
+        self.special_ids = frozenset(special.id for special in self.specials.values())
 
     def first_special(self, text: str) -> re.Match[str] | None:
         """Where the first special token of a template's text stands."""
@@ -68,7 +68,7 @@ class Codec:
 
     def decode(self, tokens: Sequence[int] | I32, keep: frozenset[int] = frozenset()) -> str:
         """The tokens as text without special tokens, except those in `keep`."""
-        dropped = self._special_ids - keep
+        dropped = self.special_ids - keep
         ids = [int(token) for token in tokens]
         return str(self._plain.decode([at for at in ids if at not in dropped], skip_special_tokens=False))
 

@@ -8,9 +8,11 @@ import re
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
+import numpy as np
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from sparring.arrays import I32
 from sparring.backend.codec import Content, Fixed
 from sparring.backend.renderer import RenderedMessage
 from sparring.errors import SettingError
@@ -18,7 +20,7 @@ from sparring.errors import SettingError
 Part = Fixed | Content
 
 _SENTINEL = re.compile(r"SparringContent(\d+)End")
-_PADDED = " \n\tSparringContent{}End\t\n "
+_PADDING = " \n\t"
 _DAY = datetime(2024, 7, 26)
 _TREATMENTS: tuple[Callable[[str], str], ...] = (str, str.strip, str.lstrip, str.rstrip)
 
@@ -76,17 +78,28 @@ class Template:
             self._treatments[role] = self._find_treatment(role)
         return self._treatments[role](message["content"])
 
+    def tokens(self, messages: Sequence[RenderedMessage]) -> I32:
+        """The tokens that the tokenizer itself gives for `text(messages)`, special tokens in contents included, i32[T]."""
+        return np.array(self._tokenizer(self.text(messages), add_special_tokens=False)["input_ids"], np.int32)
+
     def _find_treatment(self, role: str) -> Callable[[str], str]:
-        others = [_with({"role": name}, f"SparringContent{at}End") for at, name in enumerate(("user", "assistant"))]
-        before, after = {"user": (0, 0), "system": (0, 1), "assistant": (1, 0)}.get(role, (2, 0))
-        conversation = [*others[:before], {"role": role, "content": ""}, *others[:after]]
-        plain = self.text([*conversation[:before], _with({"role": role}, "SparringContent9End"), *conversation[before + 1 :]])
-        padded_text = _PADDED.format(9)
-        padded = self.text([*conversation[:before], _with({"role": role}, padded_text), *conversation[before + 1 :]])
+        around = {"system": ([], ["user"]), "user": ([], []), "assistant": (["user"], [])}
+        before, after = around.get(role, (["user", "assistant"], []))
+
+        def rendered(content: str) -> str:
+            return self.text([_plain(r) for r in before] + [{"role": role, "content": content}] + [_plain(r) for r in after])
+
+        mark = "SparringContent9End"
+        padded = _PADDING + mark + _PADDING[::-1]
+        plain, given = rendered(mark), rendered(padded)
         for treatment in _TREATMENTS:
-            if padded == plain.replace("SparringContent9End", treatment(padded_text)):
+            if given == plain.replace(mark, treatment(padded)):
                 return treatment
         raise SettingError(f"the chat template rewrites the content of {role!r} messages: use one that keeps or strips it")
+
+
+def _plain(role: str) -> RenderedMessage:
+    return {"role": role, "content": "x"}
 
 
 def _with(message: RenderedMessage, content: str) -> dict[str, str]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
-from sparring.backend.losses import PPO, Loss
+from sparring.backend.losses import PPO, CrossEntropy, Loss
 from sparring.errors import SettingError
 from sparring.learner.advantages import Advantages, GroupMean, RoleBaseline
 
@@ -15,17 +15,32 @@ Scope = Literal["group", "episode"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Algorithm:
-    """`compare` says, for each seat, whether its trajectories are compared over the group (default) or within each episode."""
+    """How a policy learns.
+
+    compare  {seat: "group" (default) or "episode"}: whether the seat's trajectories are compared over the group, or within each
+             episode, where the forks of one label (and, among those without one, the seat itself) are the set
+    """
 
     name: str
     advantages: Advantages
     loss: Loss
-    compare: Mapping[str, Scope] = field(default_factory=dict)
+    compare: Mapping[str, Scope] = field(default_factory=dict[str, Scope])
 
     def __post_init__(self) -> None:
+        if isinstance(self.advantages, type) or not isinstance(self.advantages, Advantages):
+            raise SettingError(
+                f"{self.name}(advantages={self.advantages!r}): no estimator; decorate the function with @advantages, or give an "
+                f"object with name, minimum and a call (group, state) -> (advantages, state)"
+            )
+        if not isinstance(self.loss, Loss) or isinstance(self.loss, CrossEntropy):
+            raise SettingError(
+                f"{self.name}(loss={self.loss!r}): must be a loss that uses advantages, as in PPO() or ImportanceSampling()"
+            )
+        if not isinstance(self.compare, Mapping):
+            raise SettingError(f"{self.name}(compare={self.compare!r}): must be a mapping, as in {{'solver': 'episode'}}")
         for seat, scope in self.compare.items():
-            if scope not in ("group", "episode"):
-                raise SettingError(f"compare={{{seat!r}: {scope!r}}}: must be 'group' or 'episode'")
+            if scope not in get_args(Scope):
+                raise SettingError(f"{self.name}(compare={{{seat!r}: {scope!r}}}): must be 'group' or 'episode'")
 
 
 def grpo(
@@ -37,13 +52,19 @@ def grpo(
 ) -> Algorithm:
     """Group-relative policy optimisation: each trajectory against the mean of its group, PPO's clipped ratio to the sampler.
 
-    Differs from the paper (arXiv 2402.03300) by default: no division by the deviation (`deviation=True` brings it
-    back), no KL to a reference, tokens of the whole step weigh equally.
+    Differs from the paper (arXiv 2402.03300) by default: no division by the deviation (`deviation=True` brings it back), no KL to a
+    reference, tokens of the whole step weigh equally. `advantages` takes the place of the group mean.
     """
-    estimator = advantages if advantages is not None else GroupMean(deviation=deviation)
-    return Algorithm(name="grpo", advantages=estimator, loss=loss or PPO(), compare=compare or {})
+    if advantages is not None and deviation:
+        raise SettingError(f"grpo(advantages={advantages!r}, deviation=True): deviation belongs to the group mean; give one of both")
+    return Algorithm(
+        name="grpo",
+        advantages=GroupMean(deviation=deviation) if advantages is None else advantages,
+        loss=PPO() if loss is None else loss,
+        compare={} if compare is None else compare,
+    )
 
 
 def rae(*, decay: float = 0.95, loss: Loss | None = None) -> Algorithm:
     """Self-play with a running baseline for each role (arXiv 2506.24119); works with groups of one."""
-    return Algorithm(name="rae", advantages=RoleBaseline(decay=decay), loss=loss or PPO())
+    return Algorithm(name="rae", advantages=RoleBaseline(decay=decay), loss=PPO() if loss is None else loss)

@@ -2,6 +2,7 @@
 
 It waits for a player's reply and for effects, each with a deadline; while it replays, for its branches to ask in the journaled
 order. Keys are (seat, fork, context, turn, attempt) and (function, arguments, occurrence), each with a digest of its request.
+What `play` learns from outside is in the journal, or ends the episode: nothing else may decide how it goes on.
 """
 
 from __future__ import annotations
@@ -13,12 +14,21 @@ from hashlib import sha256
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import msgspec
 
 from sparring.agents import Agent, Sample
 from sparring.environments import Conversation, Environment, EpisodeRandom, Reply, Request, Rewards, Seat, settle
 from sparring.environments.running import RUNNING, encoded
-from sparring.errors import ContextFull, EffectError, ReplayDiverged, SparringError, Unjudged
+from sparring.errors import (
+    ContextFull,
+    EffectError,
+    ReplayDiverged,
+    SettingError,
+    SparringError,
+    Unjudged,
+    UnsupportedError,
+)
 from sparring.rollout.events import Acted, Affected, Ended, Sampled, SeatResult
 from sparring.rollout.signal import Signal
 
@@ -30,7 +40,10 @@ Emit = Callable[[Acted | Affected], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpisodePlan:
-    """What an episode is: `agents` by seat, the seats that are `trained`, its numbers, and what the journal holds of it."""
+    """What an episode is: `agents` by seat, the seats that are `trained`, its numbers, and what the journal holds of it.
+
+    Without `clock` nothing in it ends for the time it takes (deterministic runs): neither asks nor effects nor `play`.
+    """
 
     environment: Environment[Any]
     task: Any
@@ -41,6 +54,7 @@ class EpisodePlan:
     group: int
     member: int
     deadline: float | None
+    clock: bool = True
     past: Sequence[Acted | Affected] = field(default=())
 
 
@@ -60,6 +74,9 @@ class Episode:
         self._replayed = 0
         self._moved = Signal()
         self._occurrences: dict[tuple[str, bytes], int] = {}
+        self._over = False
+        self.failure: Exception | None = None
+        """What broke it: a player, the journal, its replay. No answer for `play` to go on from, even if `play` caught it."""
         self.waits_for = "to start"
 
     async def act(self, conversation: Conversation, request: Request) -> tuple[Reply, object]:
@@ -75,11 +92,9 @@ class Episode:
             attempt=request.attempt,
             request=sha256(conversation.digest + asked).digest()[:16],
         )
-        known = await self._journaled(event)
-        if known is None:
-            self.waits_for = f"a reply of seat {place.seat!r}"
-            known = await self._ask(event, conversation, request)
-            await self._emit(known)
+        known = await self._answered(
+            event, f"a reply of seat {place.seat!r}", lambda: self._ask(event, conversation, request)
+        )
         assert isinstance(known, Acted)
         if known.error == "timeout":
             raise TimeoutError(known.message)
@@ -96,11 +111,8 @@ class Episode:
         event = Affected(
             group=self._plan.group, member=self._plan.member, name=name, arguments=digest, occurrence=occurrence
         )
-        known = await self._journaled(event)
-        if known is None:
-            self.waits_for = f"effect {name}"
-            known = await _affect(event, call, timeout)
-            await self._emit(known)
+        limit = timeout if self._plan.clock else None
+        known = await self._answered(event, f"effect {name}", lambda: _affect(event, call, limit))
         assert isinstance(known, Affected)
         if known.error:
             raise EffectError(known.error)
@@ -109,17 +121,46 @@ class Episode:
     def context_left(self, conversation: Conversation) -> int:
         return self._plan.agents[conversation.place.seat].context_left(conversation)
 
+    def end(self) -> None:
+        """`play` has returned: nothing of it may go on."""
+        self._over = True
+
+    async def _answered(
+        self, wanted: Acted | Affected, what: str, live: Callable[[], Awaitable[Acted | Affected]]
+    ) -> Acted | Affected:
+        """The journaled answer, or a new one, journaled before anything depends on it."""
+        self._refuse_if_over(what)
+        try:
+            known = await self._journaled(wanted)
+            if known is None:
+                self.waits_for = what
+                known = await live()
+                self._refuse_if_over(what)
+                await self._emit(known)
+        except Exception as error:
+            self.failure = self.failure or error
+            raise
+        self.waits_for = "the environment itself"
+        return known
+
+    def _refuse_if_over(self, what: str) -> None:
+        if self._over:
+            raise SettingError(
+                f"{self._named()} asked for {what} after play had returned: run parts of play with gather(), which waits"
+            )
+
     async def _ask(self, event: Acted, conversation: Conversation, request: Request) -> Acted:
         place, plan = conversation.place, self._plan
         seed = seeded(
             plan.seed, plan.group, plan.member, place.seat, place.fork, place.context, request.turn, request.attempt
         )
+        message = f"seat {place.seat!r} gave no reply within {request.timeout} s"
         try:
-            with anyio.fail_after(request.timeout):
+            with anyio.fail_after(request.timeout if plan.clock else None):
+                await anyio.lowlevel.checkpoint()  # a player that never waits must not keep `play` from its deadline
                 action = await plan.agents[place.seat].act(conversation, request, seed)
-        except TimeoutError:
-            message = f"seat {place.seat!r} gave no reply within {request.timeout} s"
-            return msgspec.structs.replace(event, error="timeout", message=message)
+        except TimeoutError as error:  # ours, or the player's own
+            return msgspec.structs.replace(event, error="timeout", message=str(error) or message)
         except ContextFull as error:
             return msgspec.structs.replace(event, error="context_full", message=str(error))
         sample = Sampled.packed(action.sample) if action.sample is not None else None
@@ -130,28 +171,29 @@ class Episode:
 
         Something new waits until all that is journaled has been asked for again: it came later then too.
         """
-        if self._replayed == len(self._past):
-            return None
         position = self._positions.get(wanted.key, len(self._past))
-        with anyio.move_on_after(REPLAY_DEADLINE):
-            while self._replayed < position:
+        while self._replayed < position:
+            before = self._replayed
+            with anyio.move_on_after(REPLAY_DEADLINE):
                 await self._moved.wait()
-        if self._replayed < position:
-            missing = self._past[self._replayed]
-            raise ReplayDiverged(f"{self._named()} did not ask again for {missing.key!r}, which the journal holds")
+            if self._replayed == before:
+                missing = self._past[before].key
+                raise ReplayDiverged(f"{self._named()} did not ask again for {missing!r}, which the journal holds")
         if position == len(self._past):
             return None
         known = self._past[position]
+        assert position == self._replayed, f"{self._named()} asked twice for {wanted.key!r}"
         if isinstance(known, Acted) and isinstance(wanted, Acted) and known.request != wanted.request:
             raise ReplayDiverged(f"{self._named()}: {wanted.key!r} was asked something else than in the journal")
         self._replayed += 1
         self._moved.notify()
         return known
 
-    def all_replayed(self) -> None:
-        """Raises `ReplayDiverged` where the episode ended without asking for all that the journal holds."""
+    def all_replayed(self, failed: Exception | None) -> None:
+        """Raises `ReplayDiverged` where the episode ended, or `failed`, without asking for all that the journal holds."""
         if self._replayed < len(self._past):
-            raise ReplayDiverged(f"{self._named()} ended without asking for {self._past[self._replayed].key!r} again")
+            missing = self._past[self._replayed].key
+            raise ReplayDiverged(f"{self._named()} ended without asking for {missing!r} again") from failed
 
     def _named(self) -> str:
         plan = self._plan
@@ -176,30 +218,44 @@ async def played(episode: Episode, plan: EpisodePlan, seats: Sequence[Seat]) -> 
 async def run_episode(episode: Episode, plan: EpisodePlan) -> tuple[Ended, list[Seat]]:
     """Play one episode to its end. Waits for `play`, at most `plan.deadline` seconds.
 
-    What the environment raises is a fault of the episode, as is the deadline; what sparring raises (a wrong reward, a broken
-    backend, a diverged replay) is raised, but for what an episode may run into: `Unjudged`, `EffectError`, `ContextFull`.
+    What the environment raises is a fault of the episode, as is what a player raises, and the deadline; what sparring raises
+    (a wrong reward, a broken backend, a diverged replay) is raised, but for what an episode may run into: `Unjudged`,
+    `EffectError`, `ContextFull`.
     """
     seats = open_seats(episode, plan)
     returned: Rewards = None
-    fault = detail = ""
+    failed: Exception | None = None
+    scope = anyio.move_on_after(plan.deadline if plan.clock else None)
     try:
-        with anyio.move_on_after(plan.deadline) as scope:
+        with scope:
             returned = await played(episode, plan, seats)
-        if scope.cancelled_caught:
-            fault = "deadline"
-            detail = f"play did not end within {plan.deadline} s; it waited for {episode.waits_for}"
-        else:
-            episode.all_replayed()
-            return _settled(plan, returned, seats), seats
-    except (Unjudged, EffectError, ContextFull) as error:
-        fault, detail = type(error).__name__, str(error)
-    except SparringError:
-        raise
-    except (
-        Exception
-    ) as error:  # the one place where the user's code may raise anything: it is counted, with its traceback
-        fault, detail = type(error).__name__, "".join(traceback.format_exception(error))
-    return Ended(group=plan.group, member=plan.member, fault=fault, detail=detail), seats
+    except Exception as error:  # noqa: BLE001 - the user's code may raise anything: it is counted, with its traceback
+        failed = error
+    episode.end()
+    await anyio.lowlevel.checkpoint_if_cancelled()  # a play that swallowed the end of the run has no outcome
+    failed = episode.failure or failed
+    if isinstance(failed, SparringError) and not isinstance(failed, Unjudged | EffectError | ContextFull):
+        raise failed
+    if scope.cancel_called:
+        detail = f"play did not end within {plan.deadline} s; it waited for {episode.waits_for}"
+        return Ended(group=plan.group, member=plan.member, fault="deadline", detail=detail), seats
+    episode.all_replayed(failed)
+    if failed is not None:
+        fault, detail = type(failed).__name__, _told(failed)
+        return Ended(group=plan.group, member=plan.member, fault=fault, detail=detail), seats
+    return _settled(plan, returned, seats), seats
+
+
+def _told(failed: Exception) -> str:
+    """What a fault says of itself: sparring's own its message, any other its traceback too."""
+    if isinstance(failed, SparringError):
+        return _clean(str(failed))
+    return _clean("".join(traceback.format_exception(failed)))
+
+
+def _clean(text: str) -> str:
+    """Text that can be written: what is no Unicode (a lone surrogate) becomes its escape."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _settled(plan: EpisodePlan, returned: Rewards, seats: Sequence[Seat]) -> Ended:
@@ -208,7 +264,7 @@ def _settled(plan: EpisodePlan, returned: Rewards, seats: Sequence[Seat]) -> End
         SeatResult(
             seat=seat.name,
             fork=seat.conversation.place.fork,
-            label=seat.label,
+            label=_clean(seat.label),
             value=settled.returns.get(seat),
             unjudged=settled.unjudged.get(seat, ""),
             turn_rewards=dict(seat.turn_rewards),
@@ -221,21 +277,22 @@ def _settled(plan: EpisodePlan, returned: Rewards, seats: Sequence[Seat]) -> End
         group=plan.group,
         member=plan.member,
         results=results,
-        metrics=dict(settled.metrics),
-        notes=dict(settled.notes),
+        metrics={_clean(name): value for name, value in settled.metrics.items()},
+        notes={_clean(name): _clean(note) for name, note in settled.notes.items()},
     )
 
 
-async def _affect(event: Affected, call: Callable[[], Awaitable[Any]], timeout: float) -> Affected:
+async def _affect(event: Affected, call: Callable[[], Awaitable[Any]], timeout: float | None) -> Affected:
     try:
         with anyio.fail_after(timeout):
+            await anyio.lowlevel.checkpoint()
             result = encoded(await call(), f"the result of {event.name}")
-    except TimeoutError:
-        return msgspec.structs.replace(event, error=f"{event.name} did not answer within {timeout} s")
+    except TimeoutError as error:  # ours, or its own
+        return msgspec.structs.replace(event, error=str(error) or f"{event.name} did not answer within {timeout} s")
     except EffectError as error:
-        return msgspec.structs.replace(event, error=str(error))
-    except SparringError:
+        return msgspec.structs.replace(event, error=_clean(str(error)))
+    except (SettingError, UnsupportedError):
         raise
-    except Exception as error:  # noqa: BLE001 - an effect is the user's code too: its failure is an answer
-        return msgspec.structs.replace(event, error=f"{event.name} raised {type(error).__name__}: {error}")
+    except Exception as error:  # noqa: BLE001 - an effect is the user's code too: its failure is a journaled answer
+        return msgspec.structs.replace(event, error=_clean(f"{event.name} raised {type(error).__name__}: {error}"))
     return msgspec.structs.replace(event, result=result)

@@ -24,7 +24,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", omit_d
 class Opened(Event, frozen=True, kw_only=True, tag="opened"):
     """The run began: everything resolved, as `run.json` shows it. Always the first event, once."""
 
-    schema: int = SCHEMA
+    schema: int = msgspec.field(default_factory=lambda: SCHEMA)  # by a factory, as a plain default would not be written
     run: dict[str, Any]
 
 
@@ -116,6 +116,13 @@ class Affected(Event, frozen=True, kw_only=True, tag="affected"):
     @property
     def key(self) -> tuple[Any, ...]:
         return ("effect", self.name, self.arguments, self.occurrence)
+
+
+class Restarted(Event, frozen=True, kw_only=True, tag="restarted"):
+    """An episode that holds something live (`resumable=False`) starts again: what it said and did before counts no more."""
+
+    group: int
+    member: int
 
 
 class SeatResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -211,6 +218,7 @@ AnyEvent = (
     | Admitted
     | Acted
     | Affected
+    | Restarted
     | Ended
     | Planned
     | Stepped
@@ -249,10 +257,17 @@ def segment(encoded: list[bytes]) -> bytes:
 def canonical(events: list[AnyEvent]) -> list[AnyEvent]:
     """The same history in one order that does not depend on what ran beside what: two deterministic runs are equal in it.
 
-    Figures of the clock and of this process (timing, notes, checkpoints, installations) are left out; episodes follow
-    one another, and within one its replies and effects are ordered by key.
+    Figures of the clock and of this process (timing, notes, checkpoints, installations) are left out, and what an episode
+    did before it was restarted; episodes follow one another, and within one its replies and effects are ordered by key.
     """
-    return sorted((event for event in events if type(event) in _CANONICAL), key=_place)
+    again = {(one.group, one.member): place for place, one in enumerate(events) if isinstance(one, Restarted)}
+    kept = [
+        event
+        for place, event in enumerate(events)
+        if type(event) in _CANONICAL
+        and not (isinstance(event, Acted | Affected) and place < again.get((event.group, event.member), -1))
+    ]
+    return sorted(kept, key=_place)
 
 
 _CANONICAL = {Opened: 0, Admitted: 1, Acted: 2, Affected: 2, Ended: 2, Planned: 3, Stepped: 4, Evaluated: 5}

@@ -20,7 +20,7 @@ import anyio.to_thread
 import msgspec
 
 from sparring.errors import JournalError
-from sparring.rollout.events import AnyEvent, decode_segment, encode, segment
+from sparring.rollout.events import SCHEMA, AnyEvent, Opened, decode_segment, encode, segment
 from sparring.rollout.signal import Signal
 
 _LARGEST_QUEUE = 32 * 1024 * 1024
@@ -60,7 +60,12 @@ class SqliteSegments:
 
     def read(self) -> Iterator[bytes]:
         try:
-            for (blob,) in self._database.execute("SELECT blob FROM segments ORDER BY number"):
+            rows = self._database.execute("SELECT number, blob FROM segments ORDER BY number")
+            for expected, (number, blob) in enumerate(rows, 1):
+                if number != expected:
+                    raise JournalError(
+                        f"journal {str(self._path)!r}: segment {expected} is missing; the file is damaged"
+                    )
                 yield blob
         except sqlite3.Error as error:
             raise JournalError(f"journal {str(self._path)!r} cannot be read: {error}") from error
@@ -123,22 +128,30 @@ class Journal:
                 journal._closing = True
                 journal._queued.notify()
         finally:
-            store.close()
+            with anyio.CancelScope(shield=True):  # closing waits for the disk, which is no matter of the event loop's
+                await anyio.to_thread.run_sync(store.close)
 
     def read(self) -> Iterator[AnyEvent]:
-        """Every event on the disk, in order. Raises `JournalError` for a segment that cannot be decoded."""
+        """Every event on the disk, in order. Raises `JournalError` for what cannot be read: damaged, or of a newer schema."""
         for number, blob in enumerate(self._store.read(), 1):
             try:
-                yield from decode_segment(blob)
+                events = decode_segment(blob)
             except msgspec.MsgspecError as error:
                 raise JournalError(
                     f"journal segment {number}: {error}; it is damaged, or of a newer sparring"
                 ) from error
+            for event in events:
+                if isinstance(event, Opened) and event.schema > SCHEMA:
+                    raise JournalError(
+                        f"the journal has schema {event.schema}, this sparring reads up to {SCHEMA}: use the newer one"
+                    )
+                yield event
 
     def append(self, event: AnyEvent) -> int:
         """Queue an event; returns its number. Nothing that depends on it may be queued before it. Never waits."""
         if self._failure is not None:
             raise self._failure
+        assert not self._closing, f"the journal was closed before {event!r}"
         blob = encode(event)
         self._queue.append(blob)
         self._queued_bytes += len(blob)
@@ -152,6 +165,7 @@ class Journal:
 
     async def durable(self, number: int) -> None:
         """Wait until the event of that number is on the disk."""
+        assert number <= self._appended, f"event {number} was never appended"
         while self._durable < number:
             if self._failure is not None:
                 raise self._failure
@@ -171,6 +185,7 @@ class Journal:
 
     async def _write(self) -> None:
         """Waits for events (or the end), unblocked by `append` and by leaving `open`."""
+        own = anyio.CapacityLimiter(1)  # threads that environments keep busy must not hold up the journal
         while True:
             if not self._queue:
                 if self._closing:
@@ -180,7 +195,7 @@ class Journal:
             batch, size = self._queue, self._queued_bytes
             self._queue = []
             try:
-                await anyio.to_thread.run_sync(self._store.append, segment(batch))
+                await anyio.to_thread.run_sync(self._store.append, segment(batch), limiter=own)
             except JournalError as error:
                 self._failure = error
                 self._written.notify()
