@@ -33,7 +33,7 @@ run = Run(
         grpo(deviation=True),
         learning_rate=3e-4,
         lora=Lora(rank=16, alpha=32),
-        sampling=Sampling(max_tokens=16),
+        sampling=Sampling(max_tokens=24),
     ),
     steps=50,
     groups_per_step=8,

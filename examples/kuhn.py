@@ -41,8 +41,8 @@ run = Run(
     name="kuhn",
     train=Episodes(kuhn, deals, seats),
     held_out={  # the six deals are all there are: what is played is seen, what counts is the score against the first version
-        "moves first": Episodes(kuhn, deals, seats[0], seen=True),
-        "moves second": Episodes(kuhn, deals, seats[1], seen=True),
+        "first": Episodes(kuhn, deals, seats[0], seen=True),
+        "second": Episodes(kuhn, deals, seats[1], seen=True),
     },
     policies={"alice": Policy("smollm2-135m-instruct", rae(), sampling=Sampling(max_tokens=8))},
     group_size=1,

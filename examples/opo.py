@@ -7,10 +7,6 @@ token's gradient has the same norm wherever it stands.
 from dataclasses import dataclass
 from random import Random
 
-fro
-fro
-fro
-fro
 from sparring import Comparable, Episodes, F, MathVerifier, Policy, Run, Sampling, Score, Seat, advantages, environment, grpo, split
 
 

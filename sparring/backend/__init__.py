@@ -6,7 +6,16 @@ from sparring.backend.losses import PPO, CrossEntropy, ImportanceSampling, Loss
 from sparring.backend.renderer import Renderer
 from sparring.backend.sampling import SampledSequence, SamplingClient, SamplingParams
 from sparring.backend.scripted import ScriptedBackend
-from sparring.backend.training import Adam, Backend, Capabilities, ForwardOutput, Lora, ModelInfo, OptimOutput, TrainingClient
+from sparring.backend.training import (
+    Adam,
+    Backend,
+    Capabilities,
+    ForwardOutput,
+    Lora,
+    ModelInfo,
+    OptimOutput,
+    TrainingClient,
+)
 
 __all__ = [
     "PPO",

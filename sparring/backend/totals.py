@@ -18,7 +18,7 @@ def rates(totals: Mapping[str, float]) -> dict[str, float]:
     entropy        nats per token, estimated from the sampled tokens
     ratio_mean     1 when trainer and sampler agree
     ess            effective sample size as a share of the tokens, (sum r)^2 / (N sum r^2), in (0, 1]
-    kl_k1, kl_k3   estimates of KL(sampler || trainer) in nats per token; k3 is never negative
+    kl_k1, kl      estimates of KL(sampler || trainer) in nats per token; `kl` is k3, which is never negative
     clip_fraction  share of the tokens that clipping left without a gradient
     """
     tokens = totals.get("tokens", 0.0)
@@ -28,7 +28,7 @@ def rates(totals: Mapping[str, float]) -> dict[str, float]:
         "entropy": "nll_sum",
         "ratio_mean": "ratio_sum",
         "kl_k1": "kl_k1_sum",
-        "kl_k3": "kl_k3_sum",
+        "kl": "kl_k3_sum",
         "clip_fraction": "clipped",
     }
     found = {name: totals[source] / tokens for name, source in names.items() if source in totals}

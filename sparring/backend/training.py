@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Literal, Protocol, TypeVar
 
 from sparring.arrays import F32
@@ -38,6 +39,18 @@ class Adam:
     eps: float = 1e-8
     weight_decay: float = 0.0
     grad_clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "weight_decay", "grad_clip_norm"):
+            value = getattr(self, name)
+            if not 0 <= value < inf:
+                raise SettingError(f"adam.{name}={value!r}: must be a finite number, at least 0")
+        for name in ("beta1", "beta2"):
+            value = getattr(self, name)
+            if not 0 <= value < 1:
+                raise SettingError(f"adam.{name}={value!r}: must be at least 0 and less than 1")
+        if not 0 < self.eps < inf:
+            raise SettingError(f"adam.eps={self.eps!r}: must be a finite number above 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -174,9 +174,9 @@ def _told(run: Run, policy: str, renderer: Renderer, played: Sequence[tuple[list
     if not mine:
         yield "  no trajectory: nobody spoke whose words are trained on, or nothing was judged"
         return
-    unit = Unit(policy=policy, group=0, source=0, trajectories=mine)
+    unit = Unit(policy=policy, group=0, source=0, trajectories=mine, episodes=tuple(ended for _, ended in played))
     planned = Planned(policy=policy, step=0, groups=[0])
-    batch = Batch(planned=planned, units=(unit,), episodes=len(played), faults=0, dropped=0)
+    batch = Batch(planned=planned, units=(unit,))
     algorithm = run.named_policies[policy].algorithm
     names = [source.environment.name for source in run.sources]
     prepared = prepare(batch, algorithm.advantages, algorithm.compare, {}, names)

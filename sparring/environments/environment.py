@@ -53,7 +53,7 @@ class Environment(ABC, Generic[TaskT]):
 
     def fingerprint(self) -> str:
         """A digest of the source file that defines it: a run that is resumed with another one is stopped and says so."""
-        return _source_digest(type(self))
+        return source_digest(type(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +118,7 @@ class FunctionEnvironment(Environment[TaskT]):
         return {"name": where, "seats": list(self.seats), "settings": settings}
 
     def fingerprint(self) -> str:
-        return _source_digest(self.function)
+        return source_digest(self.function)
 
     def _listed(self) -> str:
         return ", ".join(f"{key}={value!r}" for key, value in self.settings.items()) or "no settings"
@@ -198,7 +198,7 @@ def _assembled(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> Functio
     return FunctionEnvironment(**parts, settings=MappingProxyType(dict(settings)))
 
 
-def _source_digest(thing: Any) -> str:
+def source_digest(thing: Any) -> str:
     """sha256 of the file that defines `thing`; of its own lines, then of its name, where there is no file (a notebook)."""
     try:
         path = inspect.getsourcefile(thing)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import fields, is_dataclass
+from functools import partial
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
+from inspect import getclosurevars, isfunction, ismethod
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from sparring.backend import ModelInfo
 from sparring.environments import Environment, size, task_digest
+from sparring.environments.environment import source_digest
 from sparring.errors import RunChanged, SettingError
 from sparring.learner.run import Episodes, Run
 from sparring.rollout import Schedule
@@ -23,6 +29,9 @@ _FREE = ("max_concurrent", "episode_deadline", "stall_deadline", "max_faults")
 """Fields that may change when a run is resumed: they decide how, not what."""
 
 _ENDLESS_SAMPLE = 64
+
+_LONGEST = 2000
+"""Characters of what a function closes over; more are given as their digest."""
 
 
 def describe(
@@ -41,7 +50,9 @@ def describe(
         "fingerprints": {f"environment of {name}": source.environment.fingerprint() for name, source in sources.items()}
         | {f"tasks of {name}": tasks_fingerprint(source) for name, source in sources.items()}
         | {f"model of {name}": info.fingerprint for name, info in models.items()}
-        | {f"renderer of {name}": digest for name, digest in renderers.items()},
+        | {f"number format of {name}": info.dtype for name, info in models.items()}
+        | {f"renderer of {name}": digest for name, digest in renderers.items()}
+        | code_fingerprints(run),
         "packages": {name: found for name in _PACKAGES if (found := _installed(name))},
     }
 
@@ -68,7 +79,7 @@ def task_at(episodes: Episodes, index: int, what: str) -> Any:
     """One task; what the source raises becomes a `SettingError` that names it."""
     try:
         return episodes.tasks[index]
-    except Exception as error:  # noqa: BLE001 - the user's code: its failure is said with the index
+    except Exception as error:  # the user's code: its failure is said with the index
         raise SettingError(f"task {index} of {what} raised {type(error).__name__}: {error}") from error
 
 
@@ -81,16 +92,16 @@ def check_same(
 ) -> list[str]:
     """What differs between the run that was started and the one that resumes it, as sentences.
 
-    Raises `RunChanged` for changed settings, and for changed code or data unless accepted.
+    Raises `RunChanged` for changed settings, and for changed code or data unless accepted; it names each of them.
     """
+    found: list[str] = []
     for part in ("settings", "episodes"):
-        for name in sorted(before[part].keys() | now[part].keys()):
-            old, new = before[part].get(name), now[part].get(name)
-            if name not in _FREE and old != new:
-                raise RunChanged(
-                    f"{folder} was started with {name} = {old!r}, now it is {new!r}: use the same, or another name for a new run"
-                )
-    changed = [name for name, digest in now["fingerprints"].items() if before["fingerprints"].get(name) != digest]
+        old, new = ({key: value for key, value in one[part].items() if key not in _FREE} for one in (before, now))
+        found += differences(old, new)
+    if found:
+        raise RunChanged(f"{folder} was started with {'; '.join(found)}: use the same, or another name for a new run")
+    then, today = before["fingerprints"], now["fingerprints"]
+    changed = [name for name in {**then, **today} if then.get(name) != today.get(name)]
     if changed and not accept_changed_code:
         raise RunChanged(
             f"{folder}: changed since the run was started: {', '.join(changed)}; "
@@ -99,22 +110,122 @@ def check_same(
     return [f"accepted a change of the {name}" for name in changed]
 
 
-def plain(value: Any) -> Any:
-    """Any setting as JSON data; functions and other objects by their qualified name."""
+def differences(before: object, now: object, name: str = "") -> Iterator[str]:
+    """Every leaf that differs between two pieces of JSON data, as `name = old, now new`; names are dotted."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for key in {**before, **now}:
+            dotted = f"{name}.{key}" if name else str(key)
+            if key not in before:
+                yield f"no {dotted}, now {now[key]!r}"
+            elif key not in now:
+                yield f"{dotted} = {before[key]!r}, now none"
+            else:
+                yield from differences(before[key], now[key], dotted)
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for index, (old, new) in enumerate(zip(before, now, strict=True)):
+            yield from differences(old, new, f"{name}.{index}")
+    elif before != now:
+        yield f"{name} = {before!r}, now {now!r}"
+
+
+def plain(value: object) -> Any:
+    """Any setting as JSON data.
+
+    A dataclass is its fields, a function its qualified name with what it closes over, a `partial` its function and arguments,
+    anything else the qualified name of its type.
+    """
+    return _plain(value, ())
+
+
+def _plain(value: object, outer: tuple[object, ...]) -> Any:
+    if any(value is one for one in outer):
+        return "(itself)"
+    inner = (*outer, value)
     if value is None or isinstance(value, bool | int | float | str):
-        return value
+        return _scalar(value)
     if isinstance(value, Path):
         return str(value)
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist(), inner)
     if isinstance(value, Environment):
         return value.described()
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, Sequence):
-        return [plain(item) for item in value]
+        return {str(key): _plain(item, inner) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        return [_plain(item, inner) for item in value]
+    if isinstance(value, AbstractSet):
+        return sorted((_plain(item, inner) for item in value), key=repr)
+    parts = {key: _plain(item, inner) for key, item in _parts(value).items()}
+    if _has_fields(value):
+        return {"is": _name(value), **parts}
+    if len(repr(parts)) > _LONGEST:
+        return {"is": _name(value), "sha256": sha256(repr(parts).encode()).hexdigest()}
+    return {"is": _name(value), **parts} if parts else _name(value)
+
+
+def _scalar(value: bool | int | float | str | None) -> bool | int | float | str | None:
+    """As exactly one of JSON's types: numpy's numbers are floats of another type, and no JSON holds infinity."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, float):
+        return float(value) if isfinite(value) else str(float(value))
+    return int(value) if isinstance(value, int) else str(value)
+
+
+def _has_fields(value: object) -> bool:
+    return is_dataclass(value) and not isinstance(value, type)
+
+
+def _parts(value: object) -> dict[str, Any]:
+    """What makes this object different from another of the same name."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {"is": type(value).__name__} | {item.name: plain(getattr(value, item.name)) for item in fields(value)}
-    named = value if isinstance(value, type) or callable(value) else type(value)
-    return f"{named.__module__}:{getattr(named, '__qualname__', type(value).__qualname__)}"
+        return {item.name: getattr(value, item.name) for item in fields(value)}
+    if isinstance(value, partial):
+        return {"function": value.func, "arguments": value.args, "keywords": value.keywords}
+    if ismethod(value):
+        return {"of": value.__self__}
+    if isfunction(value):
+        return dict(getclosurevars(value).nonlocals)
+    return {}
+
+
+def _name(value: object) -> str:
+    """The qualified name of a function or class, else of the object's class; sparring's own dataclasses go by their short one."""
+    named = value if isinstance(value, type) or isfunction(value) or ismethod(value) else type(value)
+    if _has_fields(value) and _is_ours(named.__module__):
+        return named.__qualname__
+    return f"{named.__module__}:{named.__qualname__}"
+
+
+def code_fingerprints(run: Run) -> dict[str, str]:
+    """The digest of the source of each function and class of the user's own in the policies, the line-ups and the backend."""
+    everyone = [*run.sources, *run.named_held_out.values()]
+    lineups = [lineup.players for source in everyone for lineup in source.lineups]
+    found = _code([*run.named_policies.values(), *lineups, run.backend], ())
+    return {f"code of {_name(thing)}": source_digest(thing) for thing in found}
+
+
+def _code(value: object, outer: tuple[object, ...]) -> Iterator[Any]:
+    """The functions and classes in a setting that are not part of sparring, Python or a package of numbers."""
+    if any(value is one for one in outer):
+        return
+    inside: list[object] = list(_parts(value).values())
+    if isinstance(value, Mapping):
+        inside = list(value.values())
+    elif isinstance(value, Sequence | AbstractSet) and not isinstance(value, str | bytes):
+        inside = list(value)
+    for item in inside:
+        yield from _code(item, (*outer, value))
+    named = value if isinstance(value, type) or isfunction(value) or ismethod(value) else type(value)
+    if not _is_ours(named.__module__) and named.__module__ not in _NOT_CODE:
+        yield named
+
+
+_NOT_CODE = ("builtins", "collections", "functools", "numpy", "pathlib", "types")
+
+
+def _is_ours(module: str) -> bool:
+    return module.partition(".")[0] == "sparring"
 
 
 def _installed(name: str) -> str | None:

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import anyio
 
 from sparring.agents import Agent
-from sparring.environments import size, task_digest
+from sparring.environments import Seat, size, task_digest
 from sparring.errors import SettingError
 from sparring.learner.described import task_at
 from sparring.learner.run import Episodes
 from sparring.rollout import Slots
-from sparring.rollout.episode import Episode, EpisodePlan, run_episode, seeded
+from sparring.rollout.episode import Emit, Episode, EpisodePlan, clean, run_episode, seeded
 from sparring.rollout.events import Acted, Affected, Ended, Evaluated
 from sparring.rollout.play import transcript
 
 _PRIORITY = -1
 """Held-out play takes slots before training play: the learner's curve should not lag behind it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Judged:
+    """What came of one task."""
+
+    value: float | None = None
+    reward: float | None = None
+    transcript: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
 
 
 async def evaluate(
@@ -29,25 +39,26 @@ async def evaluate(
     *,
     seed: int,
     deadline: float | None,
+    emit: Emit | None = None,
 ) -> Evaluated:
-    """Play every task once. Waits for slots and for the players. A task without a verdict has the value None.
+    """Play every task once. Waits for slots and for the players. A task without a verdict has the value None, and its
+    transcript ends with the reason.
 
     The reward of a task is the mean return of the seats that learning policies play, of all seats where there is none:
     against a fixed opponent it is the policy's own, also in a zero-sum game. The seed of a task is the same at every
-    version, so that versions differ by their weights alone.
+    version, so that versions differ by their weights alone. Nothing ends for the time it takes where there is no
+    `deadline`. `emit` is told of every reply; a held-out episode is journaled as its result, and played again if cut off.
     """
     players = episodes.lineups[0].players
     learners = [seat for seat in episodes.environment.seats if isinstance(players.get(seat, ""), str)]
     count = size(episodes.tasks)
     if count is None:
         raise SettingError(f"held-out {name!r} is endless: give a finite list of tasks")
-    values: list[float | None] = [None] * count
-    rewards: list[float | None] = [None] * count
-    transcripts: list[list[tuple[str, str]]] = [[] for _ in range(count)]
+    judged: list[_Judged] = [_Judged()] * count
 
-    async def one(index: int) -> None:
+    def planned(index: int) -> EpisodePlan:
         task = task_at(episodes, index, f"held-out {name!r}")
-        plan = EpisodePlan(
+        return EpisodePlan(
             environment=episodes.environment,
             task=task,
             task_digest=task_digest(task),
@@ -57,20 +68,35 @@ async def evaluate(
             group=index,
             member=0,
             deadline=deadline,
+            clock=deadline is not None,
         )
+
+    async def one(index: int) -> None:
         async with slots.at((_PRIORITY, version, index)):
-            ended, seats = await run_episode(Episode(plan, _unjournaled), plan)
-        rewards[index] = _reward(ended, learners)
-        headline = episodes.environment.headline
-        values[index] = ended.metrics.get(headline) if headline else rewards[index]
-        transcripts[index] = [line for seat in seats for fork in seat.family for line in transcript(fork)]
+            plan = planned(index)
+            ended, seats = await run_episode(Episode(plan, emit or _nobody_told), plan)
+        judged[index] = _judged(ended, seats, learners, episodes.environment.headline)
 
     async with anyio.create_task_group() as group:
         for index in range(count):
             group.start_soon(one, index)
-    headline = episodes.environment.headline or "reward"
     return Evaluated(
-        name=name, version=version, headline=headline, values=values, rewards=rewards, transcripts=transcripts
+        name=name,
+        version=version,
+        headline=episodes.environment.headline or "reward",
+        values=[one.value for one in judged],
+        rewards=[one.reward for one in judged],
+        transcripts=[one.transcript for one in judged],
+    )
+
+
+def _judged(ended: Ended, seats: Sequence[Seat], learners: Sequence[str], headline: str) -> _Judged:
+    reward = _reward(ended, learners)
+    lines = [(who, clean(text)) for seat in seats for fork in seat.family for who, text in transcript(fork)]
+    return _Judged(
+        value=ended.metrics.get(headline) if headline else reward,
+        reward=reward,
+        transcript=lines + _reasons(ended),
     )
 
 
@@ -81,5 +107,12 @@ def _reward(ended: Ended, learners: Sequence[str]) -> float | None:
     return sum(returns) / len(returns) if returns else None
 
 
-async def _unjournaled(event: Acted | Affected) -> None:
-    """Held-out episodes are journaled as one result; one that is cut off is played again."""
+def _reasons(ended: Ended) -> list[tuple[str, str]]:
+    """Why an episode has no verdict, as lines of its transcript."""
+    if ended.fault:
+        return [("fault", f"{ended.fault}: {ended.detail.strip().splitlines()[-1] if ended.detail.strip() else ''}")]
+    return [("unjudged", f"{result.seat}: {result.unjudged}") for result in ended.results if result.unjudged]
+
+
+async def _nobody_told(event: Acted | Affected) -> None:
+    """The journal gets the result alone."""

@@ -15,6 +15,8 @@ import anyio.to_thread
 
 from sparring.errors import JournalError, RunLocked
 
+_PRUNED = ".pruned"
+
 
 class RunFolder:
     """`runs/<name>/`: run.json, journal.db, checkpoints/<policy>/<step>/, metrics.jsonl, report.html.
@@ -29,9 +31,9 @@ class RunFolder:
     @asynccontextmanager
     async def held(path: Path) -> AsyncIterator[RunFolder]:
         """The folder, made if need be and locked until the end; the lock dies with the process. Raises `RunLocked`."""
-        descriptor = await anyio.to_thread.run_sync(_locked, path)
+        descriptor, absolute = await anyio.to_thread.run_sync(_locked, path)
         try:
-            yield RunFolder(path)
+            yield RunFolder(absolute)
         finally:
             os.close(descriptor)
 
@@ -45,9 +47,12 @@ class RunFolder:
     def fresh_checkpoint(self, policy: str, step: int) -> Path:
         """Where a checkpoint may be written: what a crash left there half-journaled is deleted."""
         path = self.checkpoint(policy, step)
-        if path.exists():
-            shutil.rmtree(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            if path.exists():
+                shutil.rmtree(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _unwritable(path, error) from error
         return path
 
     def write_settings(self, run: Mapping[str, Any]) -> None:
@@ -55,13 +60,19 @@ class RunFolder:
         write_whole(self.path / "run.json", json.dumps(run, indent=2, ensure_ascii=False) + "\n")
 
     def prune(self, policy: str, kept: set[int]) -> None:
-        """Delete the policy's checkpoints of other steps."""
-        for folder in (self.path / "checkpoints" / policy).iterdir():
-            if folder.name.isdecimal() and int(folder.name) not in kept:
-                shutil.rmtree(folder)
+        """Delete the policy's checkpoints of other steps. Each loses its name first: one that is half deleted is none."""
+        try:
+            folder = self.path / "checkpoints" / policy
+            for left in folder.glob(f".*{_PRUNED}"):
+                shutil.rmtree(left)
+            for old in [one for one in folder.iterdir() if one.name.isdecimal() and int(one.name) not in kept]:
+                shutil.rmtree(old.rename(old.with_name(f".{old.name}{_PRUNED}")))
+        except OSError as error:
+            raise _unwritable(self.path / "checkpoints" / policy, error) from error
 
 
-def _locked(path: Path) -> int:
+def _locked(path: Path) -> tuple[int, Path]:
+    """The open, locked folder and its absolute path: a backend would take a relative one for a name of its own."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDONLY)
@@ -74,7 +85,7 @@ def _locked(path: Path) -> int:
         raise RunLocked(
             f"run folder {str(path)!r} is in use by another process: wait for it, or use another name"
         ) from error
-    return descriptor
+    return descriptor, path.absolute()
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -88,6 +99,8 @@ def write_whole(path: Path, text: str) -> None:
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise JournalError(
-            f"{str(path)!r} cannot be written: {error.strerror}; free some disk space and resume"
-        ) from error
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> JournalError:
+    return JournalError(f"{str(path)!r} cannot be written: {error.strerror}; free some disk space and resume")

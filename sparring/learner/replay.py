@@ -64,7 +64,7 @@ def compare(events: Iterable[AnyEvent], run: Run | None = None) -> Comparison:
         raise SettingError("the journal does not begin with a run's settings: nothing was started in this folder")
     coordinator = Coordinator(msgspec.convert(opened.run["schedule"], Schedule))
     crediting = _credits(opened.run["settings"]["policies"], run)
-    counts = {Admitted: 0, Planned: 0, Stepped: 0}
+    counts: dict[type, int] = {Admitted: 0, Planned: 0, Stepped: 0}
     differences: list[str] = []
     for event in history:
         match event:
@@ -117,18 +117,24 @@ def _step(event: Stepped, coordinator: Coordinator, credit: Credit) -> list[str]
 
 
 def _credits(policies: Mapping[str, Any], run: Run | None) -> dict[str, Credit]:
-    if run is not None:
-        algorithms = {name: policy.algorithm for name, policy in run.named_policies.items()}
-        return {name: (algorithm.advantages, algorithm.compare) for name, algorithm in algorithms.items()}
-    return {name: _credit(name, described["algorithm"]) for name, described in policies.items()}
+    if run is None:
+        return {name: _credit(name, described["algorithm"]) for name, described in policies.items()}
+    algorithms = {name: policy.algorithm for name, policy in run.named_policies.items()}
+    if algorithms.keys() != policies.keys():
+        raise SettingError(
+            f"run {run.name!r} has the policies {sorted(algorithms)}, the journal those of {sorted(policies)}: "
+            f"name the file that the run was started with"
+        )
+    return {name: (algorithm.advantages, algorithm.compare) for name, algorithm in algorithms.items()}
 
 
 def _credit(policy: str, described: Mapping[str, Any]) -> Credit:
-    settings = dict(described["advantages"])
+    advantages = described["advantages"]
+    settings = dict(advantages) if isinstance(advantages, Mapping) else {"is": advantages}
     kind = settings.pop("is")
     if kind not in _KNOWN:
         raise SettingError(
-            f"policy {policy!r} uses {settings or kind}, which is not part of sparring: name the run's file too"
+            f"the advantages of policy {policy!r} are {advantages!r}, which is not part of sparring: name the run's file too"
         )
     estimator: Advantages = msgspec.convert(settings, _KNOWN[kind])
     return estimator, described["compare"]

@@ -5,17 +5,17 @@ A redone step trains the journaled plan from the journaled units and must reach 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from sparring.errors import JournalError, ReplayDiverged
+from sparring.errors import ReplayDiverged
 from sparring.learner.folder import RunFolder
 from sparring.learner.run import Run
 from sparring.learner.take import due_versions, take_step
 from sparring.learner.versions import Versions
 from sparring.rollout import Batch, Coordinator
-from sparring.rollout.events import AnyEvent, Opened, Stepped
+from sparring.rollout.events import AnyEvent, Stepped
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,30 +27,15 @@ class Redone:
     stepped: Stepped
 
 
-@dataclass(slots=True, kw_only=True)
-class History:
-    """What a fold of the journal leaves beside the state: how the run began, and each policy's committed steps since
-    its base."""
-
-    opened: Opened | None = None
-    steps: dict[str, list[Redone]] = field(default_factory=dict)
-
-
-def fold(events: Iterable[AnyEvent], coordinator: Coordinator, since: Mapping[str, int]) -> History:
-    """Apply every event; keep the batches of each policy's steps from `since` on."""
-    history = History(steps={policy: [] for policy in since})
+def fold(events: Iterable[AnyEvent], coordinator: Coordinator, since: Mapping[str, int]) -> dict[str, list[Redone]]:
+    """Apply every event; returns each policy's committed steps from `since` on."""
+    steps: dict[str, list[Redone]] = {policy: [] for policy in since}
     for event in events:
-        if isinstance(event, Opened):
-            history.opened = event
-        elif isinstance(event, Stepped):
-            batch = coordinator.batches[event.policy]
-            if event.step >= since[event.policy]:
-                state = coordinator.durable[event.policy]
-                history.steps[event.policy].append(Redone(batch=batch, state=state, stepped=event))
+        if isinstance(event, Stepped) and event.step >= since[event.policy]:
+            batch, state = coordinator.batches[event.policy], coordinator.durable[event.policy]
+            steps[event.policy].append(Redone(batch=batch, state=state, stepped=event))
         coordinator.apply(event)
-    if history.opened is None and (coordinator.groups or coordinator.episodes):
-        raise JournalError("the journal does not begin with the run's settings: it is damaged; start a new run")
-    return history
+    return steps
 
 
 def needed_versions(run: Run, coordinator: Coordinator, policy: str) -> list[int]:
@@ -95,9 +80,17 @@ def bases(run: Run, events: Iterable[AnyEvent], coordinator: Coordinator, folder
 
 
 async def redo(
-    run: Run, policy: str, base: int, steps: Iterable[Redone], versions: Versions, folder: RunFolder
+    run: Run,
+    policy: str,
+    base: int,
+    steps: Sequence[Redone],
+    versions: Versions,
+    folder: RunFolder,
+    *,
+    needed: Collection[int],
 ) -> None:
-    """Bring the policy's model to where the journal stands, installing every version on the way.
+    """Bring the policy's model to where the journal stands, installing the versions that may still be played with: the
+    newest `max_staleness + 1`, and those that something `needed` waits for.
 
     Raises `ReplayDiverged` where a redone step ends in another digest than the journaled one.
     """
@@ -105,12 +98,15 @@ async def redo(
     if base > 0:
         await versions.model.load_state(str(folder.checkpoint(policy, base)))
         await versions.install(base)
+    newest = base + len(steps)
     for redone in steps:
         again = await take_step(run, policy, redone.batch, redone.state, versions.model)
         if again.digest != redone.stepped.digest or again.advantages != redone.stepped.advantages:
             raise ReplayDiverged(
                 f"step {redone.stepped.step} of {policy!r}, done again from the journal, ended in other weights "
-                f"({again.digest[:12]} instead of {redone.stepped.digest[:12]}): the machine, its threads or a package changed; "
-                f"go on from a checkpoint under another name"
+                f"({again.digest[:12]} instead of {redone.stepped.digest[:12]}): the machine, its threads or a package "
+                f"changed; go on from a checkpoint under another name"
             )
-        await versions.install(redone.stepped.step + 1)
+        version = redone.stepped.step + 1
+        if version in needed or version >= newest - run.max_staleness:
+            await versions.install(version)

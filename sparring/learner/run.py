@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,8 @@ DEFAULT_POLICY = "policy"
 
 @dataclass(frozen=True, slots=True)
 class Episodes:
-    """Tasks played in an environment by a line-up. `seen` allows held-out tasks that are trained on; `greedy` plays them at
-    temperature 0."""
+    """Tasks played in an environment by a line-up; several line-ups alternate from group to group. For held-out episodes: `seen`
+    allows tasks that are trained on, `greedy` plays at temperature 0."""
 
     environment: Environment[Any]
     tasks: Tasks[Any]
@@ -28,10 +30,15 @@ class Episodes:
     greedy: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        if size(self.tasks) == 0:
-            raise SettingError(f"{self.environment.name}: its tasks are empty; give at least one")
+        if not isinstance(self.environment, Environment):
+            raise SettingError(f"Episodes({self.environment!r}): no environment; decorate its function with @environment")
+        name = self.environment.name
+        if not isinstance(self.lineup, Lineup | Sequence) or not all(isinstance(one, Lineup) for one in self.lineups):
+            raise SettingError(f"{name}: lineup={self.lineup!r}: must be a Lineup or a sequence of them, as in Lineup({{'seat': 'policy'}})")
         if not self.lineups:
-            raise SettingError(f"{self.environment.name}: its line-ups are empty; Lineup() lets the only policy play every seat")
+            raise SettingError(f"{name}: lineup={self.lineup!r}: is empty; Lineup() lets the only policy play every seat")
+        if size(self.tasks) == 0:
+            raise SettingError(f"{name}: its tasks are empty; give at least one")
 
     @property
     def lineups(self) -> Sequence[Lineup]:
@@ -40,7 +47,8 @@ class Episodes:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A model that learns. `adam` holds the rest of the optimizer; its learning rate is `learning_rate`."""
+    """A model that learns: a folder or hub name, and how. `adam` holds the rest of the optimizer; its learning rate is
+    `learning_rate`."""
 
     model: str
     algorithm: Algorithm = field(default_factory=grpo)
@@ -52,8 +60,17 @@ class Policy:
     thinking: str = field(default="keep", kw_only=True)
 
     def __post_init__(self) -> None:
-        if not self.learning_rate > 0:
-            raise SettingError(f"learning_rate={self.learning_rate!r}: must be above 0")
+        if not isinstance(self.model, str) or not self.model:
+            raise SettingError(f"model={self.model!r}: must be text, the path of a folder or a hub name")
+        for name, kind in (("algorithm", Algorithm), ("lora", Lora), ("sampling", Sampling), ("adam", Adam)):
+            value = getattr(self, name)
+            if not isinstance(value, kind):
+                example = "grpo()" if kind is Algorithm else f"{kind.__name__}()"
+                raise SettingError(f"{name}={value!r}: must be a sparring.{kind.__name__}, as in {name}={example}")
+        if not (_number(self.learning_rate) and self.learning_rate > 0):
+            raise SettingError(f"learning_rate={self.learning_rate!r}: must be a finite number above 0")
+        if self.adam.learning_rate not in (Adam().learning_rate, self.learning_rate):
+            raise SettingError(f"adam.learning_rate={self.adam.learning_rate!r}: is not used; set the policy's learning_rate instead")
         if self.sampling.temperature == 0:
             raise SettingError("sampling.temperature=0 on a trained policy: greedy play has no gradient; use held-out greedy=True")
         if self.renderer != "chat_template":
@@ -97,25 +114,49 @@ class Run:
     folder: Path = Path("runs")
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("groups_per_step", 1), ("group_size", 1), ("max_staleness", 0), ("evaluate_every", 1)):
-            value = getattr(self, name)
-            if value < least:
-                raise SettingError(f"{name}={value!r}: must be at least {least}")
-        if self.max_concurrent < 1:
-            raise SettingError(f"max_concurrent={self.max_concurrent!r}: must be at least 1")
-        if not 0 <= self.max_faults <= 1:
-            raise SettingError(f"max_faults={self.max_faults!r}: a share of the episodes, between 0 and 1")
-        if not self.name or "/" in self.name or self.name.startswith("."):
+        self._check_plain()
+        _check_kinds(self.train, self.policies, self.held_out)
+        for number, source in enumerate(self.sources):
+            for field_name in ("seen", "greedy"):
+                if getattr(source, field_name):
+                    raise SettingError(f"train source {number}: {field_name}=True belongs to held-out episodes; leave it out here")
+        for name, policy in self.named_policies.items():
+            self._check_policy(name, policy)
+
+    def _check_plain(self) -> None:
+        if not _folder_name(self.name):
             raise SettingError(f"name={self.name!r}: it names a folder; use letters, digits, '-' and '_'")
-        if not self.sources:
-            raise SettingError("train=(): give at least one Episodes")
-        for policy, settings in self.named_policies.items():
-            least = settings.algorithm.advantages.minimum
-            if self.group_size < least and "episode" not in settings.algorithm.compare.values():
-                raise SettingError(
-                    f"group_size={self.group_size!r}: {settings.algorithm.advantages.name} of {policy!r} compares at least {least} "
-                    f"episodes; use rae() for groups of one"
-                )
+        if not isinstance(self.folder, Path):
+            raise SettingError(f"folder={self.folder!r}: must be a pathlib.Path, as in Path('runs')")
+        if isinstance(self.backend, type) or not isinstance(self.backend, BackendChoice):
+            raise SettingError(f"backend={self.backend!r}: must be settings that open one, as in Local() or ScriptedModels()")
+        if not isinstance(self.deterministic, bool):
+            raise SettingError(f"deterministic={self.deterministic!r}: must be True or False")
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise SettingError(f"{name}={value!r}: must be a whole number, at least {least}")
+        for name in ("episode_deadline", "stall_deadline"):
+            seconds = getattr(self, name)
+            if not (_number(seconds) and seconds > 0):
+                raise SettingError(f"{name}={seconds!r}: must be a finite number of seconds above 0")
+        if not (_number(self.max_faults) and 0 <= self.max_faults <= 1):
+            raise SettingError(f"max_faults={self.max_faults!r}: a share of the episodes, between 0 and 1")
+
+    def _check_policy(self, name: str, policy: Policy) -> None:
+        compare = policy.algorithm.compare
+        seats = list(dict.fromkeys(seat for source in self.sources for seat in source.environment.seats))
+        for seat in compare:
+            if seat not in seats:
+                near = get_close_matches(seat, seats, n=1)
+                meant = f"did you mean {near[0]!r}?" if near else f"the seats are {', '.join(seats)}"
+                raise SettingError(f"policy {name!r}: compare={{{seat!r}: ...}} names no seat that is trained on; {meant}")
+        least = policy.algorithm.advantages.minimum
+        if self.group_size < least and "episode" not in compare.values():
+            raise SettingError(
+                f"group_size={self.group_size!r}: {policy.algorithm.advantages.name} of {name!r} compares at least {least} "
+                f"episodes; use rae() or an estimator with a minimum of 1 for groups of one"
+            )
 
     @property
     def sources(self) -> tuple[Episodes, ...]:
@@ -134,3 +175,45 @@ class Run:
     @property
     def path(self) -> Path:
         return self.folder / self.name
+
+
+_LEAST = {
+    "steps": 1,
+    "groups_per_step": 1,
+    "group_size": 1,
+    "max_staleness": 0,
+    "evaluate_every": 1,
+    "max_concurrent": 1,
+    "seed": 0,
+}
+
+
+def _check_kinds(train: object, policies: object, held_out: object) -> None:
+    """That these hold what they should, in one of the forms they may have."""
+    several = isinstance(train, Sequence) and len(train) > 0 and all(isinstance(one, Episodes) for one in train)
+    if not (isinstance(train, Episodes) or several):
+        raise SettingError(f"train={train!r}: must be Episodes(environment, tasks) or a sequence of at least one")
+    if not isinstance(policies, Policy):
+        if not isinstance(policies, Mapping) or not policies:
+            raise SettingError(f"policies={policies!r}: must be a Policy, or a mapping of names to at least one")
+        for name, policy in policies.items():
+            if not _folder_name(name) or "@" in name:
+                raise SettingError(f"policies: the name {name!r} also names a folder; use letters, digits, '-' and '_'")
+            if not isinstance(policy, Policy):
+                raise SettingError(f"policies[{name!r}]={policy!r}: must be a Policy, as in Policy('folder of the model')")
+    if held_out is not None and not isinstance(held_out, Episodes):
+        if not isinstance(held_out, Mapping):
+            raise SettingError(f"held_out={held_out!r}: must be Episodes, a mapping of names to them, or None")
+        for name, source in held_out.items():
+            if not isinstance(name, str) or not name:
+                raise SettingError(f"held_out: the name {name!r} must be text that is not empty")
+            if not isinstance(source, Episodes):
+                raise SettingError(f"held_out[{name!r}]={source!r}: must be Episodes(environment, tasks)")
+
+
+def _folder_name(name: object) -> bool:
+    return isinstance(name, str) and bool(name) and not name.startswith(".") and not set(name) & set("/\\\0")
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)

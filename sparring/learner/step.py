@@ -1,28 +1,32 @@
 """From the units of a planned step to training examples: comparable sets, advantages, the division, and what is known so far.
 
-Pure: a replay computes the same from the journal.
+Pure: a replay computes the same from the journal. Letters: `N` trajectories that are compared, `T` tokens of a context, `A` action
+tokens of a trajectory or context.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from math import fsum
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float32, Int32
+from numpy.typing import NDArray
 
-from sparring.arrays import F32
+from sparring.arrays import F32, I32
 from sparring.backend import Datum
-from sparring.learner.advantages import Advantages, Comparable, estimate
+from sparring.learner.advantages import Advantages, Comparable, estimate, plain_state
 from sparring.learner.algorithm import Scope
 from sparring.rollout import Batch, Context, Trajectory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """A step's examples, ready for `forward_backward`: advantages are divided by the action tokens of all judged
-    trajectories drawn for the step. `metrics` are deterministic; `state` is the estimator's, after the step; `digest`
+    """A step's examples, ready for `forward_backward`: advantages are divided by the action tokens of all judged trajectories drawn
+    for the step, those with advantage 0 included. `metrics` are deterministic; `state` is the estimator's, after the step; `digest`
     is over all advantages."""
 
     data: tuple[Datum, ...]
@@ -38,36 +42,42 @@ def prepare(
     state: Mapping[str, Any],
     environments: Sequence[str],
 ) -> Prepared:
-    """`environments` are the names of the run's sources, for estimators that keep a baseline for each."""
+    """`environments` are the names of the run's sources, for estimators that keep a baseline for each. Raises `SettingError` for an
+    estimator that returns what it should not."""
     drawn = [trajectory for unit in batch.units for trajectory in unit.trajectories]
     tokens = sum(trajectory.action_tokens for trajectory in drawn)
     sources = {unit.group: environments[unit.source] for unit in batch.units}
-    values: dict[int, F32] = {}
-    mixed = compared = uncompared = 0
-    for members in _comparable_sets(drawn, compare):
-        chosen = [drawn[index] for index in members]
-        if len(chosen) < estimator.minimum:
+    now: Mapping[str, Any] = plain_state(estimator, state)
+    values = [np.zeros(trajectory.action_tokens, np.float32) for trajectory in drawn]
+    spreads: list[bool] = []
+    uncompared = 0
+    for members in comparable_sets(drawn, compare):
+        if len(members) < estimator.minimum:
             uncompared += 1
-            values |= {index: np.zeros(drawn[index].action_tokens, np.float32) for index in members}
             continue
-        group = _comparable(chosen, sources[chosen[0].group])
-        checked = estimate(estimator, group, state)
-        state = checked.state
-        values |= dict(zip(members, checked.values, strict=True))
-        compared += 1
-        mixed += bool(np.ptp(group.rewards) > 0)
+        group = _comparable([drawn[index] for index in members], sources[drawn[members[0]].group])
+        checked = estimate(estimator, group, now)
+        now = checked.state
+        for index, row in zip(members, checked.values, strict=True):
+            values[index] = row
+        if len(members) > 1:
+            spreads.append(bool(group.rewards.min() < group.rewards.max()))
     digest = sha256()
     data: list[Datum] = []
-    for index, trajectory in enumerate(drawn):
-        digest.update(values[index].tobytes())
-        data += _data(trajectory, values[index], tokens)
-    metrics = _metrics(batch, drawn, tokens)
-    metrics |= {"mixed": mixed / compared if compared else 0.0, "uncompared": float(uncompared)}
-    return Prepared(data=tuple(data), metrics=metrics, state=state, digest=digest.hexdigest())
+    for trajectory, row in zip(drawn, values, strict=True):
+        digest.update(row.astype("<f4").tobytes())
+        data += _data(trajectory, row, tokens)
+    metrics = _metrics(batch, drawn, tokens) | {"uncompared": float(uncompared)}
+    if spreads:
+        metrics["mixed"] = _mean(spreads)
+    return Prepared(data=tuple(data), metrics=metrics, state=plain_state(estimator, now), digest=digest.hexdigest())
 
 
-def _comparable_sets(drawn: Sequence[Trajectory], compare: Mapping[str, Scope]) -> list[list[int]]:
-    """Indices of the trajectories that are compared: one task, seat and label, over the group or within the episode."""
+def comparable_sets(drawn: Sequence[Trajectory], compare: Mapping[str, Scope]) -> list[list[int]]:
+    """Indices of the trajectories that are compared: one task, seat and label, over the group or within the episode.
+
+    Sets, and the trajectories of each, are in the order in which they were drawn.
+    """
     sets: dict[tuple[int, int, str, str], list[int]] = {}
     for index, trajectory in enumerate(drawn):
         within = compare.get(trajectory.seat, "group") == "episode"
@@ -81,19 +91,27 @@ def _comparable(chosen: Sequence[Trajectory], environment: str) -> Comparable:
         environment=environment,
         seat=chosen[0].seat,
         label=chosen[0].label,
-        rewards=np.array([trajectory.reward for trajectory in chosen], np.float32),
-        lengths=np.array([trajectory.action_tokens for trajectory in chosen], np.int32),
-        turn_rewards=tuple(trajectory.turn_rewards for trajectory in chosen),
-        turns=tuple(_action_turns(trajectory) for trajectory in chosen),
-        episodes=np.array([trajectory.episode for trajectory in chosen], np.int32),
+        rewards=_read_only(np.array([trajectory.reward for trajectory in chosen], np.float32)),
+        lengths=_read_only(np.array([trajectory.action_tokens for trajectory in chosen], np.int32)),
+        turn_rewards=tuple(_read_only(trajectory.turn_rewards) for trajectory in chosen),
+        turns=tuple(_read_only(_action_turns(trajectory)) for trajectory in chosen),
+        episodes=_read_only(np.array([trajectory.episode for trajectory in chosen], np.int32)),
     )
 
 
-def _action_turns(trajectory: Trajectory) -> np.ndarray[Any, np.dtype[np.int32]]:
-    return np.concatenate([context.turn[context.action_mask] for context in trajectory.contexts]).astype(np.int32)
+def _read_only(array: NDArray[Any]) -> NDArray[Any]:
+    """The array, for reading: an estimator that computes in place would change what is logged, and what others read."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
-def _data(trajectory: Trajectory, values: F32, tokens: int) -> list[Datum]:
+def _action_turns(trajectory: Trajectory) -> Int32[I32, " A"]:
+    turns = [context.turn[context.action_mask] for context in trajectory.contexts]
+    return np.concatenate(turns).astype(np.int32)
+
+
+def _data(trajectory: Trajectory, values: Float32[F32, " A"], tokens: int) -> list[Datum]:
     """One example for each context; the trajectory's values are laid over its action tokens in order."""
     data: list[Datum] = []
     start = 0
@@ -104,7 +122,7 @@ def _data(trajectory: Trajectory, values: F32, tokens: int) -> list[Datum]:
     return data
 
 
-def _datum(context: Context, values: F32, tokens: int) -> Datum:
+def _datum(context: Context, values: Float32[F32, " A"], tokens: int) -> Datum:
     scale = np.float32(1 / tokens)
     advantages = np.zeros(len(context.tokens), np.float32)
     advantages[context.action_mask] = values * scale
@@ -119,37 +137,55 @@ def _datum(context: Context, values: F32, tokens: int) -> Datum:
 
 
 def _metrics(batch: Batch, drawn: Sequence[Trajectory], tokens: int) -> dict[str, float]:
-    seats: dict[str, list[float]] = {}
-    for trajectory in drawn:
-        seats.setdefault(trajectory.seat, []).append(trajectory.reward)
-    rewards = [trajectory.reward for trajectory in drawn]
+    """Every one a function of the batch's units alone; means are over correctly rounded sums, so that no order changes them."""
     lags = _lags(batch, drawn)
     metrics = {
-        "reward": _mean(rewards),
+        "reward": _mean([trajectory.reward for trajectory in drawn]),
         "length": _mean([trajectory.action_tokens for trajectory in drawn]),
         "truncated": _mean([trajectory.truncated for trajectory in drawn]),
-        "staleness": _mean(lags),
-        "staleness_max": float(max(lags, default=0)),
+        "staleness": float(lags.mean(dtype=np.float64)) if len(lags) else 0.0,
+        "staleness_max": float(lags.max(initial=0)),
         "units": float(len(batch.units)),
         "trajectories": float(len(drawn)),
         "contexts": float(sum(len(trajectory.contexts) for trajectory in drawn)),
         "action_tokens": float(tokens),
-        "episodes": float(batch.episodes),
-        "faults": float(batch.faults),
-        "dropped": float(batch.dropped),
     }
-    if len(seats) > 1:
-        metrics |= {f"reward/{seat}": _mean(values) for seat, values in sorted(seats.items())}
-    return metrics
+    return metrics | _seat_rewards(drawn) | _episode_metrics(batch)
 
 
-def _lags(batch: Batch, drawn: Sequence[Trajectory]) -> list[int]:
-    lags: list[int] = []
+def _seat_rewards(drawn: Sequence[Trajectory]) -> dict[str, float]:
+    """The mean reward of each seat and of each label, where there is more than one."""
+    seats: dict[str, list[float]] = {}
+    labels: dict[str, list[float]] = {}
     for trajectory in drawn:
-        for context in trajectory.contexts:
-            lags += (batch.planned.step - context.versions[context.action_mask]).tolist()
-    return lags
+        seats.setdefault(trajectory.seat, []).append(trajectory.reward)
+        if trajectory.label:
+            labels.setdefault(f"{trajectory.seat}/{trajectory.label}", []).append(trajectory.reward)
+    several = (seats if len(seats) > 1 else {}) | labels
+    return {f"reward/{name}": _mean(values) for name, values in sorted(several.items())}
 
 
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values, dtype=np.float64)) if len(values) else 0.0
+def _episode_metrics(batch: Batch) -> dict[str, float]:
+    """Counts of the batch's episodes, and the mean of each metric that the environment gave, over the episodes that have it."""
+    episodes = [ended for unit in batch.units for ended in unit.episodes]
+    given: dict[str, list[float]] = {}
+    for ended in episodes:
+        for name, value in ended.metrics.items():
+            given.setdefault(name, []).append(value)
+    counts = {
+        "episodes": float(len(episodes)),
+        "faults": float(sum(bool(ended.fault) for ended in episodes)),
+        "unjudged": float(sum(bool(result.unjudged) for ended in episodes for result in ended.results)),
+    }
+    return counts | {f"environment/{name}": _mean(values) for name, values in sorted(given.items())}
+
+
+def _lags(batch: Batch, drawn: Sequence[Trajectory]) -> I32:
+    """For each action token of the batch, how many versions older than the weights it trains were those that made it."""
+    versions = [context.versions[context.action_mask] for trajectory in drawn for context in trajectory.contexts]
+    return batch.planned.step - np.concatenate([*versions, np.zeros(0, np.int32)])
+
+
+def _mean(values: Iterable[float]) -> float:
+    found = list(values)
+    return fsum(found) / len(found) if found else 0.0

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from sparring.backend import ForwardOutput, OptimOutput, TrainingClient
+from sparring.backend.totals import rates
 from sparring.errors import NonFinite
 from sparring.learner.run import Run
 from sparring.learner.step import prepare
@@ -42,7 +43,7 @@ async def take_step(run: Run, policy: str, batch: Batch, durable: Mapping[str, A
             raise NonFinite(
                 f"{where}: {error}; lower the learning rate or look at these groups in the journal"
             ) from error
-        engine = {**forward.metrics, **optim.metrics}
+        engine = {"loss": forward.metrics["loss"], **rates(forward.metrics), **optim.metrics}
     return Stepped(
         policy=policy,
         step=batch.planned.step,

@@ -6,18 +6,21 @@ import os
 import signal
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import anyio
 import anyio.to_thread
-from anyio.abc import TaskGroup
+from anyio.abc import TaskStatus
 
 from sparring.agents import Frozen, Player
-from sparring.backend import Backend
+from sparring.backend import Backend, TrainingClient
 from sparring.environments import size
-from sparring.errors import SettingError, SparringError, UnsupportedError
+from sparring.errors import JournalError, SettingError, SparringError, UnsupportedError
 from sparring.learner.described import check_same, describe, digests
 from sparring.learner.folder import RunFolder
+from sparring.learner.players import check_players
 from sparring.learner.resume import Redone, bases, fold, needed_versions, redo
 from sparring.learner.run import Episodes, Run
 from sparring.learner.tracker import Watcher
@@ -44,20 +47,44 @@ async def train_async(
 ) -> bool:
     """The same, on a running event loop. `store` is where the journal lies, if not in the run folder."""
     with _unwrapped():
+        checked = _checked(run)
         async with (
             RunFolder.held(run.path) as folder,
-            Journal.open(store if store is not None else await anyio.to_thread.run_sync(SqliteSegments, folder.journal))
-            as journal, run.backend.open(deterministic=run.deterministic) as backend,
+            Journal.open(
+                store if store is not None else await anyio.to_thread.run_sync(SqliteSegments, folder.journal)
+            ) as journal,
+            run.backend.open(deterministic=run.deterministic) as backend,
         ):
             check_capabilities(run, backend)
-            trainer = Trainer(await _assembled(run, journal, backend, folder, watchers, accept_changed_code))
-            async with _interruptible(trainer):
-                try:
+            models = {
+                name: await backend.create_model(policy.model, lora=policy.lora, seed=run.seed)
+                for name, policy in run.named_policies.items()
+            }
+            described = await _begun(run, checked.schedule, models, journal, accept_changed_code)
+            await anyio.to_thread.run_sync(folder.write_settings, described)
+            async with _told(watchers, described):
+                trainer = Trainer(await _assembled(run, checked, models, journal, folder, watchers))
+                async with _interruptible(trainer):
                     await trainer.train()
-                finally:
-                    for watcher in watchers:
-                        watcher.closed()
-            return not trainer.stopped
+            return trainer.complete
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Checked:
+    """What can be refused before anything is made: the schedule, who plays held-out, the tasks that must not be trained on."""
+
+    schedule: Schedule
+    held_out: Mapping[str, Mapping[str, Player]]
+    held_out_digests: frozenset[str]
+
+
+def _checked(run: Run) -> _Checked:
+    policies = tuple(run.named_policies)
+    return _Checked(
+        schedule=schedule_of(run),
+        held_out={name: _held_out_players(name, one, policies) for name, one in run.named_held_out.items()},
+        held_out_digests=_kept_apart(run),
+    )
 
 
 def schedule_of(run: Run) -> Schedule:
@@ -68,6 +95,7 @@ def schedule_of(run: Run) -> Schedule:
         lineups = []
         for lineup in episodes.lineups:
             players = lineup.resolved(episodes.environment.seats, policies)
+            check_players(players, f"train source {number}")
             trained = {seat: player for seat, player in players.items() if isinstance(player, str)}
             if not trained:
                 raise SettingError(
@@ -104,46 +132,63 @@ def check_capabilities(run: Run, backend: Backend) -> None:
         raise UnsupportedError("deterministic=True: this backend cannot repeat a run bit for bit; leave it out")
 
 
+async def _begun(
+    run: Run, schedule: Schedule, models: Mapping[str, TrainingClient], journal: Journal, accept: bool
+) -> dict[str, Any]:
+    """Begin the journal with the run's settings, or hold them against those that it begins with, before anything is made of
+    the rest; returns them."""
+    infos = {name: model.info for name, model in models.items()}
+    renderers = {name: model.renderer.fingerprint for name, model in models.items()}
+    described = await anyio.to_thread.run_sync(describe, run, schedule, infos, renderers)
+    opened = await anyio.to_thread.run_sync(lambda: next(journal.read(), None))
+    if opened is None:
+        await journal.commit(Opened(run=described))
+        return described
+    if not isinstance(opened, Opened):
+        raise JournalError("the journal does not begin with the run's settings: it is damaged; start a new run")
+    for change in check_same(opened.run, described, run.path, accept_changed_code=accept):
+        await journal.commit(Noted(kind="changed", text=change))
+    await journal.commit(Noted(kind="resumed", text="the run goes on"))
+    return described
+
+
 async def _assembled(
-    run: Run, journal: Journal, backend: Backend, folder: RunFolder, watchers: Sequence[Watcher], accept: bool
+    run: Run,
+    checked: _Checked,
+    models: Mapping[str, TrainingClient],
+    journal: Journal,
+    folder: RunFolder,
+    watchers: Sequence[Watcher],
 ) -> Parts:
-    """Everything checked, the state folded, the models where the journal stands."""
-    schedule = schedule_of(run)
+    """The state folded, the models where the journal stands."""
     policies = tuple(run.named_policies)
-    held_out = {name: _held_out_players(name, episodes, policies) for name, episodes in run.named_held_out.items()}
-    held_out_digests = _kept_apart(run)
-    models = {
-        name: await backend.create_model(policy.model, lora=policy.lora, seed=run.seed)
-        for name, policy in run.named_policies.items()
-    }
-    since = await anyio.to_thread.run_sync(lambda: bases(run, journal.read(), Coordinator(schedule), folder))
-    coordinator = Coordinator(schedule)
-    history = await anyio.to_thread.run_sync(lambda: fold(journal.read(), coordinator, since))
-    lineups = [[lineup.resolved(s.environment.seats, policies) for lineup in s.lineups] for s in run.sources]
+    coordinator = Coordinator(checked.schedule)
+    since = await anyio.to_thread.run_sync(lambda: bases(run, journal.read(), Coordinator(checked.schedule), folder))
+    steps = await anyio.to_thread.run_sync(lambda: fold(journal.read(), coordinator, since))
     parts = Parts(
         run=run,
         journal=journal,
         coordinator=coordinator,
         folder=folder,
         versions={name: Versions(model, keep=run.max_staleness + 1) for name, model in models.items()},
-        lineups=lineups,
-        held_out=held_out,
-        held_out_digests=held_out_digests,
+        lineups=[[lineup.resolved(s.environment.seats, policies) for lineup in s.lineups] for s in run.sources],
+        held_out=checked.held_out,
+        held_out_digests=checked.held_out_digests,
         watchers=watchers,
     )
-    await _open(parts, history.opened, accept)
     for policy in policies:
-        await _brought_up(parts, policy, since[policy], history.steps[policy])
+        await _brought_up(parts, policy, since[policy], steps[policy])
     return parts
 
 
 async def _brought_up(parts: Parts, policy: str, base: int, steps: Sequence[Redone]) -> None:
     """The policy's model where the journal stands, with every version that something still plays with."""
     versions, coordinator = parts.versions[policy], parts.coordinator
-    await redo(parts.run, policy, base, steps, versions, parts.folder)
+    needed = needed_versions(parts.run, coordinator, policy)
+    await redo(parts.run, policy, base, steps, versions, parts.folder, needed=needed)
     rows = [*parts.held_out.values(), *(row for source in parts.lineups for row in source)]
     frozen = any(isinstance(player, Frozen) and player.policy == policy for row in rows for player in row.values())
-    for version in needed_versions(parts.run, coordinator, policy) + [0] * frozen:
+    for version in needed + [0] * frozen:
         versions.hold(version)
     await versions.trim()
     newest = coordinator.budget.version(policy)
@@ -153,21 +198,19 @@ async def _brought_up(parts: Parts, policy: str, base: int, steps: Sequence[Redo
         coordinator.apply(event)
 
 
-async def _open(parts: Parts, opened: Opened | None, accept: bool) -> None:
-    """Begin the journal with the run's settings, or hold them against those that it begins with; then tell the watchers."""
-    models = {name: versions.model for name, versions in parts.versions.items()}
-    infos = {name: model.info for name, model in models.items()}
-    renderers = {name: model.renderer.fingerprint for name, model in models.items()}
-    described = await anyio.to_thread.run_sync(describe, parts.run, parts.coordinator.schedule, infos, renderers)
-    if opened is None:
-        await parts.journal.commit(Opened(run=described))
-    else:
-        for change in check_same(opened.run, described, parts.run.path, accept_changed_code=accept):
-            await parts.journal.commit(Noted(kind="changed", text=change))
-        await parts.journal.commit(Noted(kind="resumed", text="the run goes on"))
-    await anyio.to_thread.run_sync(parts.folder.write_settings, described)
-    for watcher in parts.watchers:
-        await anyio.to_thread.run_sync(watcher.opened, described)
+@asynccontextmanager
+async def _told(watchers: Sequence[Watcher], described: Mapping[str, Any]) -> AsyncIterator[None]:
+    """The watchers, told that the run begins; each that was is told of its end, whatever ends it."""
+    async with AsyncExitStack() as stack:
+        for watcher in watchers:
+            await anyio.to_thread.run_sync(watcher.opened, described)
+            stack.push_async_callback(_close, watcher)
+        yield
+
+
+async def _close(watcher: Watcher) -> None:
+    with anyio.CancelScope(shield=True):
+        await anyio.to_thread.run_sync(watcher.closed)
 
 
 def _held_out_players(name: str, episodes: Episodes, policies: Sequence[str]) -> Mapping[str, Player]:
@@ -175,7 +218,9 @@ def _held_out_players(name: str, episodes: Episodes, policies: Sequence[str]) ->
         raise SettingError(f"held-out {name!r} has {len(episodes.lineups)} line-ups: give each a name of its own")
     if size(episodes.tasks) is None:
         raise SettingError(f"held-out {name!r} is endless: give a finite list of tasks")
-    return episodes.lineups[0].resolved(episodes.environment.seats, policies)
+    players = episodes.lineups[0].resolved(episodes.environment.seats, policies)
+    check_players(players, f"held-out {name!r}")
+    return players
 
 
 def _kept_apart(run: Run) -> frozenset[str]:
@@ -204,18 +249,16 @@ async def _interruptible(trainer: Trainer) -> AsyncIterator[None]:
         yield
         return
 
-    async def listen(group: TaskGroup) -> None:
+    async def listen(*, task_status: TaskStatus[None]) -> None:
         with anyio.open_signal_receiver(signal.SIGINT) as interrupts:
-            group_started.set()
+            task_status.started()
             async for _ in interrupts:
-                if trainer.stopped:
+                if trainer.stopping:
                     os._exit(130)
                 trainer.stop()
 
-    group_started = anyio.Event()
     async with anyio.create_task_group() as group:
-        group.start_soon(listen, group)
-        await group_started.wait()
+        await group.start(listen)
         yield
         group.cancel_scope.cancel()
 

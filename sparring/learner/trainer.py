@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
+from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -19,7 +20,7 @@ from anyio.abc import TaskGroup
 
 from sparring.agents import Player
 from sparring.environments import task_digest
-from sparring.errors import SettingError, Stalled, TooManyFaults
+from sparring.errors import RunChanged, SettingError, Stalled, TooManyFaults
 from sparring.learner.described import task_at
 from sparring.learner.evaluate import evaluate
 from sparring.learner.folder import RunFolder
@@ -31,11 +32,27 @@ from sparring.learner.tracker import Watcher
 from sparring.learner.versions import Versions
 from sparring.rollout import Choice, Coordinator, Journal, Slots, Waiting
 from sparring.rollout.episode import Episode, EpisodePlan, run_episode
-from sparring.rollout.events import Acted, Admitted, Affected, AnyEvent, Checkpointed, Installed, Stepped, Timed
+from sparring.rollout.events import (
+    Acted,
+    Admitted,
+    Affected,
+    AnyEvent,
+    Checkpointed,
+    Installed,
+    Restarted,
+    Stepped,
+    Timed,
+)
 from sparring.rollout.signal import Signal
 
 _FEWEST_FAULTS = 8
 """Failed episodes below which no run is stopped for their share."""
+
+_MOST_BARREN = 32
+"""Groups in a row (or four steps' worth, if those are more) that may leave a policy nothing to train on."""
+
+_MOST_UNTOLD = 1024
+"""Events that the watchers have not been told of above which no group is admitted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +83,9 @@ class Trainer:
         self._changed = Signal()
         self._unshown: deque[tuple[int, AnyEvent]] = deque()
         self._episodes: dict[tuple[int, int], Episode] = {}
+        self._evaluation = anyio.CancelScope()
+        self._evaluating = ""
+        self._held_out_replies = 0
         self._stopping = False
         self._done = False
         self._started = monotonic()
@@ -77,10 +97,7 @@ class Trainer:
             group.start_soon(self._pump)
             async with anyio.create_task_group() as work:
                 work.start_soon(self._watch_for_stall)
-                for number, live in sorted(self._coordinator.groups.items()):
-                    for member, episode in enumerate(live.members):
-                        if episode.ended is None:
-                            work.start_soon(self._play, number, member)
+                self._go_on(work)
                 work.start_soon(self._admit, work)
                 async with anyio.create_task_group() as learners:
                     for policy in self._parts.versions:
@@ -91,13 +108,31 @@ class Trainer:
             self._changed.notify()
 
     def stop(self) -> None:
-        """Let the steps under way finish, write checkpoints, and end `train`."""
+        """Let the steps under way finish, write checkpoints, and end `train`. A resumed run makes up for an evaluation that is
+        cut off."""
         self._stopping = True
+        self._evaluation.cancel()
         self._changed.notify()
 
     @property
-    def stopped(self) -> bool:
-        return self._stopping and not self._coordinator.finished
+    def stopping(self) -> bool:
+        """Whether `stop()` was called."""
+        return self._stopping
+
+    @property
+    def complete(self) -> bool:
+        """Whether every step is made and every due version evaluated."""
+        return self._coordinator.finished and all(self._evaluated(version) for version in due_versions(self._run))
+
+    def _go_on(self, work: TaskGroup) -> None:
+        """Play on what was being played when the run was last cut off."""
+        for number, live in sorted(self._coordinator.groups.items()):
+            resumable = self._run.sources[live.admitted.source].environment.resumable
+            for member, episode in enumerate(live.members):
+                if episode.ended is None:
+                    if episode.past and not resumable:
+                        self._record(Restarted(group=number, member=member))
+                    work.start_soon(self._play, number, member)
 
     def _record(self, event: AnyEvent) -> int:
         """Into the journal's queue, then into the state."""
@@ -112,15 +147,17 @@ class Trainer:
         await self._journal.durable(self._record(event))
 
     async def _admit(self, work: TaskGroup) -> None:
-        """Waits for room under the staleness rule; unblocked by steps, drops and installed versions."""
+        """Waits for room under the staleness rule, and for watchers that are far behind; unblocked by steps, drops and
+        installed versions, and by the pump."""
         while True:
-            choice = self._coordinator.next_group()
+            held_up = self._stopping or len(self._unshown) > _MOST_UNTOLD
+            choice = None if held_up else self._coordinator.next_group()
             if not isinstance(choice, Choice):
                 await self._changed.wait()
                 continue
-            where = f"train source {choice.source} ({self._run.sources[choice.source].environment.name})"
-            digest = task_digest(task_at(self._run.sources[choice.source], choice.index, where))
+            _, digest = self._task(choice.source, choice.index)
             if digest in self._parts.held_out_digests:
+                where = self._named(choice.source)
                 raise SettingError(f"task {choice.index} of {where} is held out too: keep them apart, or say seen=True")
             for policy, version in choice.pinned.items():
                 self._parts.versions[policy].hold(version)
@@ -141,19 +178,26 @@ class Trainer:
     async def _play(self, number: int, member: int) -> None:
         """Waits for a slot, then for the episode."""
         live = self._coordinator.groups[number]
-        source = self._run.sources[live.admitted.source]
         players = self._parts.lineups[live.admitted.source][live.admitted.lineup]
         async with self._slots.at((min(live.due.values()), number, member)):
+            task, digest = self._task(live.admitted.source, live.admitted.index)
+            if digest != live.admitted.task:
+                raise RunChanged(
+                    f"task {live.admitted.index} of {self._named(live.admitted.source)} is not the one that group {number} was "
+                    f"admitted with: a source answers the same for the same index, and an environment leaves its task as it "
+                    f"is; restore it, or start a new run"
+                )
             plan = EpisodePlan(
-                environment=source.environment,
-                task=task_at(source, live.admitted.index, source.environment.name),
+                environment=self._run.sources[live.admitted.source].environment,
+                task=task,
                 task_digest=live.admitted.task,
                 agents=self._players.agents(players, live.admitted.pinned),
                 trained=frozenset(self._coordinator.trained_seats(live.admitted)),
                 seed=self._run.seed,
                 group=number,
                 member=member,
-                deadline=None if self._run.deterministic else self._run.episode_deadline,
+                deadline=self._run.episode_deadline,
+                clock=not self._run.deterministic,
                 past=tuple(live.members[member].past),
             )
             episode = self._episodes[number, member] = Episode(plan, self._emit)
@@ -164,6 +208,14 @@ class Trainer:
         if not live.playing:
             for policy, version in live.admitted.pinned.items():
                 await self._parts.versions[policy].release(version)
+
+    def _task(self, source: int, index: int) -> tuple[Any, str]:
+        """A training task, and the digest of its content."""
+        task = task_at(self._run.sources[source], index, self._named(source))
+        return task, task_digest(task)
+
+    def _named(self, source: int) -> str:
+        return f"train source {source} ({self._run.sources[source].environment.name})"
 
     async def _emit(self, event: Acted | Affected) -> None:
         await self._journal.room()
@@ -177,6 +229,13 @@ class Trainer:
                 f"{faults} of {episodes} episodes failed, more than max_faults={self._run.max_faults}; the first:\n"
                 f"{self._coordinator.fault_detail}"
             )
+        most = max(_MOST_BARREN, 4 * self._run.groups_per_step)
+        for policy, barren in self._coordinator.barren.items():
+            if barren >= most:
+                raise TooManyFaults(
+                    f"the last {barren} groups left {policy!r} nothing to train on; the last one: "
+                    f"{self._coordinator.barren_detail}"
+                )
 
     async def _learn(self, policy: str) -> None:
         """Waits for the units of the policy's next step; unblocked by episodes that end and by drops."""
@@ -199,8 +258,7 @@ class Trainer:
             await self._publish(policy, stepped.step + 1)
             self._record(self._timed(stepped, began, ready))
             began = monotonic()
-        if self._stopping:
-            await self._checkpoint(policy, self._coordinator.budget.version(policy))
+        await self._checkpoint(policy, self._coordinator.budget.version(policy))
 
     async def _publish(self, policy: str, version: int) -> None:
         versions = self._parts.versions[policy]
@@ -245,26 +303,41 @@ class Trainer:
         return evaluated(self._run, self._coordinator, version)
 
     async def _evaluate(self) -> None:
-        """Waits for each due version to be published by all policies; unblocked by `_publish`."""
-        for version in due_versions(self._run):
-            if self._evaluated(version):
-                continue
-            while any(self._coordinator.budget.installed(policy) < version for policy in self._parts.versions):
-                if self._stopping:
-                    return
-                await self._changed.wait()
-            pinned = dict.fromkeys(self._parts.versions, version)
-            for name, episodes in self._run.named_held_out.items():
-                if (name, version) not in self._coordinator.evaluated:
-                    agents = self._players.agents(self._parts.held_out[name], pinned, greedy=episodes.greedy)
-                    deadline = None if self._run.deterministic else self._run.episode_deadline
-                    self._record(
-                        await evaluate(
-                            name, version, episodes, agents, self._slots, seed=self._run.seed, deadline=deadline
-                        )
-                    )
-            for versions in self._parts.versions.values():
-                await versions.release(version)
+        """Waits for each due version to be published by all policies; unblocked by `_publish`, cut off by `stop()`."""
+        with self._evaluation:
+            for version in due_versions(self._run):
+                if self._evaluated(version):
+                    continue
+                while any(self._coordinator.budget.installed(policy) < version for policy in self._parts.versions):
+                    await self._changed.wait()
+                for name in self._run.named_held_out:
+                    if (name, version) not in self._coordinator.evaluated:
+                        await self._evaluate_one(name, version)
+                for versions in self._parts.versions.values():
+                    await versions.release(version)
+
+    async def _evaluate_one(self, name: str, version: int) -> None:
+        """Waits for slots and players."""
+        self._evaluating = f"evaluation of version {version} on {name!r}: waits for held-out episodes"
+        episodes = self._run.named_held_out[name]
+        pinned = dict.fromkeys(self._parts.versions, version)
+        agents = self._players.agents(self._parts.held_out[name], pinned, greedy=episodes.greedy)
+        deadline = None if self._run.deterministic else self._run.episode_deadline
+        done = await evaluate(
+            name,
+            version,
+            episodes,
+            agents,
+            self._slots,
+            seed=self._run.seed,
+            deadline=deadline,
+            emit=self._held_out_reply,
+        )
+        self._record(done)
+        self._evaluating = ""
+
+    async def _held_out_reply(self, event: Acted | Affected) -> None:
+        self._held_out_replies += 1
 
     async def _pump(self) -> None:
         """Waits for the disk, and tells the watchers of each event once it is there."""
@@ -275,18 +348,21 @@ class Trainer:
                 await self._changed.wait()
                 continue
             number, event = self._unshown.popleft()
+            if len(self._unshown) == _MOST_UNTOLD:
+                self._changed.notify()
             await self._journal.durable(number)
             for watcher in self._parts.watchers:
                 await anyio.to_thread.run_sync(watcher.event, event)
 
     async def _watch_for_stall(self) -> None:
-        """Raises `Stalled` when no event was appended for `stall_deadline` seconds."""
-        last = -1
-        while self._journal.statistics().appended != last:
-            last = self._journal.statistics().appended
+        """Raises `Stalled` when no event was appended, and no held-out player replied, for `stall_deadline` seconds."""
+        last = (-1, -1)
+        while (now := (self._journal.statistics().appended, self._held_out_replies)) != last:
+            last = now
             await anyio.sleep(self._run.stall_deadline)
         waits = [
             f"episode {number}/{member} waits for {one.waits_for}" for (number, member), one in self._episodes.items()
         ]
-        lines = "\n".join(["", *self._coordinator.waits(), *waits[:20]])
+        evaluating = [self._evaluating] if self._evaluating else []
+        lines = "\n".join(["", *self._coordinator.waits(), *evaluating, *waits[:20]])
         raise Stalled(f"nothing happened for {self._run.stall_deadline} s:{lines}")

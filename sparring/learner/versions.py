@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import anyio
+
 from sparring.arrays import F32, I32
 from sparring.backend import SampledSequence, SamplingClient, SamplingParams, TrainingClient
 from sparring.errors import SettingError
 
+_CLOSING = 30.0
+"""Seconds that a client may take to close; what it still holds then goes with the backend."""
+
 
 @dataclass(slots=True, kw_only=True)
-class _Entry:
+class Entry:
+    """A version's client, and how many hold it."""
+
     client: SamplingClient
     holds: int = 0
 
@@ -23,20 +30,21 @@ class Versions:
         self.model = model
         self.newest = -1
         self._keep = keep
-        self._entries: dict[int, _Entry] = {}
+        self._entries: dict[int, Entry] = {}
 
     async def install(self, version: int) -> None:
         """Publish the model's current weights as `version`; whoever asks for the newest gets it from now on."""
+        assert version > self.newest, f"version {version} after {self.newest}: versions never go back"
         await self.model.publish(version)
-        self._entries[version] = _Entry(client=await self.model.sampler(version=version))
+        self._entries[version] = Entry(client=await self.model.sampler(version=version))
         self.newest = version
 
     def hold(self, version: int) -> None:
         """Keep a version until it is released as often as it was held."""
-        self._entry(version).holds += 1
+        self.entry(version).holds += 1
 
     async def release(self, version: int) -> None:
-        self._entry(version).holds -= 1
+        self.entry(version).holds -= 1
         await self.trim()
 
     def player(self, version: int | None = None) -> SamplingClient:
@@ -44,16 +52,20 @@ class Versions:
         return _Player(self, version)
 
     async def trim(self) -> None:
-        """Close what is no longer needed."""
-        old = [version for version in self._entries if version <= self.newest - self._keep]
-        for entry in [self._entries.pop(version) for version in old if self._entries[version].holds == 0]:
-            await entry.client.aclose()
+        """Close what is no longer needed. Once a version has left the books its client is closed, even if the caller is
+        cancelled: nobody else would."""
+        while (version := self._idle()) is not None:
+            entry = self._entries.pop(version)
+            with anyio.move_on_after(_CLOSING, shield=True):
+                await entry.client.aclose()
 
-    async def aclose(self) -> None:
-        while self._entries:
-            await self._entries.popitem()[1].client.aclose()
+    def _idle(self) -> int | None:
+        """A version that may be closed now."""
+        last = self.newest - self._keep
+        return next((v for v, entry in self._entries.items() if v <= last and entry.holds == 0), None)
 
-    def _entry(self, version: int) -> _Entry:
+    def entry(self, version: int) -> Entry:
+        """The books of an installed version. Raises `SettingError` for one that is not there."""
         if version not in self._entries:
             raise SettingError(f"version {version!r} is not there; installed are {sorted(self._entries)}")
         return self._entries[version]
@@ -74,7 +86,7 @@ class _Player:
         version = self.version
         self._versions.hold(version)
         try:
-            return await self._versions._entry(version).client.sample(prompt, params, n)
+            return await self._versions.entry(version).client.sample(prompt, params, n)
         finally:
             await self._versions.release(version)
 
@@ -82,7 +94,7 @@ class _Player:
         version = self.version
         self._versions.hold(version)
         try:
-            return await self._versions._entry(version).client.logprobs(tokens)
+            return await self._versions.entry(version).client.logprobs(tokens)
         finally:
             await self._versions.release(version)
 

@@ -22,10 +22,16 @@ Mode = Literal["online", "offline"]
 
 
 class Kept(msgspec.Struct, frozen=True, kw_only=True):
-    """What a resumed run needs to go on: the run's id at W&B and how many lines were logged."""
+    """What a resumed run needs to go on.
+
+    id      of the run at W&B
+    logged  lines that starts of the run logged which then ended as they should
+    open    the folder of a start that has not ended, or was killed: wandb writes behind, so how much it holds is unknown
+    """
 
     id: str
     logged: int = 0
+    open: str = ""
 
 
 class WandbTracker:
@@ -33,7 +39,8 @@ class WandbTracker:
 
     Deterministic, engine and timing figures of a step stand under `train/`, `engine/` and `timing/` (with several policies
     below the policy's name), held-out ones under `held_out/<name>/`. The id is kept in the run folder, so that a resumed
-    run goes on where it was; a line that was on the disk but not logged is logged then, and at worst one is logged twice.
+    run goes on. After a kill, online, it goes on from the last line that arrived; offline, the killed start's folder is put
+    aside (`wandb/superseded-...`) and its lines are logged again, so that `wandb sync` sees each line once.
 
     A tracker that cannot start is refused (`SettingError`). One that fails later does not stop the run: the failure is counted,
     the first one is handed to `warn`, and `failures` tells how many there were.
@@ -52,6 +59,7 @@ class WandbTracker:
         self._several = False
         self._run: wandb.Run | None = None
         self._kept = Kept(id=token_hex(8))
+        self._next = 0
         self.failures = 0
 
     def opened(self, run: Mapping[str, Any]) -> None:
@@ -64,7 +72,7 @@ class WandbTracker:
             )
             raise SettingError(f"W&B tracking (mode {self._mode!r}) cannot start: {error}; {remedy}") from error
         lines = [line for event in earlier_events(self._folder) for line in self._lines.of(event)]
-        for line in lines[self._kept.logged :]:
+        for line in lines[self._next :]:
             self._log(line)
 
     def event(self, event: AnyEvent) -> None:
@@ -72,12 +80,13 @@ class WandbTracker:
             self._log(line)
 
     def closed(self) -> None:
-        for line in self._lines.rest():
-            self._log(line)
+        """A step that still lacks its clock figures was cut off: it is logged when the run goes on."""
         if self._run is None:
             return
         try:
             self._run.finish()
+            if not self._unlogged:
+                self._keep(Kept(id=self._kept.id, logged=self._next))
         except (wandb.Error, OSError) as error:
             self._failed(error)
 
@@ -89,7 +98,9 @@ class WandbTracker:
         self._memory.parent.mkdir(parents=True, exist_ok=True)
         if self._memory.is_file():
             self._kept = msgspec.json.decode(self._memory.read_bytes(), type=Kept)
-        self._keep(self._kept)
+        killed = self._folder / "wandb" / self._kept.open
+        if self._kept.open.startswith("offline-") and killed.is_dir():
+            killed.rename(killed.with_name(f"superseded-{killed.name}"))
         self._run = wandb.init(
             project=self._project,
             name=self._name,
@@ -101,6 +112,8 @@ class WandbTracker:
             settings=wandb.Settings(console="off", silent=True),
         )
         self._run.define_metric("*", step_metric="version")
+        self._next = max(self._kept.logged, self._run.starting_step)
+        self._keep(Kept(id=self._kept.id, logged=self._kept.logged, open=Path(self._run.settings.sync_dir).name))
 
     def _log(self, line: Line) -> None:
         """Log one line, after those that could not be logged before it; its number only grows, also over resumed runs."""
@@ -108,11 +121,11 @@ class WandbTracker:
         while self._unlogged and self._run is not None:
             try:
                 shown = figures(self._unlogged[0], several=self._several)
-                self._run.log(shown, step=self._kept.logged, commit=True)
-                self._keep(Kept(id=self._kept.id, logged=self._kept.logged + 1))
+                self._run.log(shown, step=self._next, commit=True)
             except (wandb.Error, OSError) as error:
                 self._failed(error)
                 return
+            self._next += 1
             del self._unlogged[0]
 
     def _keep(self, kept: Kept) -> None:

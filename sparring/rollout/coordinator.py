@@ -22,6 +22,7 @@ from sparring.rollout.events import (
     Evaluated,
     Installed,
     Planned,
+    Restarted,
     Stepped,
 )
 from sparring.rollout.ledger import Ledger
@@ -65,13 +66,10 @@ class LiveGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """The units of a planned step, with the running counts of the run as they stood when it was planned."""
+    """The units of a planned step."""
 
     planned: Planned
     units: tuple[Unit, ...]
-    episodes: int
-    faults: int
-    dropped: int
 
 
 class Coordinator:
@@ -90,7 +88,10 @@ class Coordinator:
         self.episodes = 0
         self.faults = 0
         self.fault_detail = ""
-        self._dropped = dict.fromkeys(schedule.bounds, 0)
+        self.restarts = 0
+        self.barren = dict.fromkeys(schedule.bounds, 0)
+        """How many of a policy's groups, one after the other, have left it nothing to train on; `barren_detail` says why."""
+        self.barren_detail = ""
         self._admitted = 0
         self._turn = 0
         self._cursors = [0] * len(schedule.sources)
@@ -137,6 +138,9 @@ class Coordinator:
                 self._admit(event)
             case Acted() | Affected():
                 self.groups[event.group].members[event.member].past.append(event)
+            case Restarted():
+                self.groups[event.group].members[event.member].past.clear()
+                self.restarts += 1
             case Ended():
                 self._finish(event)
             case Planned():
@@ -218,33 +222,36 @@ class Coordinator:
         trained on."""
         seats = self.trained_seats(group.admitted)
         made: list[Trajectory] = []
+        episodes: list[Ended] = []
         for member in group.members:
             assert member.ended is not None
+            episodes.append(member.ended)
             acted = [event for event in member.past if isinstance(event, Acted)]
             made += trajectories(acted, member.ended, seats)
             member.past = []
-        failed = any(member.ended is not None and member.ended.fault for member in group.members)
+        failed = any(ended.fault for ended in episodes)
         for policy in group.admitted.trained:
             mine = tuple(trajectory for trajectory in made if trajectory.policy == policy)
             name = str(group.admitted.group)
+            self.barren[policy] = 0 if mine else self.barren[policy] + 1
             if mine:
-                unit = Unit(policy=policy, group=group.admitted.group, source=group.admitted.source, trajectories=mine)
+                unit = Unit(
+                    policy=policy,
+                    group=group.admitted.group,
+                    source=group.admitted.source,
+                    trajectories=mine,
+                    episodes=tuple(episodes),
+                )
                 self.buffer.add(unit)
                 self.ledger.finished(policy, name, _tokens_by_seat(mine))
             else:
+                self.barren_detail = _barren(episodes)
                 self.budget.drop(policy, name)
                 self.ledger.dropped(policy, name, "fault" if failed else "empty")
-                self._dropped[policy] += 1
                 self._leave(group, policy)
 
     def _plan(self, event: Planned) -> None:
-        self.batches[event.policy] = Batch(
-            planned=event,
-            units=self.buffer.take(event.policy, event.groups),
-            episodes=self.episodes,
-            faults=self.faults,
-            dropped=self._dropped[event.policy],
-        )
+        self.batches[event.policy] = Batch(planned=event, units=self.buffer.take(event.policy, event.groups))
 
     def _step(self, event: Stepped) -> None:
         batch = self.batches.pop(event.policy)
@@ -281,3 +288,10 @@ def _tokens_by_seat(made: Sequence[Trajectory]) -> dict[str, int]:
     for trajectory in made:
         tokens[trajectory.seat] = tokens.get(trajectory.seat, 0) + trajectory.action_tokens
     return tokens
+
+
+def _barren(episodes: Sequence[Ended]) -> str:
+    """Why a group's episodes left nothing to train on, in the words of the first that says so."""
+    said = [f"{ended.fault}: {ended.detail}" for ended in episodes if ended.fault]
+    said += [f"seat {r.seat!r} was not judged: {r.unjudged}" for ended in episodes for r in ended.results if r.unjudged]
+    return said[0] if said else "no seat that is trained spoke and was rewarded"

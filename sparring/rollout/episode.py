@@ -249,11 +249,11 @@ async def run_episode(episode: Episode, plan: EpisodePlan) -> tuple[Ended, list[
 def _told(failed: Exception) -> str:
     """What a fault says of itself: sparring's own its message, any other its traceback too."""
     if isinstance(failed, SparringError):
-        return _clean(str(failed))
-    return _clean("".join(traceback.format_exception(failed)))
+        return clean(str(failed))
+    return clean("".join(traceback.format_exception(failed)))
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """Text that can be written: what is no Unicode (a lone surrogate) becomes its escape."""
     return text.encode("utf-8", "backslashreplace").decode()
 
@@ -264,7 +264,7 @@ def _settled(plan: EpisodePlan, returned: Rewards, seats: Sequence[Seat]) -> End
         SeatResult(
             seat=seat.name,
             fork=seat.conversation.place.fork,
-            label=_clean(seat.label),
+            label=clean(seat.label),
             value=settled.returns.get(seat),
             unjudged=settled.unjudged.get(seat, ""),
             turn_rewards=dict(seat.turn_rewards),
@@ -277,8 +277,8 @@ def _settled(plan: EpisodePlan, returned: Rewards, seats: Sequence[Seat]) -> End
         group=plan.group,
         member=plan.member,
         results=results,
-        metrics={_clean(name): value for name, value in settled.metrics.items()},
-        notes={_clean(name): _clean(note) for name, note in settled.notes.items()},
+        metrics={clean(name): value for name, value in settled.metrics.items()},
+        notes={clean(name): clean(note) for name, note in settled.notes.items()},
     )
 
 
@@ -290,9 +290,9 @@ async def _affect(event: Affected, call: Callable[[], Awaitable[Any]], timeout: 
     except TimeoutError as error:  # ours, or its own
         return msgspec.structs.replace(event, error=str(error) or f"{event.name} did not answer within {timeout} s")
     except EffectError as error:
-        return msgspec.structs.replace(event, error=_clean(str(error)))
+        return msgspec.structs.replace(event, error=clean(str(error)))
     except (SettingError, UnsupportedError):
         raise
     except Exception as error:  # noqa: BLE001 - an effect is the user's code too: its failure is a journaled answer
-        return msgspec.structs.replace(event, error=_clean(f"{event.name} raised {type(error).__name__}: {error}"))
+        return msgspec.structs.replace(event, error=clean(f"{event.name} raised {type(error).__name__}: {error}"))
     return msgspec.structs.replace(event, result=result)

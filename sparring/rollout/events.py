@@ -270,7 +270,16 @@ def canonical(events: list[AnyEvent]) -> list[AnyEvent]:
     return sorted(kept, key=_place)
 
 
-_CANONICAL = {Opened: 0, Admitted: 1, Acted: 2, Affected: 2, Ended: 2, Planned: 3, Stepped: 4, Evaluated: 5}
+_CANONICAL: dict[type, int] = {
+    Opened: 0,
+    Admitted: 1,
+    Acted: 2,
+    Affected: 2,
+    Ended: 2,
+    Planned: 3,
+    Stepped: 4,
+    Evaluated: 5,
+}
 
 
 def _place(event: AnyEvent) -> tuple[Any, ...]:

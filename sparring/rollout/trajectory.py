@@ -55,12 +55,13 @@ class Trajectory:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unit:
     """(group, policy): all judged trajectories of one policy in one group, in canonical order. The unit of batches and
-    drops."""
+    drops. `episodes` are the group's, in order, failed ones included: its metrics are counted from them."""
 
     policy: str
     group: int
     source: int
     trajectories: tuple[Trajectory, ...]
+    episodes: tuple[Ended, ...] = ()
 
     @property
     def action_tokens(self) -> int:

@@ -41,7 +41,7 @@ async def sequential(run: Run) -> list[AnyEvent]:
         for group in range(step * run.groups_per_step, (step + 1) * run.groups_per_step):
             task, pinned = source.tasks[order[group]], dict.fromkeys(models, step)
             events.append(Admitted(group=group, source=0, index=order[group], task=task_digest(task), lineup=0, trained=[*models], pinned=pinned))
-            made = []
+            made, finished = [], []
             for member in range(run.group_size):
                 acted: list[Acted | Affected] = []
 
@@ -54,13 +54,14 @@ async def sequential(run: Run) -> list[AnyEvent]:
                 )  # fmt: skip
                 ended, _ = await run_episode(Episode(plan, emit), plan)
                 events += [*acted, ended]
+                finished.append(ended)
                 made += trajectories([event for event in acted if isinstance(event, Acted)], ended, seats)
             for name in models:
                 mine = tuple(trajectory for trajectory in made if trajectory.policy == name)
-                units[name].append(Unit(policy=name, group=group, source=0, trajectories=mine))
+                units[name].append(Unit(policy=name, group=group, source=0, trajectories=mine, episodes=tuple(finished)))
         for name, model in models.items():
             planned = Planned(policy=name, step=step, groups=[unit.group for unit in units[name]])
-            batch = Batch(planned=planned, units=tuple(units[name]), episodes=run.group_size * (group + 1), faults=0, dropped=0)
+            batch = Batch(planned=planned, units=tuple(units[name]))
             stepped = await take_step(run, name, batch, durable[name], model)
             durable[name] = stepped.durable
             events += [planned, stepped]

@@ -121,7 +121,19 @@ def test_a_killed_run_goes_on_under_its_id_without_a_gap(tmp_path: Path, ending:
     done = python(PROGRAM, tmp_path, "offline", "policy", 45, 0, "")
     assert done.stdout == "failures: 0\n", done.stderr
     found = told(tmp_path)
-    assert found["ids"] == [kept["id"], kept["id"]]
+    assert found["ids"] == [kept["id"]]
+    assert [path.name for path in tmp_path.glob("wandb/superseded-*")] == [f"superseded-{kept['open']}"]
+    assert [row["_step"] for row in found["rows"]] == list(range(6))
+    assert [row["version"] for row in found["rows"]] == [0, 1, 2, 3, 4, 4]
+
+
+def test_a_stopped_run_goes_on_under_its_id_in_a_second_part(tmp_path: Path) -> None:
+    assert python(PROGRAM, tmp_path, "offline", "policy", 0, 45, "").stdout == "failures: 0\n"
+    assert json.loads((tmp_path / "wandb" / "sparring.json").read_text())["logged"] == 2
+    assert python(PROGRAM, tmp_path, "offline", "policy", 45, 0, "").stdout == "failures: 0\n"
+    found = told(tmp_path)
+    assert found["ids"][0] == found["ids"][1]
+    assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 2
     assert [row["_step"] for row in found["rows"]] == list(range(6))
     assert [row["version"] for row in found["rows"]] == [0, 1, 2, 3, 4, 4]
 

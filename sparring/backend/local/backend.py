@@ -51,7 +51,7 @@ class LocalBackend:
         dtype: Dtype = "auto",
         device: str = "auto",
         threads: int | None = None,
-        slots: int = 64,
+        slots: int = 128,
         deterministic: bool = False,
         cache_dir: str | Path | None = None,
         token_budget: int | None = None,
