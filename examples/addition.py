@@ -21,7 +21,9 @@ async def addition(task: Question, solver: Seat) -> Score:
     return await verify(reply.text, task.answer)
 
 
-questions = [Question(f"{a} {sign} {b}", a + b if sign == "+" else a - b) for a in range(10) for sign in "+-" for b in range(10)]
+questions = [
+    Question(f"{a} {sign} {b}", a + b if sign == "+" else a - b) for a in range(10) for sign in "+-" for b in range(10)
+]
 train, held_out = split(questions, held_out=64)
 
 run = Run(

@@ -17,8 +17,9 @@ async def blackjack(seed: int, player: Seat) -> None:  # returns nothing: the tu
         move = await player.pick(
             f"Your sum {total}, usable ace {bool(ace)}, dealer shows {dealer}. Stick or hit?", ("stick", "hit")
         )
-        if move is None:
-            return player.reward(-1.0)
+        if move is None:  # still illegal after one retry
+            player.reward(-1.0)
+            return
         (total, dealer, ace), reward, terminated, truncated, _ = env.step(int(move == "hit"))
         player.reward(float(reward))
         over = terminated or truncated

@@ -45,6 +45,8 @@ few = [
     Problem("A farmer has 6 rows of 14 trees and fells 9 trees. How many trees stand?", "75"),
     Problem("Lia is 4 years older than Tom, who is twice as old as Max. Max is 7. How old is Lia?", "18"),
 ]
-train, test = (problems(DATA / "train.jsonl"), problems(DATA / "test.jsonl")) if DATA.is_dir() else split(few, held_out=2)
+train, test = (
+    (problems(DATA / "train.jsonl"), problems(DATA / "test.jsonl")) if DATA.is_dir() else split(few, held_out=2)
+)
 
 run = Run(name="gsm8k", train=Episodes(gsm8k, train), held_out=Episodes(gsm8k, test), policies=Policy(MODEL), steps=200)

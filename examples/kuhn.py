@@ -1,4 +1,5 @@
-"""Kuhn poker by self-play: one policy learns both seats against its first version, with a running baseline for each seat.
+"""Kuhn poker by self-play: one policy learns both seats against its first version, with a running baseline for each
+seat.
 
 A player antes 1 chip; who wins a bet that is called gets 2. Played perfectly, the first seat loses 1/18 chip a game.
 """
@@ -40,7 +41,7 @@ seats = [Lineup({"first": "alice", "second": old}), Lineup({"first": old, "secon
 run = Run(
     name="kuhn",
     train=Episodes(kuhn, deals, seats),
-    held_out={  # the six deals are all there are: what is played is seen, what counts is the score against the first version
+    held_out={  # these six deals are all there are; what counts is the score against the first version
         "first": Episodes(kuhn, deals, seats[0], seen=True),
         "second": Episodes(kuhn, deals, seats[1], seen=True),
     },

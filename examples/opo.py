@@ -1,13 +1,28 @@
-"""An advantage estimator of one's own, on sums that may be worked out in steps: OPO's optimal baseline (arXiv 2505.23585).
+"""An advantage estimator of one's own, on sums that may be worked out in steps: OPO's optimal baseline (arXiv
+2505.23585).
 
-The baseline is the mean reward weighted by length: of all constants it is the one with the least variance of the gradient, if a
-token's gradient has the same norm wherever it stands.
+The baseline is the mean reward weighted by length: of all constants it is the one with the least variance of the
+gradient, if a token's gradient has the same norm wherever it stands.
 """
 
 from dataclasses import dataclass
 from random import Random
 
-from sparring import Comparable, Episodes, F, MathVerifier, Policy, Run, Sampling, Score, Seat, advantages, environment, grpo, split
+from sparring import (
+    Comparable,
+    Episodes,
+    F,
+    MathVerifier,
+    Policy,
+    Run,
+    Sampling,
+    Score,
+    Seat,
+    advantages,
+    environment,
+    grpo,
+    split,
+)
 
 
 @advantages
@@ -25,12 +40,16 @@ verify = MathVerifier()
 
 @environment
 async def sums(task: Question, solver: Seat) -> Score:
-    reply = await solver.ask(f"What is {' + '.join(map(str, task.terms))}? End with 'Answer: ' and the number, on its own line.")
+    reply = await solver.ask(
+        f"What is {' + '.join(map(str, task.terms))}? End with 'Answer: ' and the number, on its own line."
+    )
     return await verify(reply.text, sum(task.terms))
 
 
 rng = Random(0)
-train, test = split([Question((rng.randint(1, 20), rng.randint(1, 20), rng.randint(1, 20))) for _ in range(1000)], held_out=64)
+train, test = split(
+    [Question((rng.randint(1, 20), rng.randint(1, 20), rng.randint(1, 20))) for _ in range(1000)], held_out=64
+)
 
 run = Run(
     name="opo",

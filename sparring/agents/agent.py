@@ -1,11 +1,12 @@
 """The one thing a player must be able to do."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from sparring.agents.action import Action
 from sparring.environments import Conversation, Request
 
 
+@runtime_checkable
 class Agent(Protocol):
     """A player. It keeps nothing between calls: what it needs of the past is in the conversation's turns."""
 

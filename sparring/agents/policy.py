@@ -18,20 +18,24 @@ from sparring.errors import ContextFull, SettingError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How a trained seat's replies are drawn. No top-p or top-k: the trainer must be able to recompute the distribution."""
+    """How a trained seat's replies are drawn. No top-p or top-k: the trainer must be able to recompute the
+    distribution."""
 
     temperature: float = 1.0
     max_tokens: int = 512
 
     def __post_init__(self) -> None:
-        if not (isfinite(self.temperature) and self.temperature >= 0):
-            raise SettingError(f"sampling.temperature={self.temperature!r}: must be a finite number, 0 (greedy) or above")
-        if self.max_tokens < 1:
-            raise SettingError(f"sampling.max_tokens={self.max_tokens!r}: must be at least 1")
+        if not (isinstance(self.temperature, int | float) and isfinite(self.temperature) and self.temperature >= 0):
+            raise SettingError(
+                f"sampling.temperature={self.temperature!r}: must be a finite number, 0 (greedy) or above"
+            )
+        if not isinstance(self.max_tokens, int) or self.max_tokens < 1:
+            raise SettingError(f"sampling.max_tokens={self.max_tokens!r}: must be a whole number, at least 1")
 
 
 class PolicyAgent:
-    """Plays with one sampling client's weights. Stateless: the tokens so far are those of the conversation's own turns."""
+    """Plays with one sampling client's weights. Stateless: the tokens so far are those of the conversation's own
+    turns."""
 
     def __init__(self, client: SamplingClient, renderer: Renderer, sampling: Sampling, context_length: int) -> None:
         self._client = client
@@ -47,7 +51,7 @@ class PolicyAgent:
             used = len(past) + len(prompt)
             raise ContextFull(
                 f"seat {conversation.place.seat!r}: {used} tokens and a reply of up to {limit} exceed the context of "
-                f"{self._context_length}: ask with a smaller max_tokens, or call new_context()"
+                f"{self._context_length}: lower max_tokens (of the ask or the policy's sampling), or call new_context()"
             )
         params = SamplingParams(
             max_tokens=limit,
@@ -79,6 +83,7 @@ def rendered(conversation: Conversation, renderer: Renderer) -> tuple[I32, I32]:
     """The context's tokens so far, as rendered and sampled at the time, and those of the messages since the last turn.
 
     Neighbouring messages of one role become one message, joined by a newline: many templates ask for alternation.
+    Without new messages there are no new tokens.
     """
     pieces: list[I32] = []
     fresh: list[Message] = []
@@ -93,9 +98,11 @@ def rendered(conversation: Conversation, renderer: Renderer) -> tuple[I32, I32]:
         last = sample.tokens
         pieces += [sample.prompt, last]
         fresh = []
+    past = np.concatenate(pieces) if pieces else np.zeros(0, np.int32)
+    if not fresh:
+        return past, np.zeros(0, np.int32)
     messages = _merged(fresh)
-    prompt = renderer.start(messages) if last is None else renderer.extend(messages, last)
-    return (np.concatenate(pieces) if pieces else np.zeros(0, np.int32)), prompt
+    return past, renderer.start(messages) if last is None else renderer.extend(messages, last)
 
 
 def _sample(turn: Turn) -> Sample:

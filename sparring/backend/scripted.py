@@ -1,6 +1,8 @@
-"""A backend without a model: weights are a hash chain, so that any lost, doubled or reordered example changes the final digest.
+"""A backend without a model: weights are a hash chain, so that any lost, doubled or reordered example changes the final
+digest.
 
-Version v + 1 is sha256(v, every example of the step, the optimizer's settings); a reply is a function of weights, prompt and seed.
+Version v + 1 is sha256(v, every example of the step, the optimizer's settings); a reply is a function of weights,
+prompt and seed.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ def babble(prompt: str, rng: Random) -> str:
 
 
 class ScriptedBackend:
-    """Models that need no memory and no time. `reply(prompt text, rng)` makes the replies; its rng depends on weights, prompt, seed."""
+    """Models that need no memory and no time. `reply(prompt text, rng)` makes the replies; its rng depends on weights,
+    prompt, seed."""
 
     def __init__(self, reply: ScriptedReply = babble) -> None:
         self._reply = reply
@@ -53,7 +56,9 @@ class ScriptedBackend:
         return ScriptedModel(model, seed, self._reply)
 
     def capabilities(self) -> Capabilities:
-        return Capabilities(losses=frozenset({CrossEntropy, ImportanceSampling, PPO}), deterministic=True, logprobs=False)
+        return Capabilities(
+            losses=frozenset({CrossEntropy, ImportanceSampling, PPO}), deterministic=True, logprobs=False
+        )
 
 
 class ScriptedModel:

@@ -87,7 +87,9 @@ class Template:
         before, after = around.get(role, (["user", "assistant"], []))
 
         def rendered(content: str) -> str:
-            return self.text([_plain(r) for r in before] + [{"role": role, "content": content}] + [_plain(r) for r in after])
+            return self.text(
+                [_plain(r) for r in before] + [{"role": role, "content": content}] + [_plain(r) for r in after]
+            )
 
         mark = "SparringContent9End"
         padded = _PADDING + mark + _PADDING[::-1]
@@ -95,7 +97,9 @@ class Template:
         for treatment in _TREATMENTS:
             if given == plain.replace(mark, treatment(padded)):
                 return treatment
-        raise SettingError(f"the chat template rewrites the content of {role!r} messages: use one that keeps or strips it")
+        raise SettingError(
+            f"the chat template rewrites the content of {role!r} messages: use one that keeps or strips it"
+        )
 
 
 def _plain(role: str) -> RenderedMessage:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from random import Random
 
 import anyio
@@ -17,6 +16,7 @@ import numpy as np
 from sparring.agents import Agent, Frozen, Lineup, PolicyAgent
 from sparring.arrays import F32, I32
 from sparring.backend import Datum, Renderer, SampledSequence, SamplingParams
+from sparring.backend.at_hand import renderer_at_hand
 from sparring.backend.bytes_renderer import ByteRenderer
 from sparring.cli.script import scripted_reply
 from sparring.environments import FunctionEnvironment, task_digest
@@ -35,7 +35,9 @@ _CONTEXT = 1 << 20
 
 def dry_run(run: Run) -> str:
     """The first group of the run, as text."""
-    renderers = {policy: renderer_of(run, policy) for policy in run.named_policies}
+    renderers = {
+        policy: renderer_at_hand(settings.model) or ByteRenderer() for policy, settings in run.named_policies.items()
+    }
     return anyio.run(_first_group, run, renderers)
 
 
@@ -53,17 +55,6 @@ async def _first_group(run: Run, renderers: Mapping[str, Renderer]) -> str:
         lines += _told(run, policy, renderers[policy], played)
     faults = [f"episode {ended.member} failed ({ended.fault}): {ended.detail}" for _, ended in played if ended.fault]
     return "\n".join([*lines, *faults])
-
-
-def renderer_of(run: Run, policy: str) -> Renderer:
-    """The policy's own renderer where that needs no download, else bytes."""
-    try:
-        found: Renderer | None = import_module("sparring.backend.at_hand").renderer_at_hand(
-            run.named_policies[policy].model
-        )
-    except ModuleNotFoundError:
-        return ByteRenderer()
-    return found if found is not None else ByteRenderer()
 
 
 # ---------------------------------------------------------------------------------------------------------------- playing

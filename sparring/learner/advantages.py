@@ -1,7 +1,8 @@
 """Advantages: how much better a trajectory did than those it may fairly be compared with.
 
-An estimator is a pure function of a `Comparable` set and a state, and returns the advantages and the next state. The state is JSON
-data and is committed with the step, so that a resumed run continues with the same baselines. Letters: `N` trajectories, `T` tokens.
+An estimator is a pure function of a `Comparable` set and a state, and returns the advantages and the next state. The
+state is JSON data and is committed with the step, so that a resumed run continues with the same baselines. Letters: `N`
+trajectories, `T` tokens.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ Advantage = F32 | list[F32]
 class Comparable:
     """Judged trajectories of one task, seat and label, over a group or within one episode. Its arrays are read-only.
 
-    A fork counts as a trajectory of its seat: with a label of its own it is compared with the forks of that label, without one
-    also with the seat that it was made of.
+    A fork counts as a trajectory of its seat: with a label of its own it is compared with the forks of that label,
+    without one also with the seat that it was made of.
 
     environment  its name: other settings of one environment share it
     rewards      f32[N]     returns
@@ -56,11 +57,12 @@ class Comparable:
 
 @runtime_checkable
 class Advantages(Protocol):
-    """(Comparable, State) -> (f32[N], or a list of one f32[T] for each trajectory; State). `minimum`: the smallest N it makes sense
-    for; the trajectories of smaller sets get advantage 0, and the sets are counted.
+    """(Comparable, State) -> (f32[N], or a list of one f32[T] for each trajectory; State). `minimum`: the smallest N it
+    makes sense for; the trajectories of smaller sets get advantage 0, and the sets are counted.
 
-    Within a step the sets come in the order in which their groups were admitted, the next one with the state that the last one
-    returned. The state is JSON data: what comes back after a step is as decoded from the journal (a tuple as a list).
+    Within a step the sets come in the order in which their groups were admitted, the next one with the state that the
+    last one returned. The state is JSON data: what comes back after a step is as decoded from the journal (a tuple as a
+    list).
     """
 
     @property
@@ -82,13 +84,11 @@ class Stateless:
 
     @property
     def name(self) -> str:
-        function = self.function
-        while isinstance(function, partial):
-            function = function.func
+        function = self.function.func if isinstance(self.function, partial) else self.function
         return function.__name__ if isfunction(function) else type(function).__name__
 
-    def __call__(self, group: Comparable, state: State) -> tuple[Advantage, State]:
-        return self.function(group), state
+    def __call__(self, group: Comparable, state: State) -> tuple[Any, State]:
+        return self.function(group), state  # `estimate` checks what it returned
 
 
 @overload
@@ -100,7 +100,8 @@ def advantages(*, minimum: int = 2) -> Callable[[StatelessFunction], Stateless]:
 def advantages(
     function: StatelessFunction | None = None, /, *, minimum: int = 2
 ) -> Stateless | Callable[[StatelessFunction], Stateless]:
-    """Make an estimator of a function `Comparable -> f32[N]`; the values are spread over each trajectory's action tokens.
+    """Make an estimator of a function `Comparable -> f32[N]`; the values are spread over each trajectory's action
+    tokens.
 
     `@advantages(minimum=1)` for one that makes sense of a single trajectory.
     """
@@ -117,8 +118,9 @@ def advantages(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupMean:
-    """A_i = r_i - mean(r), over N >= 2 (arXiv 2503.20783, Dr. GRPO). With `deviation`, A_i = (r_i - mean(r)) / std(r), with the
-    deviation of the N rewards themselves (divided by N, not N - 1), and 0 where they are all equal (arXiv 2402.03300, GRPO)."""
+    """A_i = r_i - mean(r), over N >= 2 (arXiv 2503.20783, Dr. GRPO). With `deviation`, A_i = (r_i - mean(r)) / std(r),
+    with the deviation of the N rewards themselves (divided by N, not N - 1), and 0 where they are all equal (arXiv
+    2402.03300, GRPO)."""
 
     deviation: bool = False
 
@@ -141,10 +143,11 @@ class GroupMean:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoleBaseline:
-    """A = r - b, with b a running mean for each environment, seat and label (role-conditioned advantage estimation, arXiv 2506.24119,
-    SPIRAL): b starts at 0, is read, and only then moves: b = decay * b + (1 - decay) * r.
+    """A = r - b, with b a running mean for each environment, seat and label (role-conditioned advantage estimation,
+    arXiv 2506.24119, SPIRAL): b starts at 0, is read, and only then moves: b = decay * b + (1 - decay) * r.
 
-    Each trajectory moves the baseline of the next, so that the advantages depend on the order, which is that of admission.
+    Each trajectory moves the baseline of the next, so that the advantages depend on the order, which is that of
+    admission.
     """
 
     decay: float = 0.95
@@ -180,13 +183,15 @@ class Checked:
 
 
 def estimate(estimator: Advantages, group: Comparable, state: State) -> Checked:
-    """Run an estimator and check what it returns. Raises `SettingError` for a wrong shape or a value that is not finite."""
+    """Run an estimator and check what it returns. Raises `SettingError` for a wrong shape or a value that is not
+    finite."""
     label = f", label {group.label!r}" if group.label else ""
     what = f"advantages {estimator.name!r}, {len(group)} trajectories of seat {group.seat!r}{label}: it returned"
     answer: object = estimator(group, state)
     if not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], Mapping)):
         raise SettingError(
-            f"{what} {answer!r}: must be (advantages, state), the state a mapping; @advantages is for functions without one"
+            f"{what} {answer!r}: must be (advantages, state), the state a mapping; "
+            f"@advantages is for functions without one"
         )
     values = _rows(what, answer[0], group.lengths)
     for row in values:
@@ -199,7 +204,8 @@ def estimate(estimator: Advantages, group: Comparable, state: State) -> Checked:
 
 
 def plain_state(estimator: Advantages, state: State) -> dict[str, Any]:
-    """A copy of an estimator's state as the journal would give it back. Raises `SettingError` for what is not JSON data."""
+    """A copy of an estimator's state as the journal would give it back. Raises `SettingError` for what is not JSON
+    data."""
     try:
         plain: dict[str, Any] = json.loads(canonical(state))
         msgspec.msgpack.encode(plain)  # the journal holds integers of 64 bits
@@ -216,7 +222,8 @@ def _rows(what: str, returned: object, lengths: Int32[I32, " N"]) -> tuple[Float
         shapes = [row.shape for row in rows]
         if shapes != [(int(length),) for length in lengths]:
             raise SettingError(
-                f"{what} a list of shapes {shapes} for lengths {lengths.tolist()}: must be one f32[T] for each, T its length"
+                f"{what} a list of shapes {shapes} for lengths {lengths.tolist()}: "
+                f"must be one f32[T] for each, T its length"
             )
         return rows
     flat = _array(what, returned)

@@ -17,7 +17,8 @@ Scope = Literal["group", "episode"]
 class Algorithm:
     """How a policy learns.
 
-    compare  {seat: "group" (default) or "episode"}: whether the seat's trajectories are compared over the group, or within each
+    compare  {seat: "group" (default) or "episode"}: whether the seat's trajectories are compared over the group, or
+    within each
              episode, where the forks of one label (and, among those without one, the seat itself) are the set
     """
 
@@ -29,15 +30,18 @@ class Algorithm:
     def __post_init__(self) -> None:
         if isinstance(self.advantages, type) or not isinstance(self.advantages, Advantages):
             raise SettingError(
-                f"{self.name}(advantages={self.advantages!r}): no estimator; decorate the function with @advantages, or give an "
-                f"object with name, minimum and a call (group, state) -> (advantages, state)"
+                f"{self.name}(advantages={self.advantages!r}): no estimator; decorate the function with @advantages, "
+                f"or give an object with name, minimum and a call (group, state) -> (advantages, state)"
             )
         if not isinstance(self.loss, Loss) or isinstance(self.loss, CrossEntropy):
             raise SettingError(
-                f"{self.name}(loss={self.loss!r}): must be a loss that uses advantages, as in PPO() or ImportanceSampling()"
+                f"{self.name}(loss={self.loss!r}): must be a loss that uses advantages, "
+                f"as in PPO() or ImportanceSampling()"
             )
         if not isinstance(self.compare, Mapping):
-            raise SettingError(f"{self.name}(compare={self.compare!r}): must be a mapping, as in {{'solver': 'episode'}}")
+            raise SettingError(
+                f"{self.name}(compare={self.compare!r}): must be a mapping, as in {{'solver': 'episode'}}"
+            )
         for seat, scope in self.compare.items():
             if scope not in get_args(Scope):
                 raise SettingError(f"{self.name}(compare={{{seat!r}: {scope!r}}}): must be 'group' or 'episode'")
@@ -50,13 +54,16 @@ def grpo(
     loss: Loss | None = None,
     compare: Mapping[str, Scope] | None = None,
 ) -> Algorithm:
-    """Group-relative policy optimisation: each trajectory against the mean of its group, PPO's clipped ratio to the sampler.
+    """Group-relative policy optimisation: each trajectory against the mean of its group, PPO's clipped ratio to the
+    sampler.
 
-    Differs from the paper (arXiv 2402.03300) by default: no division by the deviation (`deviation=True` brings it back), no KL to a
-    reference, tokens of the whole step weigh equally. `advantages` takes the place of the group mean.
+    Differs from the paper (arXiv 2402.03300) by default: no division by the deviation (`deviation=True` brings it
+    back), no KL to a reference, tokens of the whole step weigh equally. `advantages` takes the place of the group mean.
     """
     if advantages is not None and deviation:
-        raise SettingError(f"grpo(advantages={advantages!r}, deviation=True): deviation belongs to the group mean; give one of both")
+        raise SettingError(
+            f"grpo(advantages={advantages!r}, deviation=True): deviation belongs to the group mean; give one of both"
+        )
     return Algorithm(
         name="grpo",
         advantages=GroupMean(deviation=deviation) if advantages is None else advantages,

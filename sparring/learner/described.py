@@ -131,30 +131,44 @@ def differences(before: object, now: object, name: str = "") -> Iterator[str]:
 def plain(value: object) -> Any:
     """Any setting as JSON data.
 
-    A dataclass is its fields, a function its qualified name with what it closes over, a `partial` its function and arguments,
-    anything else the qualified name of its type.
+    A dataclass is its fields, a function its qualified name with what it closes over, a `partial` its function and
+    arguments, anything else the qualified name of its type.
     """
     return _plain(value, ())
 
 
 def _plain(value: object, outer: tuple[object, ...]) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, bool | int | float | str):
+        return _scalar(value)
     if any(value is one for one in outer):
         return "(itself)"
     inner = (*outer, value)
-    if value is None or isinstance(value, bool | int | float | str):
-        return _scalar(value)
+    held = _held(value)
+    if isinstance(held, Mapping):
+        return {str(key): _plain(item, inner) for key, item in held.items()}
+    if held is not None:
+        return [_plain(item, inner) for item in held]
+    return _object(value, inner)
+
+
+def _held(value: object) -> Mapping[Any, Any] | Sequence[Any] | None:
+    """What a collection holds; None for what is none."""
+    if isinstance(value, np.ndarray):
+        return list(value)
+    if isinstance(value, AbstractSet):
+        return sorted(value, key=repr)
+    if isinstance(value, Mapping):
+        return value
+    return value if isinstance(value, Sequence) and not isinstance(value, bytes) else None
+
+
+def _object(value: object, inner: tuple[object, ...]) -> Any:
     if isinstance(value, Path):
         return str(value)
-    if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist(), inner)
     if isinstance(value, Environment):
         return value.described()
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item, inner) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, bytes):
-        return [_plain(item, inner) for item in value]
-    if isinstance(value, AbstractSet):
-        return sorted((_plain(item, inner) for item in value), key=repr)
     parts = {key: _plain(item, inner) for key, item in _parts(value).items()}
     if _has_fields(value):
         return {"is": _name(value), **parts}
@@ -190,7 +204,8 @@ def _parts(value: object) -> dict[str, Any]:
 
 
 def _name(value: object) -> str:
-    """The qualified name of a function or class, else of the object's class; sparring's own dataclasses go by their short one."""
+    """The qualified name of a function or class, else of the object's class; sparring's own dataclasses go by their
+    short one."""
     named = value if isinstance(value, type) or isfunction(value) or ismethod(value) else type(value)
     if _has_fields(value) and _is_ours(named.__module__):
         return named.__qualname__
@@ -198,7 +213,8 @@ def _name(value: object) -> str:
 
 
 def code_fingerprints(run: Run) -> dict[str, str]:
-    """The digest of the source of each function and class of the user's own in the policies, the line-ups and the backend."""
+    """The digest of the source of each function and class of the user's own in the policies, the line-ups and the
+    backend."""
     everyone = [*run.sources, *run.named_held_out.values()]
     lineups = [lineup.players for source in everyone for lineup in source.lineups]
     found = _code([*run.named_policies.values(), *lineups, run.backend], ())
@@ -207,13 +223,10 @@ def code_fingerprints(run: Run) -> dict[str, str]:
 
 def _code(value: object, outer: tuple[object, ...]) -> Iterator[Any]:
     """The functions and classes in a setting that are not part of sparring, Python or a package of numbers."""
-    if any(value is one for one in outer):
+    if isinstance(value, str) or any(value is one for one in outer):
         return
-    inside: list[object] = list(_parts(value).values())
-    if isinstance(value, Mapping):
-        inside = list(value.values())
-    elif isinstance(value, Sequence | AbstractSet) and not isinstance(value, str | bytes):
-        inside = list(value)
+    held = _held(value)
+    inside = _parts(value).values() if held is None else held.values() if isinstance(held, Mapping) else held
     for item in inside:
         yield from _code(item, (*outer, value))
     named = value if isinstance(value, type) or isfunction(value) or ismethod(value) else type(value)

@@ -47,7 +47,8 @@ async def evaluate(
     The reward of a task is the mean return of the seats that learning policies play, of all seats where there is none:
     against a fixed opponent it is the policy's own, also in a zero-sum game. The seed of a task is the same at every
     version, so that versions differ by their weights alone. Nothing ends for the time it takes where there is no
-    `deadline`. `emit` is told of every reply; a held-out episode is journaled as its result, and played again if cut off.
+    `deadline`. `emit` is told of every reply; a held-out episode is journaled as its result, and played again if cut
+    off.
     """
     players = episodes.lineups[0].players
     learners = [seat for seat in episodes.environment.seats if isinstance(players.get(seat, ""), str)]

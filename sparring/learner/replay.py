@@ -134,7 +134,8 @@ def _credit(policy: str, described: Mapping[str, Any]) -> Credit:
     kind = settings.pop("is")
     if kind not in _KNOWN:
         raise SettingError(
-            f"the advantages of policy {policy!r} are {advantages!r}, which is not part of sparring: name the run's file too"
+            f"the advantages of policy {policy!r} are {advantages!r}, which is not part of sparring: "
+            f"name the run's file too"
         )
     estimator: Advantages = msgspec.convert(settings, _KNOWN[kind])
     return estimator, described["compare"]

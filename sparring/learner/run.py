@@ -20,8 +20,8 @@ DEFAULT_POLICY = "policy"
 
 @dataclass(frozen=True, slots=True)
 class Episodes:
-    """Tasks played in an environment by a line-up; several line-ups alternate from group to group. For held-out episodes: `seen`
-    allows tasks that are trained on, `greedy` plays at temperature 0."""
+    """Tasks played in an environment by a line-up; several line-ups alternate from group to group. For held-out
+    episodes: `seen` allows tasks that are trained on, `greedy` plays at temperature 0."""
 
     environment: Environment[Any]
     tasks: Tasks[Any]
@@ -31,12 +31,19 @@ class Episodes:
 
     def __post_init__(self) -> None:
         if not isinstance(self.environment, Environment):
-            raise SettingError(f"Episodes({self.environment!r}): no environment; decorate its function with @environment")
+            raise SettingError(
+                f"Episodes({self.environment!r}): no environment; decorate its function with @environment"
+            )
         name = self.environment.name
         if not isinstance(self.lineup, Lineup | Sequence) or not all(isinstance(one, Lineup) for one in self.lineups):
-            raise SettingError(f"{name}: lineup={self.lineup!r}: must be a Lineup or a sequence of them, as in Lineup({{'seat': 'policy'}})")
+            raise SettingError(
+                f"{name}: lineup={self.lineup!r}: must be a Lineup or a sequence of them, "
+                f"as in Lineup({{'seat': 'policy'}})"
+            )
         if not self.lineups:
-            raise SettingError(f"{name}: lineup={self.lineup!r}: is empty; Lineup() lets the only policy play every seat")
+            raise SettingError(
+                f"{name}: lineup={self.lineup!r}: is empty; Lineup() lets the only policy play every seat"
+            )
         if size(self.tasks) == 0:
             raise SettingError(f"{name}: its tasks are empty; give at least one")
 
@@ -70,9 +77,13 @@ class Policy:
         if not (_number(self.learning_rate) and self.learning_rate > 0):
             raise SettingError(f"learning_rate={self.learning_rate!r}: must be a finite number above 0")
         if self.adam.learning_rate not in (Adam().learning_rate, self.learning_rate):
-            raise SettingError(f"adam.learning_rate={self.adam.learning_rate!r}: is not used; set the policy's learning_rate instead")
+            raise SettingError(
+                f"adam.learning_rate={self.adam.learning_rate!r}: is not used; set the policy's learning_rate instead"
+            )
         if self.sampling.temperature == 0:
-            raise SettingError("sampling.temperature=0 on a trained policy: greedy play has no gradient; use held-out greedy=True")
+            raise SettingError(
+                "sampling.temperature=0 on a trained policy: greedy play has no gradient; use held-out greedy=True"
+            )
         if self.renderer != "chat_template":
             raise UnsupportedError(f"renderer={self.renderer!r}: only 'chat_template' is there")
         if self.thinking != "keep":
@@ -81,18 +92,16 @@ class Policy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One run, trained by `sparring.train(run)`. Its folder is `folder / name`; running an unfinished one again resumes it.
+    """One run, trained by `sparring.train(run)`. Its folder is `folder / name`; running an unfinished one again resumes
+    it.
 
-    steps             optimizer steps of each policy
-    groups_per_step   groups (units of each policy) in a step
-    group_size        episodes of one task that are compared
-    max_staleness     how many versions older than the weights it trains a token may be
-    evaluate_every    steps between held-out evaluations, checkpoints too; the first and the last version are always evaluated
-    deterministic     two runs end in the same weights: fp32, a pinned schedule, no clock faults; slower
-    max_concurrent    episodes played at once
-    episode_deadline  seconds after which an episode is given up and counted
-    max_faults        share of episodes that may fail before the run stops
-    stall_deadline    seconds without any event after which the run stops and says what it waits for
+    steps             optimizer steps of each policy groups_per_step   groups (units of each policy) in a step
+    group_size        episodes of one task that are compared max_staleness     how many versions older than the weights
+    it trains a token may be evaluate_every    steps between held-out evaluations, checkpoints too; the first and the
+    last version are always evaluated deterministic     two runs end in the same weights: fp32, a pinned schedule, no
+    clock faults; slower max_concurrent    episodes played at once episode_deadline  seconds after which an episode is
+    given up and counted max_faults        share of episodes that may fail before the run stops stall_deadline
+    seconds without any event after which the run stops and says what it waits for
     """
 
     name: str
@@ -115,11 +124,15 @@ class Run:
 
     def __post_init__(self) -> None:
         self._check_plain()
-        _check_kinds(self.train, self.policies, self.held_out)
+        _check_train(self.train)
+        _check_policies(self.policies)
+        _check_held_out(self.held_out)
         for number, source in enumerate(self.sources):
             for field_name in ("seen", "greedy"):
                 if getattr(source, field_name):
-                    raise SettingError(f"train source {number}: {field_name}=True belongs to held-out episodes; leave it out here")
+                    raise SettingError(
+                        f"train source {number}: {field_name}=True belongs to held-out episodes; leave it out here"
+                    )
         for name, policy in self.named_policies.items():
             self._check_policy(name, policy)
 
@@ -129,7 +142,9 @@ class Run:
         if not isinstance(self.folder, Path):
             raise SettingError(f"folder={self.folder!r}: must be a pathlib.Path, as in Path('runs')")
         if isinstance(self.backend, type) or not isinstance(self.backend, BackendChoice):
-            raise SettingError(f"backend={self.backend!r}: must be settings that open one, as in Local() or ScriptedModels()")
+            raise SettingError(
+                f"backend={self.backend!r}: must be settings that open one, as in Local() or ScriptedModels()"
+            )
         if not isinstance(self.deterministic, bool):
             raise SettingError(f"deterministic={self.deterministic!r}: must be True or False")
         for name, least in _LEAST.items():
@@ -150,7 +165,9 @@ class Run:
             if seat not in seats:
                 near = get_close_matches(seat, seats, n=1)
                 meant = f"did you mean {near[0]!r}?" if near else f"the seats are {', '.join(seats)}"
-                raise SettingError(f"policy {name!r}: compare={{{seat!r}: ...}} names no seat that is trained on; {meant}")
+                raise SettingError(
+                    f"policy {name!r}: compare={{{seat!r}: ...}} names no seat of the training environments; {meant}"
+                )
         least = policy.algorithm.advantages.minimum
         if self.group_size < least and "episode" not in compare.values():
             raise SettingError(
@@ -188,27 +205,34 @@ _LEAST = {
 }
 
 
-def _check_kinds(train: object, policies: object, held_out: object) -> None:
-    """That these hold what they should, in one of the forms they may have."""
+def _check_train(train: object) -> None:
     several = isinstance(train, Sequence) and len(train) > 0 and all(isinstance(one, Episodes) for one in train)
     if not (isinstance(train, Episodes) or several):
         raise SettingError(f"train={train!r}: must be Episodes(environment, tasks) or a sequence of at least one")
-    if not isinstance(policies, Policy):
-        if not isinstance(policies, Mapping) or not policies:
-            raise SettingError(f"policies={policies!r}: must be a Policy, or a mapping of names to at least one")
-        for name, policy in policies.items():
-            if not _folder_name(name) or "@" in name:
-                raise SettingError(f"policies: the name {name!r} also names a folder; use letters, digits, '-' and '_'")
-            if not isinstance(policy, Policy):
-                raise SettingError(f"policies[{name!r}]={policy!r}: must be a Policy, as in Policy('folder of the model')")
-    if held_out is not None and not isinstance(held_out, Episodes):
-        if not isinstance(held_out, Mapping):
-            raise SettingError(f"held_out={held_out!r}: must be Episodes, a mapping of names to them, or None")
-        for name, source in held_out.items():
-            if not isinstance(name, str) or not name:
-                raise SettingError(f"held_out: the name {name!r} must be text that is not empty")
-            if not isinstance(source, Episodes):
-                raise SettingError(f"held_out[{name!r}]={source!r}: must be Episodes(environment, tasks)")
+
+
+def _check_policies(policies: object) -> None:
+    if isinstance(policies, Policy):
+        return
+    if not isinstance(policies, Mapping) or not policies:
+        raise SettingError(f"policies={policies!r}: must be a Policy, or a mapping of names to at least one")
+    for name, policy in policies.items():
+        if not _folder_name(name) or "@" in name:
+            raise SettingError(f"policies: the name {name!r} also names a folder; use letters, digits, '-' and '_'")
+        if not isinstance(policy, Policy):
+            raise SettingError(f"policies[{name!r}]={policy!r}: must be a Policy, as in Policy('folder of the model')")
+
+
+def _check_held_out(held_out: object) -> None:
+    if held_out is None or isinstance(held_out, Episodes):
+        return
+    if not isinstance(held_out, Mapping):
+        raise SettingError(f"held_out={held_out!r}: must be Episodes, a mapping of names to them, or None")
+    for name, source in held_out.items():
+        if not isinstance(name, str) or not name:
+            raise SettingError(f"held_out: the name {name!r} must be text that is not empty")
+        if not isinstance(source, Episodes):
+            raise SettingError(f"held_out[{name!r}]={source!r}: must be Episodes(environment, tasks)")
 
 
 def _folder_name(name: object) -> bool:

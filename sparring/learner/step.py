@@ -1,7 +1,8 @@
-"""From the units of a planned step to training examples: comparable sets, advantages, the division, and what is known so far.
+"""From the units of a planned step to training examples: comparable sets, advantages, the division, and what is known
+so far.
 
-Pure: a replay computes the same from the journal. Letters: `N` trajectories that are compared, `T` tokens of a context, `A` action
-tokens of a trajectory or context.
+Pure: a replay computes the same from the journal. Letters: `N` trajectories that are compared, `T` tokens of a context,
+`A` action tokens of a trajectory or context.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from sparring.rollout import Batch, Context, Trajectory
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """A step's examples, ready for `forward_backward`: advantages are divided by the action tokens of all judged trajectories drawn
-    for the step, those with advantage 0 included. `metrics` are deterministic; `state` is the estimator's, after the step; `digest`
-    is over all advantages."""
+    """A step's examples, ready for `forward_backward`: advantages are divided by the action tokens of all judged
+    trajectories drawn for the step, those with advantage 0 included. `metrics` are deterministic; `state` is the
+    estimator's, after the step; `digest` is over all advantages."""
 
     data: tuple[Datum, ...]
     metrics: Mapping[str, float]
@@ -42,8 +43,8 @@ def prepare(
     state: Mapping[str, Any],
     environments: Sequence[str],
 ) -> Prepared:
-    """`environments` are the names of the run's sources, for estimators that keep a baseline for each. Raises `SettingError` for an
-    estimator that returns what it should not."""
+    """`environments` are the names of the run's sources, for estimators that keep a baseline for each. Raises
+    `SettingError` for an estimator that returns what it should not."""
     drawn = [trajectory for unit in batch.units for trajectory in unit.trajectories]
     tokens = sum(trajectory.action_tokens for trajectory in drawn)
     sources = {unit.group: environments[unit.source] for unit in batch.units}
@@ -137,7 +138,8 @@ def _datum(context: Context, values: Float32[F32, " A"], tokens: int) -> Datum:
 
 
 def _metrics(batch: Batch, drawn: Sequence[Trajectory], tokens: int) -> dict[str, float]:
-    """Every one a function of the batch's units alone; means are over correctly rounded sums, so that no order changes them."""
+    """Every one a function of the batch's units alone; means are over correctly rounded sums, so that no order changes
+    them."""
     lags = _lags(batch, drawn)
     metrics = {
         "reward": _mean([trajectory.reward for trajectory in drawn]),
@@ -166,7 +168,8 @@ def _seat_rewards(drawn: Sequence[Trajectory]) -> dict[str, float]:
 
 
 def _episode_metrics(batch: Batch) -> dict[str, float]:
-    """Counts of the batch's episodes, and the mean of each metric that the environment gave, over the episodes that have it."""
+    """Counts of the batch's episodes, and the mean of each metric that the environment gave, over the episodes that
+    have it."""
     episodes = [ended for unit in batch.units for ended in unit.episodes]
     given: dict[str, list[float]] = {}
     for ended in episodes:
@@ -181,11 +184,12 @@ def _episode_metrics(batch: Batch) -> dict[str, float]:
 
 
 def _lags(batch: Batch, drawn: Sequence[Trajectory]) -> I32:
-    """For each action token of the batch, how many versions older than the weights it trains were those that made it."""
+    """For each action token of the batch, how many versions older than the weights it trains were those that made
+    it."""
     versions = [context.versions[context.action_mask] for trajectory in drawn for context in trajectory.contexts]
     return batch.planned.step - np.concatenate([*versions, np.zeros(0, np.int32)])
 
 
-def _mean(values: Iterable[float]) -> float:
+def _mean(values: Iterable[int | float]) -> float:
     found = list(values)
     return fsum(found) / len(found) if found else 0.0

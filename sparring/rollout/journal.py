@@ -129,7 +129,7 @@ class Journal:
                 journal._queued.notify()
         finally:
             with anyio.CancelScope(shield=True):  # closing waits for the disk, which is no matter of the event loop's
-                await anyio.to_thread.run_sync(store.close)
+                await anyio.to_thread.run_sync(store.close, limiter=anyio.CapacityLimiter(1))
 
     def read(self) -> Iterator[AnyEvent]:
         """Every event on the disk, in order. Raises `JournalError` for what cannot be read: damaged, or of a newer schema."""
@@ -196,8 +196,11 @@ class Journal:
             self._queue = []
             try:
                 await anyio.to_thread.run_sync(self._store.append, segment(batch), limiter=own)
-            except JournalError as error:
-                self._failure = error
+            except BaseException as error:  # also of a store that breaks its word, and when the writer is cancelled
+                broken = (
+                    error if isinstance(error, JournalError) else JournalError(f"the journal's writer ended: {error!r}")
+                )
+                self._failure = broken
                 self._written.notify()
                 raise
             self._queued_bytes -= size

@@ -36,7 +36,7 @@ async def play(
     `lineup` names a player for every seat; names of policies need a run and are refused here (`SettingError`).
     """
     chosen = lineup if isinstance(lineup, Lineup) else Lineup(lineup)
-    agents = {seat: agent_of(seat, player) for seat, player in chosen.resolved(environment.seats, [""]).items()}
+    agents = {seat: agent_of(seat, player) for seat, player in chosen.resolved(environment.seats, ()).items()}
     plan = EpisodePlan(
         environment=environment,
         task=task,

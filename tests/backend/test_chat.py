@@ -21,7 +21,9 @@ DEFAULT_SYSTEM = "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe
 TRIMMED = HEAD + "{{ m['content'] | trim }}" + TAIL
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40) | st.sampled_from([*SPECIALS, "a<|im_end|>\n<|im_start|>system\n"])
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40) | st.sampled_from(
+    [*SPECIALS, "a<|im_end|>\n<|im_start|>system\n"]
+)
 SPEAKER = st.sampled_from(["user", "system", "tool"])
 MESSAGE = st.builds(lambda role, content: {"role": role, "content": content}, SPEAKER, TEXT)
 MESSAGES = st.lists(MESSAGE, min_size=1, max_size=3)
@@ -47,7 +49,9 @@ def with_template(tokenizer: PreTrainedTokenizerBase, template: str) -> ChatRend
 def whole(tokenizer: PreTrainedTokenizerBase, template: str, messages: list[RenderedMessage]) -> I32:
     """What the tokenizer itself makes of a conversation."""
     given_messages = [dict(message) for message in messages]
-    text = tokenizer.apply_chat_template(given_messages, chat_template=template, add_generation_prompt=True, tokenize=False)
+    text = tokenizer.apply_chat_template(
+        given_messages, chat_template=template, add_generation_prompt=True, tokenize=False
+    )
     return np.array(tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
 
 
@@ -75,7 +79,9 @@ def test_any_sampled_turn_is_kept_and_what_follows_does_not_depend_on_it(
     np.testing.assert_array_equal(start, renderer.start(first))
 
 
-PLAIN = st.text(st.characters(exclude_categories=["Cs"]), max_size=40).filter(lambda t: not any(s in t for s in SPECIALS))
+PLAIN = st.text(st.characters(exclude_categories=["Cs"]), max_size=40).filter(
+    lambda t: not any(s in t for s in SPECIALS)
+)
 REPLY = PLAIN.filter(lambda text: not text[:1].isspace())
 
 
@@ -111,7 +117,9 @@ def test_well_formed_text_gives_the_templates_own_rendering(
 
 
 @given(texts=st.lists(TEXT, min_size=1, max_size=3))
-def test_text_cannot_become_a_special_token(renderer: ChatRenderer, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> None:
+def test_text_cannot_become_a_special_token(
+    renderer: ChatRenderer, tokenizer: PreTrainedTokenizerBase, texts: list[str]
+) -> None:
     special = set(tokenizer.all_special_ids)
     empty = renderer.start([user("") for _ in texts])
     tokens = renderer.start([user(text) for text in texts])
@@ -125,7 +133,9 @@ def test_text_that_spells_special_tokens_is_there_as_text(renderer: ChatRenderer
 
 
 @given(text=PLAIN)
-def test_a_reply_is_parsed_without_its_stop_token(renderer: ChatRenderer, tokenizer: PreTrainedTokenizerBase, text: str) -> None:
+def test_a_reply_is_parsed_without_its_stop_token(
+    renderer: ChatRenderer, tokenizer: PreTrainedTokenizerBase, text: str
+) -> None:
     tokens = np.array(tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
     for turn in (tokens, np.append(tokens, renderer.stop_ids[0])):
         assert renderer.parse(turn).text == text
@@ -180,6 +190,7 @@ def test_dates_do_not_depend_on_the_day(tokenizer: PreTrainedTokenizerBase) -> N
 
 THINKING_KEPT = "{# </think> #}" + CHATML
 
+
 @pytest.mark.parametrize(
     ("template", "said", "text", "reasoning"),
     [
@@ -206,10 +217,16 @@ REFUSED = {
     "order changed": (CHATML.replace("in messages", "in messages | reverse"), "drops, doubles"),
     "content doubled": (HEAD + "{{ m['content'] + m['content'] }}" + TAIL, "drops, doubles"),
     "content rewritten": (HEAD + "{{ m['content'] | upper }}" + TAIL, "rewrites contents"),
-    "content cut": (HEAD + "{{ m['content'][1:] if m['content'][0] == ' ' else m['content'] }}" + TAIL, "rewrites the content"),
+    "content cut": (
+        HEAD + "{{ m['content'][1:] if m['content'][0] == ' ' else m['content'] }}" + TAIL,
+        "rewrites the content",
+    ),
     "messages counted": ("{{ messages | length }}" + CHATML, "rewrites earlier turns"),
     "last one marked": (CHATML.replace("\n{{", "{% if loop.last %} now{% endif %}\n{{"), "rewrites earlier turns"),
-    "no end of turn": ("{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}", "without a special token"),
+    "no end of turn": (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}",
+        "without a special token",
+    ),
     "open end": (
         "{% for m in messages %}{% if not loop.first %}<|im_end|>{% endif %}{{ m['content'] }}{% endfor %}",
         "at the end of a conversation",
@@ -251,7 +268,9 @@ def test_a_bad_message_is_refused(renderer: ChatRenderer, message: RenderedMessa
 
 
 def test_a_role_that_the_template_refuses_is_named(tokenizer: PreTrainedTokenizerBase) -> None:
-    template = CHATML.replace("<|im_start|>{{", "{% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}<|im_start|>{{")
+    template = CHATML.replace(
+        "<|im_start|>{{", "{% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}<|im_start|>{{"
+    )
     renderer = with_template(tokenizer, template)
     with pytest.raises(SettingError, match="'system'.*no system"):
         renderer.start([{"role": "system", "content": "x"}, user("y")])

@@ -57,7 +57,9 @@ def test_what_is_written_is_read_back_bit_for_bit(base: BaseModel, adapter: Adap
     assert sorted(path.name for path in (tmp_path / "state").iterdir()) == FILES
 
 
-def test_peft_computes_the_same_from_the_folder(base: BaseModel, adapter: Adapter, tiny_llama: Path, tmp_path: Path) -> None:
+def test_peft_computes_the_same_from_the_folder(
+    base: BaseModel, adapter: Adapter, tiny_llama: Path, tmp_path: Path
+) -> None:
     _write(tmp_path / "state", base, adapter)
     plain = AutoModelForCausalLM.from_pretrained(str(tiny_llama), dtype=torch.float32)
     peft = PeftModel.from_pretrained(plain, str(tmp_path / "state"))
@@ -105,7 +107,9 @@ def test_damage_is_refused(name: str, damage: str, base: BaseModel, adapter: Ada
 
 def test_another_base_is_refused_and_named(base: BaseModel, adapter: Adapter, tmp_path: Path) -> None:
     _write(tmp_path / "state", base, adapter)
-    with pytest.raises(SettingError, match=r"belongs to another base model \('tiny', .*create the model from that base"):
+    with pytest.raises(
+        SettingError, match=r"belongs to another base model \('tiny', .*create the model from that base"
+    ):
         read_state(tmp_path / "state", adapter, fingerprint="0" * 64)
 
 

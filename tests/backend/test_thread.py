@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import anyio
 import pytest
+from anyio import lowlevel
 
 from sparring.backend.local.thread import EngineThread
 from sparring.backend.pending import PendingResult, Unawaited
@@ -199,7 +200,7 @@ async def test_a_background_that_cannot_even_fail_ends_the_engine_loudly() -> No
         async with EngineThread() as engine:
             background = Hopeless([], 1)
             background.raises = ZeroDivisionError("planted")
-            background.on_step = gate.wait
+            background.on_step = lambda: _pass(gate)
             engine.register(background)
             await _until(lambda: background.left == 0)
             queued = engine.submit(lambda: 1, "queued")
@@ -249,14 +250,12 @@ async def test_before_and_after_its_block_everything_is_refused() -> None:
 
 
 async def test_leaving_ends_both_threads_even_when_cancelled() -> None:
-    before = threading.active_count()
     with anyio.fail_after(10):
-        async with anyio.create_task_group() as tasks:
-            async with EngineThread() as engine:
-                await engine.submit(lambda: 1, "work")
-                tasks.cancel_scope.cancel()
-                await anyio.sleep(0)
-    assert not [t for t in threading.enumerate() if t.name.startswith("sparring engine")], before
+        async with anyio.create_task_group() as tasks, EngineThread() as engine:
+            await engine.submit(lambda: 1, "work")
+            tasks.cancel_scope.cancel()
+            await lowlevel.checkpoint()
+    assert not [t for t in threading.enumerate() if t.name.startswith("sparring engine")]
 
 
 async def test_many_small_results_arrive_in_order() -> None:
@@ -305,7 +304,11 @@ async def test_an_unawaited_success_is_forgotten() -> None:
     assert await pending == 1
 
 
+def _pass(gate: threading.Event) -> None:
+    assert gate.wait(10)
+
+
 async def _until(condition: Callable[[], bool]) -> None:
     """Wait for something another thread does; the caller's `fail_after` bounds it."""
-    while not condition():
+    while not condition():  # noqa: ASYNC110 - what is waited for is done by another thread
         await anyio.sleep(0.001)

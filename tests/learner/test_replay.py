@@ -42,7 +42,9 @@ def altered(events: list[AnyEvent], kind: type, change: dict[str, object]) -> li
         (Admitted, {"index": 99}, "was admitted as"),
     ],
 )
-async def test_a_tampered_journal_is_found_out(tmp_path: Path, kind: type, change: dict[str, object], said: str) -> None:
+async def test_a_tampered_journal_is_found_out(
+    tmp_path: Path, kind: type, change: dict[str, object], said: str
+) -> None:
     comparison = compare(altered(await history(tmp_path), kind, change))
     assert not comparison.agrees
     assert any(said in line for line in comparison.differences), comparison.lines

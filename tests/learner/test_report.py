@@ -5,7 +5,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from math import nan
 from pathlib import Path
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import msgspec
 import pytest
@@ -92,8 +92,9 @@ def test_what_was_said_cannot_become_markup() -> None:
     for event in story(2):
         if isinstance(event, Evaluated):
             said = [[("<i>user</i>", hostile), ("solver", hostile)] for _ in event.transcripts]
-            event = msgspec.structs.replace(event, transcripts=said, name="<u>name</u>")
-        events.append(event)
+            events.append(msgspec.structs.replace(event, transcripts=said, name="<u>name</u>"))
+        else:
+            events.append(event)
     events.append(Noted(kind="<u>", text=hostile))
     read = Page(page(history(events)))
     assert {"script", "i", "u"} & set(read.tags) == set()
@@ -168,7 +169,7 @@ def test_before_and_after_stand_side_by_side_below_what_both_were_asked() -> Non
 
 
 def test_equal_replies_are_shown_on_both_sides() -> None:
-    events = [event for event in story(2) if not isinstance(event, Evaluated)]
+    events: list[AnyEvent] = [event for event in story(2) if not isinstance(event, Evaluated)]
     said = [[("user", "What is 1 + 1?"), ("solver", "two")]]
     for version in (0, 2):
         values: list[float | None] = [0.0]
@@ -196,7 +197,15 @@ def test_every_setting_is_in_the_page() -> None:
 
 def test_the_page_has_a_curve_for_every_figure() -> None:
     source = page(history(story(12)))
-    for title in ("Held-out reward", "Reward in training", "Reply length", "KL(", "Effective sample", "Staleness", "Gradient norm"):
+    for title in (
+        "Held-out reward",
+        "Reward in training",
+        "Reply length",
+        "KL(",
+        "Effective sample",
+        "Staleness",
+        "Gradient norm",
+    ):
         assert f'aria-label="{title}' in source
     assert source.count("<svg") == 2 + 10
 
@@ -230,7 +239,7 @@ def test_the_watcher_writes_the_page_of_the_journal_when_the_run_ends(tmp_path: 
 def test_the_picture_stands_alone(tmp_path: Path) -> None:
     write_picture(story(40), tmp_path / "curve.svg")
     source = (tmp_path / "curve.svg").read_text()
-    root = ElementTree.fromstring(source)
+    root = ET.fromstring(source)
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     assert "prefers-color-scheme:dark" in source
     used = set(re.findall(r"var\((--\w+)\)", source))
@@ -253,8 +262,10 @@ points = st.lists(st.tuples(st.integers(0, 5000), st.floats(-1e6, 1e6)), min_siz
 @given(points)
 def test_every_point_lies_inside_the_chart(drawn: list[tuple[float, float]]) -> None:
     ordered = sorted(dict(drawn).items())
-    svg = line_chart("a", [Series(label="x", points=ordered, band=[(x, y - 1, y + 1) for x, y in ordered])], width=300, height=200)
-    ElementTree.fromstring(svg)
+    svg = line_chart(
+        "a", [Series(label="x", points=ordered, band=[(x, y - 1, y + 1) for x, y in ordered])], width=300, height=200
+    )
+    ET.fromstring(svg)
     placed = numbers_in(svg, "points")
     assert len(placed) == 3 * len(ordered)
     for x, y in placed:

@@ -17,7 +17,9 @@ from tests.learner.worlds import duel_run, events_of
 async def sequential(run: Run) -> list[AnyEvent]:
     """One thing after the other: play the groups of a step with its version, train each policy on them, publish, evaluate."""
     backend = run.backend.open(deterministic=True)
-    models = {name: await backend.create_model(p.model, lora=p.lora, seed=run.seed) for name, p in run.named_policies.items()}
+    models = {
+        name: await backend.create_model(p.model, lora=p.lora, seed=run.seed) for name, p in run.named_policies.items()
+    }
     first = {name: await model.sampler() for name, model in models.items()}
     (source,), (held,) = run.sources, run.named_held_out.values()
     seats = {"first": "alice", "second": "bob"}
@@ -28,10 +30,15 @@ async def sequential(run: Run) -> list[AnyEvent]:
 
     def agents(clients: dict, players: dict) -> dict:  # type: ignore[type-arg]
         samplings = {name: p.sampling for name, p in run.named_policies.items()}
-        return {s: PolicyAgent(clients[p], models[p].renderer, samplings[p], models[p].info.context_length) for s, p in players.items()}
+        return {
+            s: PolicyAgent(clients[p], models[p].renderer, samplings[p], models[p].info.context_length)
+            for s, p in players.items()
+        }
 
     for step in range(run.steps + 1):
-        clients = {name: await model.sampler(version=step) for name, model in models.items() if not await model.publish(step)}
+        clients = {
+            name: await model.sampler(version=step) for name, model in models.items() if not await model.publish(step)
+        }
         if step in due_versions(run):
             held_agents = agents(clients, {"first": "alice"}) | agents(first, {"second": "bob"})
             events.append(await evaluate("held-out", step, held, held_agents, Slots(1), seed=run.seed, deadline=None))
@@ -40,7 +47,17 @@ async def sequential(run: Run) -> list[AnyEvent]:
         units: dict[str, list[Unit]] = {name: [] for name in models}
         for group in range(step * run.groups_per_step, (step + 1) * run.groups_per_step):
             task, pinned = source.tasks[order[group]], dict.fromkeys(models, step)
-            events.append(Admitted(group=group, source=0, index=order[group], task=task_digest(task), lineup=0, trained=[*models], pinned=pinned))
+            events.append(
+                Admitted(
+                    group=group,
+                    source=0,
+                    index=order[group],
+                    task=task_digest(task),
+                    lineup=0,
+                    trained=[*models],
+                    pinned=pinned,
+                )
+            )
             made, finished = [], []
             for member in range(run.group_size):
                 acted: list[Acted | Affected] = []
@@ -58,7 +75,9 @@ async def sequential(run: Run) -> list[AnyEvent]:
                 made += trajectories([event for event in acted if isinstance(event, Acted)], ended, seats)
             for name in models:
                 mine = tuple(trajectory for trajectory in made if trajectory.policy == name)
-                units[name].append(Unit(policy=name, group=group, source=0, trajectories=mine, episodes=tuple(finished)))
+                units[name].append(
+                    Unit(policy=name, group=group, source=0, trajectories=mine, episodes=tuple(finished))
+                )
         for name, model in models.items():
             planned = Planned(policy=name, step=step, groups=[unit.group for unit in units[name]])
             batch = Batch(planned=planned, units=tuple(units[name]))

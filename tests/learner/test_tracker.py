@@ -36,7 +36,9 @@ def test_a_line_for_each_step_and_each_evaluation(tmp_path: Path) -> None:
     events = story(12)
     lived(tmp_path, events, 0, close=True)
     lines = read(tmp_path)
-    assert [(line["kind"], line["version"]) for line in lines if line["kind"] == "step"] == [("step", n) for n in range(1, 13)]
+    assert [(line["kind"], line["version"]) for line in lines if line["kind"] == "step"] == [
+        ("step", n) for n in range(1, 13)
+    ]
     assert [line["version"] for line in lines if line["kind"] == "evaluation"] == [0, 10, 12]
 
 

@@ -73,7 +73,8 @@ for path in sorted(Path(sys.argv[1]).glob("wandb/offline-run-*/*.wandb")):
             told["ids"].append(record.run.run_id)
             told["configs"].append({item.key: json.loads(item.value_json) for item in record.run.config.update})
         if kind == "history":
-            told["rows"].append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item})
+            items = record.history.item
+            told["rows"].append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items})
 print(json.dumps(told))
 """
 
@@ -81,7 +82,12 @@ print(json.dumps(told))
 def python(program: str, *arguments: object, blocked: bool = False) -> "subprocess.CompletedProcess[str]":
     head = "import sys; sys.modules['wandb'] = None\n" if blocked else ""
     command = [sys.executable, "-c", head + program, *map(str, arguments)]
-    environment = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", "PYTHONPATH": str(ROOT), "WANDB_ERROR_REPORTING": "false"}
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "HOME": "/nonexistent",
+        "PYTHONPATH": str(ROOT),
+        "WANDB_ERROR_REPORTING": "false",
+    }
     return subprocess.run(
         command, check=False, capture_output=True, text=True, timeout=120, env=environment, stdin=subprocess.DEVNULL
     )
@@ -107,7 +113,12 @@ def test_a_run_is_written_and_wandb_accepts_it(tmp_path: Path) -> None:
     settings = found["configs"][0]["settings"]
     assert isinstance(settings, dict)
     assert settings["steps"] == 4
-    sync = [str(Path(sys.executable).with_name("wandb")), "sync", "--dry-run", *map(str, tmp_path.glob("wandb/offline-run-*"))]
+    sync = [
+        str(Path(sys.executable).with_name("wandb")),
+        "sync",
+        "--dry-run",
+        *map(str, tmp_path.glob("wandb/offline-run-*")),
+    ]
     listed = subprocess.run(sync, check=False, capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert listed.returncode == 0, listed.stderr
     assert "Would sync 1 run(s)" in listed.stdout + listed.stderr
@@ -159,7 +170,9 @@ def test_without_an_account_online_is_refused_at_start(tmp_path: Path) -> None:
     done = python(PROGRAM, tmp_path, "online", "policy", 0, 0, "")
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("sparring.errors.SettingError: W&B tracking (mode 'online') cannot start: No API key configured")
+    assert last.startswith(
+        "sparring.errors.SettingError: W&B tracking (mode 'online') cannot start: No API key configured"
+    )
     assert last.endswith("mode offline needs no account (--wandb offline)")
 
 

@@ -22,7 +22,9 @@ async def duel(task: int, first: Seat, second: Seat, *, rng: Random, rounds: int
     return {first: luck, second: float(len(two.text)), side: float(aside.text < "d")}
 
 
-def duel_run(folder: Path, *, k: int = 0, deterministic: bool = True, steps: int = 3, name: str = "duel", seed: int = 0) -> Run:
+def duel_run(
+    folder: Path, *, k: int = 0, deterministic: bool = True, steps: int = 3, name: str = "duel", seed: int = 0
+) -> Run:
     """Two policies, two seats, three steps of two groups of two episodes; evaluated at versions 0, 2 and 3."""
     who = Lineup({"first": "alice", "second": "bob"})
     return Run(

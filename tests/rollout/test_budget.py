@@ -79,6 +79,26 @@ def test_the_step_waits_for_the_units_that_are_due() -> None:
     assert budget.candidate("alice") == ("h0", "h1")
 
 
+def test_the_step_looks_ahead_to_what_will_be_due() -> None:
+    budget = one(size=2, staleness=2)
+    fill(budget)  # g0..g5 due at 2
+    for name in ("g0", "g1"):
+        budget.finish("alice", name)
+    train(budget)
+    budget.install("alice", 1)
+    for name in fill(budget, "h"):  # h0, h1 due at 3
+        budget.finish("alice", name)
+    assert budget.candidate("alice") == Waiting(
+        units=("g2", "g3", "g4", "g5"), reason="alice: step 1 needs 2 more of the units due at or before step 2"
+    )
+    budget.finish("alice", "g3")
+    assert budget.candidate("alice") == Waiting(
+        units=("g2", "g4", "g5"), reason="alice: step 1 needs 1 more of the units due at or before step 2"
+    )
+    budget.finish("alice", "g4")
+    assert train(budget) == ("g3", "g4")
+
+
 def test_earliest_due_first_then_earliest_finished_in_order_of_admission() -> None:
     budget = one(size=2, staleness=1)
     fill(budget)

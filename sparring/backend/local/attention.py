@@ -65,13 +65,13 @@ class Pass:
         """Write key and value [B, H, T, D], attend with query [B, G * H, T, D]; the result is [B, T, G * H, D]."""
         self.layers += 1
         keys, values = self.cache.layer(layer)
-        self._write(keys, key)
-        self._write(values, value)
+        self._write(keys, values, key, value)
         if self.place is not None:
             query = query.index_select(0, self.place)
         out: Tensor | None = None
         for view in self.views:
-            seen = self._attend(query, self._read(keys, view.width), self._read(values, view.width), view.mask, scaling)
+            looked = self._read(keys[..., : view.width]), self._read(values[:, :, : view.width])
+            seen = self._attend(query, *looked, view.mask, scaling)
             if view.rows is None:
                 out = seen
             else:
@@ -80,32 +80,36 @@ class Pass:
         assert out is not None
         return out if self.back is None else out.index_select(0, self.back)
 
-    def _write(self, cached: Tensor, new: Tensor) -> None:
+    def _write(self, keys: Tensor, values: Tensor, key: Tensor, value: Tensor) -> None:
         count = self.slots.shape[0]
-        rows = new[:count] if self.place is None else new.index_select(0, self.place[:count])
-        if isinstance(self.start, int):
-            cached[self.slots, :, self.start : self.start + new.shape[2]] = rows
+        if self.place is None:
+            key, value = key[:count], value[:count]
         else:
-            cached[self.slots, :, self.start] = rows[:, :, 0]
+            key, value = key.index_select(0, self.place[:count]), value.index_select(0, self.place[:count])
+        if isinstance(self.start, int):
+            span = slice(self.start, self.start + key.shape[2])
+            keys[self.slots, :, :, span] = key.transpose(2, 3)
+            values[self.slots, :, span] = value
+        else:
+            keys[self.slots, :, :, self.start] = key[:, :, 0]
+            values[self.slots, :, self.start] = value[:, :, 0]
 
-    def _read(self, cached: Tensor, width: int) -> Tensor:
-        """[S, H, W, D]"""
-        if self.read is None:
-            return cached[: self.reads, :, :width]
-        return cached[:, :, :width].index_select(0, self.read)
+    def _read(self, cached: Tensor) -> Tensor:
+        """The slots that are looked at: [S, H, D, W] or [S, H, W, D]."""
+        return cached[: self.reads] if self.read is None else cached.index_select(0, self.read)
 
     @staticmethod
-    def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
+    def _attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scaling: float) -> Tensor:
         rows, heads, tokens, width = query.shape
-        kv_heads, looked = key.shape[1], key.shape[2]
+        kv_heads, looked = keys.shape[1], keys.shape[3]
         groups = heads // kv_heads
         asked = query.reshape(rows * kv_heads, groups * tokens, width)
         if mask.shape[0] > 1:
             mask = mask[:, None].expand(rows, kv_heads, 1, looked).reshape(rows * kv_heads, 1, looked)
         else:
             mask = mask[:, None].expand(1, groups, tokens, looked).reshape(1, groups * tokens, looked)
-        scores = torch.baddbmm(mask, asked, key.flatten(0, 1).transpose(1, 2), alpha=scaling)
-        out = torch.bmm(torch.softmax(scores, dim=-1), value.flatten(0, 1))
+        scores = torch.baddbmm(mask, asked, keys.flatten(0, 1), alpha=scaling)
+        out = torch.bmm(torch.softmax(scores, dim=-1), values.flatten(0, 1))
         return out.view(rows, heads, tokens, width).transpose(1, 2)
 
 

@@ -57,10 +57,8 @@ class LocalBackend:
         token_budget: int | None = None,
         decode_share: int = 1,
     ) -> None:
-        numbers = {"threads": (threads, 1), "slots": (slots, 1), "token_budget": (token_budget, 1), "decode_share": (decode_share, 0)}
-        for name, (value, least) in numbers.items():
-            if value is not None and value < least:
-                raise SettingError(f"{name}={value!r}: must be at least {least}")
+        _at_least(1, threads=threads, slots=slots, token_budget=token_budget)
+        _at_least(0, decode_share=decode_share)
         self._device = _device(device)
         self._dtype = choose_dtype(dtype, device=self._device, deterministic=deterministic)
         self._threads = DETERMINISTIC_THREADS if threads is None and deterministic else threads
@@ -125,6 +123,12 @@ class LocalBackend:
         """On the engine thread, where torch's number of threads counts."""
         if self._threads is not None:
             torch.set_num_threads(self._threads)
+
+
+def _at_least(least: int, **settings: int | None) -> None:
+    for name, value in settings.items():
+        if value is not None and value < least:
+            raise SettingError(f"{name}={value!r}: must be at least {least}")
 
 
 def _device(wanted: str) -> torch.device:

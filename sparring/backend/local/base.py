@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from sparring.backend.local import row_attention
 from sparring.backend.local.lora import AdapterCall, LoraLinear, Target
+from sparring.backend.local.norms import install_norms
 from sparring.backend.local.packing import MicroBatch
 from sparring.errors import SettingError, UnsupportedError
 
@@ -34,7 +38,9 @@ class BaseModel:
     targets    the layers that adapters apply to, in the order of an adapter's weights
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str, fingerprint: str) -> None:
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str, fingerprint: str
+    ) -> None:
         self.name, self.fingerprint, self.tokenizer = name, fingerprint, tokenizer
         self.model = model.eval().requires_grad_(False)
         self.config = model.config
@@ -44,10 +50,12 @@ class BaseModel:
         self.body: nn.Module = body
         head = model.get_output_embeddings()
         if not isinstance(head, nn.Linear) or head.bias is not None:
-            raise SettingError(f"model {name!r}: its output layer is {type(head).__name__}; one linear layer without bias is needed")
+            kind = type(head).__name__
+            raise SettingError(f"model {name!r}: its output layer is {kind}; one linear layer without bias is needed")
         self._refuse_logit_transforms()
         self.head: Tensor = head.weight
-        self.targets = self._install()
+        install_norms(self.model)
+        self.targets: tuple[Target, ...] = self._install()
 
     @property
     def context_length(self) -> int:
@@ -100,7 +108,9 @@ class BaseModel:
             return self.body(inputs_embeds=embedded, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
         seen = _seen(torch.from_numpy(batch.branch).to(self.device))
         positions = torch.from_numpy(batch.positions).to(self.device)
-        output = self.body(inputs_embeds=embedded, position_ids=positions, attention_mask=seen[:, None], use_cache=False)
+        output = self.body(
+            inputs_embeds=embedded, position_ids=positions, attention_mask=seen[:, None], use_cache=False
+        )
         return output.last_hidden_state  # type: ignore[no-any-return]
 
     def _by_products(self, embedded: Tensor, batch: MicroBatch) -> Tensor:
@@ -119,7 +129,9 @@ class BaseModel:
         for key, neutral in _LOGIT_TRANSFORMS.items():
             value = self.config.to_dict().get(key)
             if value is not None and value != neutral:
-                raise UnsupportedError(f"model {self.name!r}: {key}={value!r} changes the logits after the head; not supported yet")
+                raise UnsupportedError(
+                    f"model {self.name!r}: {key}={value!r} changes the logits after the head; take a model without it"
+                )
 
     def _install(self) -> tuple[Target, ...]:
         """Replace the linear layers and return them as targets."""
@@ -147,12 +159,29 @@ def load_base(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Base
     """Load a model folder (config, safetensors, tokenizer with a chat template). Raises `SettingError` for a folder without."""
     missing = [what for what in ("config.json", "*.safetensors", "tokenizer*") if not any(folder.glob(what))]
     if missing:
-        raise SettingError(f"model folder {str(folder)!r} has no {', '.join(missing)}: a transformers folder has them all")
-    model = AutoModelForCausalLM.from_pretrained(
-        str(folder), dtype=dtype, attn_implementation="sdpa", local_files_only=True, use_safetensors=True
-    )
+        raise SettingError(
+            f"model folder {str(folder)!r} has no {', '.join(missing)}: a transformers folder has them all"
+        )
+    with _without_progress_bar():
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(folder), dtype=dtype, attn_implementation="sdpa", local_files_only=True, use_safetensors=True
+        )
     tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    return BaseModel(model.to(device), tokenizer, name=str(folder), fingerprint=fingerprint(folder))
+    model = loaded.to(device)
+    assert isinstance(model, PreTrainedModel)
+    return BaseModel(model, tokenizer, name=str(folder), fingerprint=fingerprint(folder))
+
+
+@contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    """A run has a display of its own."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def fingerprint(folder: Path) -> str:

@@ -1,4 +1,6 @@
-"""Keys and values of the sequences that are being drawn: one slot each, in one tensor that grows in steps.
+"""Keys and values of the sequences that are being drawn: one slot each, in two tensors that grow in steps.
+
+Keys are kept transposed: that is how the product with a query reads them fastest.
 
 Letters: `N` layers, `R` slots, `H` key-value heads, `L` tokens, `D` head width.
 """
@@ -11,7 +13,7 @@ from torch import Tensor
 from sparring.backend.local.base import BaseModel
 
 STEP = 128
-"""By how many tokens the tensor grows, at least."""
+"""By how many tokens the tensors grow, at least."""
 
 
 class KeyValueCache:
@@ -22,14 +24,21 @@ class KeyValueCache:
     """
 
     def __init__(
-        self, *, layers: int, heads: int, width: int, slots: int, max_tokens: int, dtype: torch.dtype, device: torch.device
+        self,
+        *,
+        layers: int,
+        heads: int,
+        width: int,
+        slots: int,
+        max_tokens: int,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         self._layers, self._heads, self._width = layers, heads, width
         self.slots, self.max_tokens = slots, max_tokens
         self._dtype, self._device = dtype, device
-        self._data = self._allocate(0, 0)
-        self._keys: list[Tensor] = []
-        self._values: list[Tensor] = []
+        self._all_keys, self._all_values = self._allocate(0, 0)
+        self._by_layer: list[tuple[Tensor, Tensor]] = []
 
     @classmethod
     def of(cls, base: BaseModel, *, slots: int, max_tokens: int) -> KeyValueCache:
@@ -49,12 +58,12 @@ class KeyValueCache:
     @property
     def bytes(self) -> int:
         """How much is allocated now."""
-        return self._data.numel() * self._data.element_size()
+        return 2 * self._all_keys.numel() * self._all_keys.element_size()
 
     @property
     def capacity(self) -> tuple[int, int]:
         """Slots and tokens that are allocated now."""
-        return self._data.shape[2], self._data.shape[4]
+        return self._all_keys.shape[1], self._all_keys.shape[4]
 
     def fits(self, rows: int, tokens: int) -> bool:
         """Whether `rows` sequences of up to `tokens` tokens may be held; a single one always may."""
@@ -63,7 +72,7 @@ class KeyValueCache:
     def reserve(self, rows: int, tokens: int) -> None:
         """Make room for the slots below `rows`, of at most `tokens` tokens each; what these hold is kept.
 
-        The tensor stays as it is where it suffices, grows where the bound allows, and else gives up slots or tokens that are
+        The tensors stay as they are where they suffice, grow where the bound allows, and else give up slots or tokens that are
         not needed, so that slots x tokens stays within `max_tokens` (unless one sequence alone is longer).
         """
         have_rows, have_tokens = self.capacity
@@ -73,27 +82,33 @@ class KeyValueCache:
         new_tokens = have_tokens if have_tokens >= tokens and rows * have_tokens <= self.max_tokens else wide
         most = max(rows, min(self.slots, self.max_tokens // new_tokens))
         new_rows = min(most, max(rows, have_rows if rows <= have_rows else 2 * have_rows))
-        grown = self._allocate(new_rows, new_tokens)
+        keys, values = self._allocate(new_rows, new_tokens)
         kept_rows, kept_tokens = min(rows, have_rows), min(new_tokens, have_tokens)
-        grown[:, :, :kept_rows, :, :kept_tokens] = self._data[:, :, :kept_rows, :, :kept_tokens]
-        self._data = grown
-        self._keys, self._values = list(grown[0].unbind(0)), list(grown[1].unbind(0))
+        keys[:, :kept_rows, :, :, :kept_tokens] = self._all_keys[:, :kept_rows, :, :, :kept_tokens]
+        values[:, :kept_rows, :, :kept_tokens] = self._all_values[:, :kept_rows, :, :kept_tokens]
+        self._set(keys, values)
 
     def release(self) -> None:
         """Give the memory back. Nothing that is still needed may be in it."""
-        self._data = self._allocate(0, 0)
-        self._keys, self._values = [], []
+        self._set(*self._allocate(0, 0))
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of one layer, [R, H, L, D] each, to be written in place."""
-        return self._keys[index], self._values[index]
+        """Keys [R, H, D, L] and values [R, H, L, D] of one layer, to be written in place."""
+        return self._by_layer[index]
 
     def copy(self, source: int, targets: list[int], tokens: int) -> None:
         """Copy the first `tokens` tokens of one slot to others, in all layers."""
         if targets:
-            part = self._data[:, :, source : source + 1, :, :tokens]
-            self._data[:, :, targets, :, :tokens] = part
+            self._all_keys[:, targets, :, :, :tokens] = self._all_keys[:, source : source + 1, :, :, :tokens]
+            self._all_values[:, targets, :, :tokens] = self._all_values[:, source : source + 1, :, :tokens]
 
-    def _allocate(self, rows: int, tokens: int) -> Tensor:
-        shape = (2, self._layers, rows, self._heads, tokens, self._width)
-        return torch.zeros(shape, dtype=self._dtype, device=self._device)
+    def _allocate(self, rows: int, tokens: int) -> tuple[Tensor, Tensor]:
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=self._dtype, device=self._device)
+
+        outer = (self._layers, rows, self._heads)
+        return zeros(*outer, self._width, tokens), zeros(*outer, tokens, self._width)
+
+    def _set(self, keys: Tensor, values: Tensor) -> None:
+        self._all_keys, self._all_values = keys, values
+        self._by_layer = list(zip(keys.unbind(0), values.unbind(0), strict=True))

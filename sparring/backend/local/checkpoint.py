@@ -44,7 +44,10 @@ class State:
 
 def adapter_files(adapter: Adapter, base_name: str) -> dict[str, bytes]:
     """The two files of a PEFT adapter folder: name and contents."""
-    return {_ADAPTER_CONFIG: _adapter_config(adapter, base_name), _ADAPTER: save(_named(adapter), metadata={"format": "pt"})}
+    return {
+        _ADAPTER_CONFIG: _adapter_config(adapter, base_name),
+        _ADAPTER: save(_named(adapter), metadata={"format": "pt"}),
+    }
 
 
 def write_state(folder: Path, adapter: Adapter, state: State, *, base_name: str, fingerprint: str) -> None:
@@ -132,7 +135,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise SettingError(f"state {str(folder)!r}: no {_MANIFEST} there; give a folder that save_state wrote") from None
+        raise SettingError(
+            f"state {str(folder)!r}: no {_MANIFEST} there; give a folder that save_state wrote"
+        ) from None
     except ValueError as error:
         raise SettingError(f"state {str(folder)!r}: {_MANIFEST} is damaged ({error}); take an earlier state") from error
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
@@ -144,12 +149,14 @@ def _check_fits(folder: Path, manifest: Mapping[str, Any], adapter: Adapter, fin
     base = manifest["base"]
     if base["fingerprint"] != fingerprint:
         raise SettingError(
-            f"state {str(folder)!r} belongs to another base model ({base['name']!r}, fingerprint {base['fingerprint'][:12]}, "
-            f"not {fingerprint[:12]}): create the model from that base"
+            f"state {str(folder)!r} belongs to another base model ({base['name']!r}, fingerprint "
+            f"{base['fingerprint'][:12]}, not {fingerprint[:12]}): create the model from that base"
         )
     lora = Lora(rank=manifest["lora"]["rank"], alpha=manifest["lora"]["alpha"])
     if lora != adapter.lora:
-        raise SettingError(f"state {str(folder)!r} was saved with {lora!r}, this model has {adapter.lora!r}: create it with those")
+        raise SettingError(
+            f"state {str(folder)!r} was saved with {lora!r}, this model has {adapter.lora!r}: create it with those"
+        )
 
 
 def _read_checked(folder: Path, name: str, manifest: Mapping[str, Any]) -> bytes:
@@ -158,7 +165,9 @@ def _read_checked(folder: Path, name: str, manifest: Mapping[str, Any]) -> bytes
     except FileNotFoundError:
         raise SettingError(f"state {str(folder)!r}: {name} is missing; take an earlier state") from None
     if hashlib.sha256(content).hexdigest() != manifest["sha256"][name]:
-        raise SettingError(f"state {str(folder)!r}: {name} is damaged (its sha256 is not the manifest's); take an earlier state")
+        raise SettingError(
+            f"state {str(folder)!r}: {name} is damaged (its sha256 is not the manifest's); take an earlier state"
+        )
     return content
 
 

@@ -19,7 +19,13 @@ class Sampler(Protocol):
     @property
     def context_length(self) -> int: ...
     def request(
-        self, prompt: Sequence[int] | I32, params: SamplingParams, n: int, *, adapter: AdapterWeights | None, version: int
+        self,
+        prompt: Sequence[int] | I32,
+        params: SamplingParams,
+        n: int,
+        *,
+        adapter: AdapterWeights | None,
+        version: int,
     ) -> Request: ...
     def checked(self, tokens: Sequence[int] | I32) -> I32: ...
     def logprobs(self, adapter: AdapterWeights | None, tokens: I32) -> F32: ...

@@ -33,7 +33,7 @@ class Shape:
     top_k: int = -1
 
     @property
-    def cut(self) -> bool:
+    def cuts(self) -> bool:
         """Whether tokens are left out."""
         return self.top_p < 1 or self.top_k > 0
 
@@ -49,7 +49,12 @@ def philox(counter: U64, key: U64) -> U64:
     k0, k1 = key
     for _ in range(10):
         product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1, c2, c3 = (product1 >> _SHIFT) ^ c1 ^ k0, product1 & _LOW, (product0 >> _SHIFT) ^ c3 ^ k1, product0 & _LOW
+        c0, c1, c2, c3 = (
+            (product1 >> _SHIFT) ^ c1 ^ k0,
+            product1 & _LOW,
+            (product0 >> _SHIFT) ^ c3 ^ k1,
+            product0 & _LOW,
+        )
         k0, k1 = (k0 + np.uint64(_WEYL[0])) & _LOW, (k1 + np.uint64(_WEYL[1])) & _LOW
     return np.stack([c0, c1, c2, c3])
 
@@ -59,33 +64,15 @@ def uniforms(keys: Sequence[int], positions: Sequence[int]) -> F32:
     key, position = np.array(keys, np.uint64), np.array(positions, np.uint64)
     zeros = np.zeros_like(position)
     bits = philox(np.stack([position, zeros, zeros, zeros]), np.stack([key & _LOW, key >> _SHIFT]))
-    return ((bits[0] >> np.uint64(8)).astype(np.float32) * np.float32(2.0**-24)).astype(np.float32)
+    numbers: F32 = (bits[0] >> np.uint64(8)).astype(np.float32) * np.float32(2.0**-24)
+    return numbers
 
 
-def log_distribution(logits: Tensor, shapes: Sequence[Shape]) -> Tensor:
-    """The log-probs that `draw` draws from, f32[B, V]: tempered, cut by top-k, then by top-p, renormalised.
+def cut(tempered: Tensor, shape: Shape) -> Tensor:
+    """Tempered logits f32[V] with minus infinity at the tokens that top-k, then top-p leave out.
 
-    At temperature 0 all mass is on the most likely token (the first of equals). Top-p keeps the fewest tokens, the most likely
-    first, whose probabilities (after top-k) sum to at least `top_p`.
+    Top-p keeps the fewest tokens, the most likely first, whose probabilities (after top-k) sum to at least `top_p`.
     """
-    assert logits.dim() == 2 and logits.dtype == torch.float32, (logits.shape, logits.dtype)
-    rows = [_log_distribution(logits[i], shape) for i, shape in enumerate(shapes)]
-    return torch.stack(rows)
-
-
-def _log_distribution(logits: Tensor, shape: Shape) -> Tensor:
-    if shape.temperature == 0:
-        point = torch.full_like(logits, -torch.inf)
-        point[logits.argmax()] = 0.0
-        return point
-    tempered = logits / shape.temperature
-    if shape.cut:
-        tempered = _cut(tempered, shape)
-    return torch.log_softmax(tempered, dim=-1)
-
-
-def _cut(tempered: Tensor, shape: Shape) -> Tensor:
-    """Minus infinity at the tokens that top-k and top-p leave out, f32[V]."""
     ordered, order = torch.sort(tempered, descending=True, stable=True)
     kept = min(shape.top_k, len(ordered)) if shape.top_k > 0 else len(ordered)
     if shape.top_p < 1:
@@ -99,7 +86,8 @@ def _cut(tempered: Tensor, shape: Shape) -> Tensor:
 def draw(logits: Tensor, shapes: Sequence[Shape], uniform: F32) -> tuple[list[int], F32]:
     """One token for each row and its log-prob under the distribution it was drawn from: int[B], f32[B].
 
-    `logits` f32[B, V], overwritten; `uniform` f32[B] in [0, 1). A logit that is NaN or plus infinity raises `ValueError`.
+    That distribution is tempered, cut and renormalised; at temperature 0 all of it is on the most likely token, the first of
+    equals. `logits` f32[B, V], overwritten; `uniform` f32[B] in [0, 1). A logit that is NaN or plus infinity raises `ValueError`.
     """
     assert logits.dim() == 2 and logits.dtype == torch.float32, (logits.shape, logits.dtype)
     assert len(shapes) == len(uniform) == logits.shape[0], (len(shapes), len(uniform), logits.shape)
@@ -107,8 +95,8 @@ def draw(logits: Tensor, shapes: Sequence[Shape], uniform: F32) -> tuple[list[in
     if any(shape.temperature not in (0, 1) for shape in shapes):
         logits.div_(temperatures[:, None])
     for i, shape in enumerate(shapes):
-        if shape.cut and shape.temperature:
-            logits[i] = _cut(logits[i], shape)
+        if shape.cuts and shape.temperature:
+            logits[i] = cut(logits[i], shape)
     peak = logits.amax(-1, keepdim=True)
     if not bool(torch.isfinite(peak).all()):
         raise ValueError("logits that are not finite: the weights are broken")

@@ -52,7 +52,9 @@ def score(head: Float[Tensor, "V D"], given: HeadInput, loss: Loss, *, gradient:
     metrics: dict[str, float] = {}
     for start in range(0, count, chunk):
         rows = slice(start, min(start + chunk, count))
-        lp, softmax = _log_softmax(given.hidden[rows] @ head.T, given.targets[rows, None], given.temperature[rows, None])
+        lp, softmax = _log_softmax(
+            given.hidden[rows] @ head.T, given.targets[rows, None], given.temperature[rows, None]
+        )
         slope, sums = _loss(loss, lp, given.scored, rows)
         logprobs[rows], slopes[rows] = lp, slope
         for name, value in sums.items():

@@ -95,7 +95,9 @@ class _LoraFunction(Function):
     """The layer with one adapter. The adapter's gradients are added to fp32 buffers in place: no cast nodes, no copies."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, adapter: AdapterWeights, index: int) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, adapter: AdapterWeights, index: int
+    ) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
         low = flat @ adapter.a[index].T
         y = functional.linear(flat, weight, bias)
@@ -121,7 +123,7 @@ class _LoraFunction(Function):
 
 
 class LoraLinear(nn.Module):
-    """A frozen linear layer [O, D] that adds the adapters of the running `AdapterCall`; `index` is its place among the targets."""
+    """A frozen linear layer [O, D] that adds the adapters of the running `AdapterCall`; the `index`-th of the targets."""
 
     def __init__(self, linear: nn.Linear, call: AdapterCall, index: int) -> None:
         super().__init__()
@@ -156,7 +158,7 @@ class LoraLinear(nn.Module):
     def _one(self, x: Tensor, adapter: AdapterWeights | None) -> Tensor:
         if adapter is None:
             return functional.linear(x, self.weight, self.bias)
-        return _LoraFunction.apply(x, self.weight, self.bias, adapter, self._index)  # type: ignore[no-any-return]
+        return _LoraFunction.apply(x, self.weight, self.bias, adapter, self._index)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class Adapter:
@@ -166,7 +168,9 @@ class Adapter:
     masters casts them once. The layout of the flat buffers is A and B of each target in turn.
     """
 
-    def __init__(self, targets: Sequence[Target], lora: Lora, *, seed: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, targets: Sequence[Target], lora: Lora, *, seed: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
         self.targets, self.lora = tuple(targets), lora
         shapes = [shape for t in targets for shape in ((lora.rank, t.inputs), (t.outputs, lora.rank))]
         size = sum(rows * columns for rows, columns in shapes)

@@ -116,7 +116,9 @@ class TorchModel:
         if kind != "snapshot":
             raise UnsupportedError(f"kind={kind!r}: this backend samples from snapshots only")
         if version is None:
-            number, weights = await self._submit("sampler", lambda: (self._trainer.steps, self._trainer.adapter.snapshot()))
+            number, weights = await self._submit(
+                "sampler", lambda: (self._trainer.steps, self._trainer.adapter.snapshot())
+            )
             return self._open_sampler(weights, version=number, release=lambda: None)
         weights = await self._submit("sampler", lambda: self._versions.take(version))
         return self._open_sampler(weights, version=version, release=lambda: self._release(version))
@@ -157,7 +159,9 @@ class TorchModel:
         base = self._trainer.base
         for index, datum in enumerate(data):
             if len(datum.tokens) > base.context_length:
-                raise SettingError(f"datum {index} has {len(datum.tokens)} tokens; the model's context holds {base.context_length}")
+                raise SettingError(
+                    f"datum {index} has {len(datum.tokens)} tokens; the model's context holds {base.context_length}"
+                )
             bad = (datum.tokens < 0) | (datum.tokens >= base.vocabulary)
             if bad.any():
                 token = int(datum.tokens[int(np.argmax(bad))])

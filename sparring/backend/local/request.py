@@ -21,7 +21,14 @@ class Request:
     """`n` sequences that continue one prompt with one adapter. `cancelled` may be set by the caller's thread at any time."""
 
     def __init__(
-        self, prompt: I32, params: SamplingParams, n: int, *, adapter: AdapterWeights | None, version: int, decode: Decode
+        self,
+        prompt: I32,
+        params: SamplingParams,
+        n: int,
+        *,
+        adapter: AdapterWeights | None,
+        version: int,
+        decode: Decode,
     ) -> None:
         self.prompt, self.params, self.adapter, self.version = prompt, params, adapter, version
         self.pending: PendingResult[list[SampledSequence]] = PendingResult("sample")

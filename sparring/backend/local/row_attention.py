@@ -38,12 +38,12 @@ def row_bias(seen: Bool[Tensor, "R L L"], config: PreTrainedConfig, dtype: torch
 @contextmanager
 def use_row_attention(config: PreTrainedConfig) -> Iterator[None]:
     """The attention of this module inside the block; others use the same layers on the same thread."""
-    before = config._attn_implementation
-    config._attn_implementation = _NAME
+    before = config._attn_implementation  # pyright: ignore[reportPrivateUsage]
+    config._attn_implementation = _NAME  # pyright: ignore[reportPrivateUsage]
     try:
         yield
     finally:
-        config._attn_implementation = before
+        config._attn_implementation = before  # pyright: ignore[reportPrivateUsage]
 
 
 def _row_attention(

@@ -44,7 +44,7 @@ PREFILL_RUN = 8
 KEPT_BYTES = 2**28
 """Memory for keys and values that is kept while nothing is drawn."""
 
-_ROWS, _WIDTH, _BLOCK = 8, 32, 64
+_ROWS, _PROMPT, _WIDTH, _BLOCK = 8, 16, 32, 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +83,9 @@ class TorchSampler:
                 raise SettingError(f"{name}={value!r}: must be at least 1")
         refuse_unknown_attention(base.config)
         if deterministic and base.dtype != torch.float32:
-            raise SettingError(f"deterministic=True with {base.dtype}: only float32 products are independent of their place")
+            raise SettingError(
+                f"deterministic=True with {base.dtype}: only float32 products are independent of their place"
+            )
         self._base, self._engine, self._deterministic = base, engine, deterministic
         self._prefill_tokens = -(-prefill_tokens // _BLOCK) * _BLOCK
         self._cache = KeyValueCache.of(base, slots=slots, max_tokens=cache_tokens)
@@ -106,7 +108,13 @@ class TorchSampler:
         return TorchSamplingClient(self, self._engine, weights, version=version, release=release)
 
     def request(
-        self, prompt: Sequence[int] | I32, params: SamplingParams, n: int, *, adapter: AdapterWeights | None, version: int
+        self,
+        prompt: Sequence[int] | I32,
+        params: SamplingParams,
+        n: int,
+        *,
+        adapter: AdapterWeights | None,
+        version: int,
     ) -> Request:
         """Check and queue a request. Raises `SettingError` and `ContextFull` as `SamplingClient.sample` says."""
         tokens = self.checked(prompt)
@@ -199,7 +207,7 @@ class TorchSampler:
         self._in_step = [drawn for group in groups for drawn in group.members]
         start = groups[0].done
         counts = [min(group.rest, self._prefill_tokens) for group in groups]
-        block = _BLOCK if self._deterministic else _WIDTH
+        block = _BLOCK if self._deterministic else _PROMPT
         length = -(-max(counts) // block) * block
         self._cache.reserve(self._schedule.rows, start + length)
         tokens = np.zeros((len(groups), length), np.int64)
@@ -215,14 +223,16 @@ class TorchSampler:
         self._prompt_tokens += sum(counts)
         for group, count in zip(groups, counts, strict=True):
             group.done += count
-        done = [(group, hidden[row, count - 1]) for row, (group, count) in enumerate(zip(groups, counts, strict=True)) if not group.rest]
-        if done:
-            self._begin([group for group, _ in done], torch.stack([state for _, state in done]))
+        ends = [
+            (row, count - 1) for row, (group, count) in enumerate(zip(groups, counts, strict=True)) if not group.rest
+        ]
+        if ends:
+            self._begin([groups[row] for row, _ in ends], torch.stack([hidden[end] for end in ends]))
 
     def _next_groups(self) -> list[Group]:
         """The first prompts that fit into one step, those of one adapter beside each other; a begun or long one goes alone."""
         filling = self._schedule.filling
-        block = _BLOCK if self._deterministic else _WIDTH
+        block = _BLOCK if self._deterministic else _PROMPT
         taken, width = [filling[0]], -(-filling[0].rest // block) * block
         if self._deterministic or filling[0].done:
             return taken
@@ -276,7 +286,9 @@ class TorchSampler:
             self._tensor(lengths[:count]),
             [View(width, self._mask(lengths, width))],
             reads=reads,
-            read=None if in_order else self._tensor([drawn.slot for drawn in running] + [running[0].slot] * (reads - count)),
+            read=None
+            if in_order
+            else self._tensor([drawn.slot for drawn in running] + [running[0].slot] * (reads - count)),
         )
         order = list(range(reads))
         if place is not None:
@@ -338,7 +350,10 @@ class TorchSampler:
         uniform = uniforms([one.key for one in drawn], [len(one.tokens) for one in drawn])
         if self._deterministic:
             pairs = [draw(logits[i : i + 1].clone(), shapes[i : i + 1], uniform[i : i + 1]) for i in range(len(drawn))]
-            tokens, logprobs = [token for pair in pairs for token in pair[0]], np.concatenate([pair[1] for pair in pairs])
+            tokens, logprobs = (
+                [token for pair in pairs for token in pair[0]],
+                np.concatenate([pair[1] for pair in pairs]),
+            )
         else:
             tokens, logprobs = draw(logits, shapes, uniform)
         self._drawn_tokens += len(drawn)

@@ -97,7 +97,9 @@ class Scheduler:
             self.running.remove(drawn)
         else:
             group = next(group for group in self.filling if drawn in group.members)
-            if group.members[0] is drawn and len(group.members) > 1:  # another member takes over the slot that is filled
+            if (
+                group.members[0] is drawn and len(group.members) > 1
+            ):  # another member takes over the slot that is filled
                 group.members[1].slot, drawn.slot = drawn.slot, group.members[1].slot
             group.members.remove(drawn)
             if not group.members:

@@ -53,7 +53,7 @@ class Trainer:
             raise self.broken from error
 
     def optim_step(self, adam: Adam) -> OptimOutput:
-        """One AdamW step on the masters (arXiv 1711.05101, as torch computes it), after clipping by the norm of the whole gradient."""
+        """One AdamW step on the masters (arXiv 1711.05101, as torch has it), after clipping by the whole gradient's norm."""
         if self.broken is not None:
             raise BackendError(
                 f"optim_step refused: the gradient is incomplete ({self.broken}); call discard_gradients() first"
@@ -147,6 +147,6 @@ def _assert_finite(output: HeadOutput, batch: MicroBatch) -> None:
         data = sorted({int(index) for index in batch.datum[bad]})
         furthest = (output.logprobs.cpu().numpy() - batch.q)[bad].max()
         raise NonFinite(
-            f"the gradient of data {data} is not finite: the trainer finds their tokens up to exp({furthest:.0f}) times as likely "
-            "as the sampler did; were these the sampler's log-probs?"
+            f"the gradient of data {data} is not finite: the trainer finds their tokens up to exp({furthest:.0f}) times "
+            "as likely as the sampler did; were these the sampler's log-probs?"
         )

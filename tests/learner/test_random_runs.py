@@ -1,0 +1,313 @@
+"""Small runs drawn by chance, killed at commits drawn by chance: nothing is lost, doubled, stale or decided otherwise."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+
+from sparring import Episodes, Frozen, Lineup, Policy, Run, ScriptedModels, Seat, effect, environment, gather, grpo, rae
+from sparring.environments import Score, generated
+from sparring.learner import train_async
+from sparring.learner.replay import compare
+from sparring.learner.train import schedule_of
+from sparring.rollout import Coordinator, MemorySegments
+from sparring.rollout.events import (
+    Acted,
+    Admitted,
+    Affected,
+    AnyEvent,
+    Ended,
+    Evaluated,
+    Planned,
+    Restarted,
+    Stepped,
+    canonical,
+    encode,
+)
+from tests.learner.worlds import Crash, CrashingSegments, events_of
+
+CLOCK = Random(0)
+"""How long things take: never the same twice, whatever the seeds of the run."""
+
+
+async def dawdle(text: str) -> int:
+    """Takes its time, which is nobody's business."""
+    for _ in range(CLOCK.randrange(4)):
+        await anyio.lowlevel.checkpoint()
+    return len(text)
+
+
+@environment
+async def fair(task: int, one: Seat, two: Seat, *, rng: Random, faults: int = 0) -> dict[Seat, float | Score]:
+    """Branches, forks, contexts, effects, verdicts that are missing; fails where a reply begins with a low letter."""
+    luck = rng.random()
+    first, second = await gather(ask(one, f"task {task}"), ask(two, f"luck {luck:.2f}"))
+    if first[0] < "abcdefgh"[faults]:
+        raise RuntimeError(f"{one!r} said {first}")
+    fork = two.fork("aside")
+    if second[0] < "d":
+        two.new_context()
+    aside, again = await gather(ask(fork, f"{first}?"), ask(two, "again"))
+    two.reward(0.5 * (again > aside))
+    if aside[0] == "g":
+        return {one: Score(error="nobody could say"), two: luck, fork: 1.0}
+    return {one: float(len(first)), two: luck, fork: float(aside < "c")}
+
+
+async def ask(seat: Seat, text: str) -> str:
+    reply = (await seat.ask(text)).text
+    await effect(dawdle, reply)
+    await effect(dawdle, reply)
+    return reply
+
+
+@environment
+async def solo(task: int, only: Seat) -> float | None:
+    """One seat, which sometimes has nothing to say."""
+    return None if task % 5 == 4 else float(await ask(only, f"{task}") < "d")
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """What a run is drawn from."""
+
+    policies: int
+    staleness: int
+    batch: int
+    members: int
+    faults: int
+    sources: tuple[int, ...]
+    endless: bool
+    deterministic: bool
+    resumable: bool
+    slots: int
+    seed: int
+    crashes: tuple[tuple[int, bool], ...]
+
+
+def drawn(rng: Random) -> int:
+    return rng.randrange(1000)
+
+
+STEPS = 3
+worlds = st.builds(
+    World,
+    policies=st.integers(1, 3),
+    staleness=st.integers(0, 3),
+    batch=st.integers(1, 3),
+    members=st.integers(1, 3),
+    faults=st.sampled_from([0, 0, 1, 3]),
+    sources=st.sampled_from([(0,), (0, 1), (1, 0, 0)]),
+    endless=st.booleans(),
+    deterministic=st.booleans(),
+    resumable=st.sampled_from([True, True, False]),
+    slots=st.sampled_from([1, 3, 64]),
+    seed=st.integers(0, 99),
+    crashes=st.lists(st.tuples(st.integers(0, 12), st.booleans()), max_size=3).map(tuple),
+)
+
+
+def run_of(world: World, folder: Path) -> Run:
+    names = ["alice", "bob", "carol"][: world.policies]
+    pairs = [Lineup({"one": name, "two": names[(at + 1) % len(names)]}) for at, name in enumerate(names)]
+    pairs.append(Lineup({"one": names[0], "two": Frozen(f"{names[-1]}@0")}))
+    alone = [Lineup({"only": name}) for name in names]
+    tasks: Any = generated(drawn) if world.endless else range(7)
+    game = replace(fair(faults=world.faults), resumable=world.resumable)
+    kinds = (Episodes(game, tasks, pairs), Episodes(solo, tasks, alone))
+    algorithm = grpo() if world.members > 1 else rae()
+    return Run(
+        name="run",
+        train=[kinds[kind] for kind in world.sources],
+        held_out=Episodes(fair, range(2), pairs[-1], seen=True),
+        policies={name: Policy(name, rae() if name == "bob" else algorithm) for name in names},
+        steps=STEPS,
+        groups_per_step=world.batch,
+        group_size=world.members,
+        max_staleness=world.staleness,
+        evaluate_every=2,
+        backend=ScriptedModels(),
+        seed=world.seed,
+        deterministic=world.deterministic,
+        max_concurrent=world.slots,
+        max_faults=1.0,
+        folder=folder,
+    )
+
+
+async def lived(world: World, crashes: Sequence[tuple[int, bool]]) -> list[AnyEvent]:
+    """The events of a run that is killed at the given commits of its successive starts."""
+    kept = MemorySegments()
+    with TemporaryDirectory() as folder, anyio.fail_after(30):
+        run = run_of(world, Path(folder))
+        for commit, after in crashes:
+            try:
+                if await train_async(run, store=CrashingSegments(kept, commit, after=after)):
+                    break
+            except Crash:
+                pass
+        assert await train_async(run, store=kept)
+    return events_of(kept)
+
+
+def standing(events: list[AnyEvent]) -> list[AnyEvent]:
+    """Without what episodes did before they were restarted."""
+    again = {(one.group, one.member): at for at, one in enumerate(events) if isinstance(one, Restarted)}
+    return [
+        event
+        for at, event in enumerate(events)
+        if not (isinstance(event, Acted | Affected) and at < again.get((event.group, event.member), -1))
+    ]
+
+
+def check_exactly_once(events: list[AnyEvent], run: Run) -> None:
+    admitted = [event for event in events if isinstance(event, Admitted)]
+    assert [event.group for event in admitted] == list(range(len(admitted))), "groups are an initial segment"
+    keys = Counter((e.group, e.member, *e.key) for e in standing(events) if isinstance(e, Acted | Affected))
+    assert not [key for key, count in keys.items() if count > 1], "a reply or effect was produced twice"
+    ended = Counter((e.group, e.member) for e in events if isinstance(e, Ended))
+    assert ended == Counter((e.group, m) for e in admitted for m in range(run.group_size)), "ended twice, or never"
+    evaluated = Counter((e.name, e.version) for e in events if isinstance(e, Evaluated))
+    assert evaluated == Counter(("held-out", version) for version in (0, 2, 3)), "evaluated twice, or never"
+    for policy in run.named_policies:
+        planned = [(e.step, e.groups) for e in events if isinstance(e, Planned) and e.policy == policy]
+        assert [step for step, _ in planned] == list(range(STEPS)), "a step was planned twice, or never"
+        assert [e.step for e in events if isinstance(e, Stepped) and e.policy == policy] == list(range(STEPS))
+        trained = [group for _, groups in planned for group in groups]
+        assert len(trained) == len(set(trained)), "a unit was trained twice"
+        assert set(trained) <= {e.group for e in admitted if policy in e.trained}
+
+
+def check_conserved(events: list[AnyEvent], run: Run) -> None:
+    state = Coordinator(schedule_of(run))
+    for event in events:
+        state.apply(event)
+    state.ledger.assert_balanced(state.budget.statistics())
+    assert state.finished and not state.groups
+    for policy, counts in state.budget.statistics().items():
+        assert counts["outstanding"] == counts["in_flight"] == counts["ready"] == 0, "something is left over"
+        places = STEPS * run.groups_per_step
+        assert counts["trained"] + counts["dropped"] * run.deterministic == places, (policy, counts)
+
+
+def check_fresh(events: list[AnyEvent], run: Run) -> None:
+    """Invariant 1, from the replies alone."""
+    admitted = {event.group: event for event in events if isinstance(event, Admitted)}
+    made: dict[tuple[int, str], list[int]] = {}
+    for event in standing(events):
+        if isinstance(event, Acted) and event.sample is not None:
+            group = admitted[event.group]
+            player = run.sources[group.source].lineups[group.lineup].players[event.seat]
+            if isinstance(player, str):
+                versions = [version for version, _ in event.sample.versions]
+                made.setdefault((event.group, player), []).extend(versions)
+    for event in events:
+        if isinstance(event, Planned):
+            versions = [version for group in event.groups for version in made[group, event.policy]]
+            assert all(event.step - run.max_staleness <= version <= event.step for version in versions)
+
+
+def history(world: World, crashes: Sequence[tuple[int, bool]], backend: str) -> list[AnyEvent]:
+    return anyio.run(lived, world, crashes, backend=backend)
+
+
+def check(world: World, backend: str) -> None:
+    events = history(world, world.crashes, backend)
+    run = run_of(world, Path("nowhere"))
+    check_exactly_once(events, run)
+    check_conserved(events, run)
+    check_fresh(events, run)
+    comparison = compare(events)
+    assert comparison.agrees, comparison.lines
+    if world.deterministic:
+        undisturbed = canonical(history(world, (), backend))
+        assert [encode(event) for event in canonical(events)] == [encode(event) for event in undisturbed]
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@examples(max_examples=50)
+@given(world=worlds)
+def test_a_random_run(backend: str, world: World) -> None:
+    check(world, backend)
+
+
+PLAIN = World(
+    policies=2,
+    staleness=1,
+    batch=2,
+    members=2,
+    faults=0,
+    sources=(0,),
+    endless=True,
+    deterministic=False,
+    resumable=True,
+    slots=3,
+    seed=1,
+    crashes=((5, True),),
+)
+
+
+def first(events: list[AnyEvent], kind: type) -> int:
+    return next(at for at, event in enumerate(events) if isinstance(event, kind))
+
+
+def doubled(events: list[AnyEvent], kind: type) -> list[AnyEvent]:
+    at = first(events, kind)
+    return [*events[: at + 1], events[at], *events[at + 1 :]]
+
+
+def lost(events: list[AnyEvent], kind: type) -> list[AnyEvent]:
+    at = first(events, kind)
+    return [*events[:at], *events[at + 1 :]]
+
+
+@pytest.mark.parametrize("kind", [Acted, Affected, Ended, Evaluated, Planned, Stepped, Admitted])
+def test_whatever_is_doubled_is_found(kind: type) -> None:
+    events = history(PLAIN, PLAIN.crashes, "asyncio")
+    with pytest.raises(AssertionError):
+        check_exactly_once(doubled(events, kind), run_of(PLAIN, Path("nowhere")))
+
+
+@pytest.mark.parametrize("kind", [Ended, Evaluated, Planned, Stepped, Admitted])
+def test_whatever_is_lost_is_found(kind: type) -> None:
+    events = history(PLAIN, PLAIN.crashes, "asyncio")
+    with pytest.raises(AssertionError):
+        check_exactly_once(lost(events, kind), run_of(PLAIN, Path("nowhere")))
+
+
+def test_a_unit_that_is_left_over_is_found() -> None:
+    events = history(PLAIN, (), "asyncio")
+    last = max(at for at, event in enumerate(events) if isinstance(event, Stepped))
+    with pytest.raises(AssertionError):
+        check_conserved([*events[:last], *events[last + 1 :]], run_of(PLAIN, Path("nowhere")))
+
+
+def test_a_stale_token_is_found() -> None:
+    events = history(PLAIN, (), "asyncio")
+    groups = next(e.groups for e in events if isinstance(e, Planned) and e.step == 2 and e.policy == "alice")
+    stale = [
+        msgspec.structs.replace(
+            one, sample=msgspec.structs.replace(one.sample, versions=[(0, len(one.sample.tokens) // 4)])
+        )
+        if isinstance(one, Acted) and one.group in groups and one.sample is not None
+        else one
+        for one in events
+    ]
+    check_fresh(events, run_of(PLAIN, Path("nowhere")))
+    with pytest.raises(AssertionError):
+        check_fresh(stale, run_of(PLAIN, Path("nowhere")))
+    with pytest.raises(AssertionError, match="older than"):
+        check_conserved(stale, run_of(PLAIN, Path("nowhere")))
