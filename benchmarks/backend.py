@@ -121,14 +121,14 @@ async def main(settings: Settings) -> None:
     async with LocalBackend(dtype=settings.dtype, threads=settings.threads) as backend:  # type: ignore[arg-type]
         model = await backend.create_model(settings.model, lora=Lora(rank=RANK, alpha=RANK))
         for number in range(settings.rounds + 1):
-            for name in seconds:
+            for name, times in seconds.items():
                 start = time.perf_counter()
                 if name == "plain":
                     plain.step(shared)
                 else:
                     await our_step(model, apart if name == "apart" else shared)
                 if number > 0:  # the first round warms up
-                    seconds[name].append(time.perf_counter() - start)
+                    times.append(time.perf_counter() - start)
     report(settings, tokens, seconds)
 
 

@@ -36,6 +36,7 @@ from sparring.environments import (
     reveal,
     split,
 )
+from sparring.errors import ContextFull, EffectError, SparringError, Unjudged
 from sparring.learner import Algorithm, Comparable, Episodes, Policy, Run, advantages, grpo, rae, train, train_async
 from sparring.rollout import Finished, play
 
@@ -47,8 +48,10 @@ __all__ = [
     "Agent",
     "Algorithm",
     "Comparable",
+    "ContextFull",
     "CrossEntropy",
     "Datum",
+    "EffectError",
     "Environment",
     "Episodes",
     "External",
@@ -75,7 +78,9 @@ __all__ = [
     "ScriptedBackend",
     "ScriptedModels",
     "Seat",
+    "SparringError",
     "Tasks",
+    "Unjudged",
     "advantages",
     "effect",
     "environment",

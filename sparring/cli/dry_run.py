@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
 from random import Random
 
 import anyio
@@ -16,7 +18,6 @@ import numpy as np
 from sparring.agents import Agent, Frozen, Lineup, PolicyAgent
 from sparring.arrays import F32, I32
 from sparring.backend import Datum, Renderer, SampledSequence, SamplingParams
-from sparring.backend.at_hand import renderer_at_hand
 from sparring.backend.bytes_renderer import ByteRenderer
 from sparring.cli.script import scripted_reply
 from sparring.environments import FunctionEnvironment, task_digest
@@ -31,13 +32,13 @@ from sparring.rollout.events import Acted, Affected, Ended, Planned
 from sparring.rollout.play import agent_of
 
 _CONTEXT = 1 << 20
+_BUNDLED = "smollm2-135m-instruct"
+"""The model that comes as a package, `sparring.backend.models.SMOLLM2`."""
 
 
 def dry_run(run: Run) -> str:
     """The first group of the run, as text."""
-    renderers = {
-        policy: renderer_at_hand(settings.model) or ByteRenderer() for policy, settings in run.named_policies.items()
-    }
+    renderers = {policy: renderer_of(settings.model) for policy, settings in run.named_policies.items()}
     return anyio.run(_first_group, run, renderers)
 
 
@@ -55,6 +56,17 @@ async def _first_group(run: Run, renderers: Mapping[str, Renderer]) -> str:
         lines += _told(run, policy, renderers[policy], played)
     faults = [f"episode {ended.member} failed ({ended.fault}): {ended.detail}" for _, ended in played if ended.fault]
     return "\n".join([*lines, *faults])
+
+
+def renderer_of(model: str) -> Renderer:
+    """The model's own renderer where that needs no download, else bytes. Loads torch only for the first."""
+    if model != _BUNDLED and not Path(model).expanduser().is_dir():
+        return ByteRenderer()
+    try:
+        found: Renderer | None = import_module("sparring.backend.at_hand").renderer_at_hand(model)
+    except ModuleNotFoundError:
+        return ByteRenderer()
+    return ByteRenderer() if found is None else found
 
 
 # ---------------------------------------------------------------------------------------------------------------- playing

@@ -17,9 +17,8 @@ Scope = Literal["group", "episode"]
 class Algorithm:
     """How a policy learns.
 
-    compare  {seat: "group" (default) or "episode"}: whether the seat's trajectories are compared over the group, or
-    within each
-             episode, where the forks of one label (and, among those without one, the seat itself) are the set
+    compare  {seat: "group" (default) or "episode"}: whether the seat's trajectories are compared over the group, or within
+             each episode, where the forks of one label (and, among those without one, the seat itself) are the set
     """
 
     name: str

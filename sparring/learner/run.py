@@ -92,16 +92,18 @@ class Policy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One run, trained by `sparring.train(run)`. Its folder is `folder / name`; running an unfinished one again resumes
-    it.
+    """One run, trained by `sparring.train(run)`. Its folder is `folder / name`; an unfinished one is gone on with.
 
-    steps             optimizer steps of each policy groups_per_step   groups (units of each policy) in a step
-    group_size        episodes of one task that are compared max_staleness     how many versions older than the weights
-    it trains a token may be evaluate_every    steps between held-out evaluations, checkpoints too; the first and the
-    last version are always evaluated deterministic     two runs end in the same weights: fp32, a pinned schedule, no
-    clock faults; slower max_concurrent    episodes played at once episode_deadline  seconds after which an episode is
-    given up and counted max_faults        share of episodes that may fail before the run stops stall_deadline
-    seconds without any event after which the run stops and says what it waits for
+    steps             optimizer steps of each policy
+    groups_per_step   groups (units of each policy) in a step
+    group_size        episodes of one task that are compared
+    max_staleness     how many versions older than the weights it trains a token may be
+    evaluate_every    steps between held-out evaluations and checkpoints; the first and the last version always are
+    deterministic     two runs end in the same weights: fp32, a pinned schedule, no clock faults; slower
+    max_concurrent    episodes played at once
+    episode_deadline  seconds after which an episode is given up and counted
+    max_faults        share of episodes that may fail before the run stops
+    stall_deadline    seconds without any event after which the run stops and says what it waits for
     """
 
     name: str

@@ -174,7 +174,10 @@ class Stepped(Event, frozen=True, kw_only=True, tag="stepped"):
 
 
 class Installed(Event, frozen=True, kw_only=True, tag="installed"):
-    """Every sampler of the policy starts its tokens with `version` or a newer one from here on."""
+    """Every request to the policy's samplers is made with `version` or a newer one from here on.
+
+    A request that still waits in a sampler may start older tokens: it belongs to a group that was admitted before.
+    """
 
     policy: str
     version: int

@@ -112,7 +112,7 @@ class Journal:
         self._segments = 0
         self._queued = Signal()
         self._written = Signal()
-        self._failure: JournalError | None = None
+        self._failure: BaseException | None = None
         self._closing = False
 
     @staticmethod
@@ -197,10 +197,10 @@ class Journal:
             try:
                 await anyio.to_thread.run_sync(self._store.append, segment(batch), limiter=own)
             except BaseException as error:  # also of a store that breaks its word, and when the writer is cancelled
-                broken = (
-                    error if isinstance(error, JournalError) else JournalError(f"the journal's writer ended: {error!r}")
-                )
-                self._failure = broken
+                own_words = isinstance(error, JournalError) or not isinstance(
+                    error, (Exception, anyio.get_cancelled_exc_class())
+                )  # what ends the process is said as it is
+                self._failure = error if own_words else JournalError(f"the journal's writer ended: {error!r}")
                 self._written.notify()
                 raise
             self._queued_bytes -= size

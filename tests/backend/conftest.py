@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -16,6 +18,10 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+
+from sparring.backend.local import LocalBackend
+from sparring.backend.local.model import TorchModel
+from tests.backend.batches import LORA
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHATML = (
@@ -85,3 +91,17 @@ def tiny_qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_model(request: pytest.FixtureRequest, tiny_llama: Path, tiny_qwen3: Path) -> Path:
     """Each tiny model in turn."""
     return tiny_llama if request.param == "llama" else tiny_qwen3
+
+
+@pytest.fixture
+async def backend(tmp_path: Path) -> AsyncIterator[LocalBackend]:
+    """A deterministic backend that keeps its states in `tmp_path`."""
+    with anyio.fail_after(120):
+        async with LocalBackend(deterministic=True, cache_dir=tmp_path) as backend:
+            yield backend
+
+
+@pytest.fixture
+async def model(backend: LocalBackend, tiny_llama: Path) -> TorchModel:
+    """A fresh adapter on the tiny Llama."""
+    return await backend.create_model(str(tiny_llama), lora=LORA)

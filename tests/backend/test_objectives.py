@@ -154,7 +154,8 @@ def test_no_tokens_are_a_zero_loss() -> None:
 
 
 def test_shapes_are_asserted() -> None:
-    with pytest.raises(AssertionError):
+    refusals = (AssertionError, TypeError)  # a TypeError where the second run checks the annotations first
+    with pytest.raises(refusals):
         importance_sampling(torch.zeros(3), torch.zeros(2), torch.zeros(3))
-    with pytest.raises(AssertionError):
+    with pytest.raises(refusals):
         cross_entropy(torch.zeros(3, 1), torch.zeros(3, 1))

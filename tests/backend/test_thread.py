@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import anyio
 import pytest
-from anyio import lowlevel
+from anyio import lowlevel, to_thread
 
 from sparring.backend.local.thread import EngineThread
 from sparring.backend.pending import PendingResult, Unawaited
@@ -108,7 +108,7 @@ async def test_waiting_operations_go_before_background_steps() -> None:
             gate.set()
             for operation in operations:
                 await operation
-            await _until(lambda: len(notes) == 5)
+            await _until(engine, lambda: len(notes) == 5)
     assert notes == ["operation"] * 2 + ["step"] * 3
 
 
@@ -139,7 +139,7 @@ async def test_backgrounds_take_turns() -> None:
             engine.register(Countdown(notes, 3, "a"))
             engine.register(Countdown(notes, 3, "b"))
             gate.set()
-            await _until(lambda: len(notes) == 6)
+            await _until(engine, lambda: len(notes) == 6)
     assert notes == ["a", "b"] * 3
 
 
@@ -152,7 +152,7 @@ async def test_an_idle_engine_is_woken() -> None:
             await engine.submit(lambda: None, "settle")
             background.left = 2
             engine.wake()
-            await _until(lambda: len(notes) == 2)
+            await _until(engine, lambda: len(notes) == 2)
 
 
 async def test_a_wake_during_a_step_is_not_lost() -> None:
@@ -173,7 +173,7 @@ async def test_a_wake_during_a_step_is_not_lost() -> None:
 
             engine.register(late)
             engine.register(Waker(notes, 1, "waker"))
-            await _until(lambda: "late" in notes)
+            await _until(engine, lambda: "late" in notes)
 
 
 async def test_a_failing_step_fails_its_requests_and_not_the_thread() -> None:
@@ -182,7 +182,7 @@ async def test_a_failing_step_fails_its_requests_and_not_the_thread() -> None:
             background = Countdown([], 5)
             background.raises = ZeroDivisionError("planted")
             engine.register(background)
-            await _until(lambda: bool(background.failures))
+            await _until(engine, lambda: bool(background.failures))
             assert isinstance(background.failures[0], ZeroDivisionError)
             assert await engine.submit(lambda: 1, "after") == 1
     assert len(background.failures) == 2  # once for the step, once because the engine ended
@@ -200,9 +200,15 @@ async def test_a_background_that_cannot_even_fail_ends_the_engine_loudly() -> No
         async with EngineThread() as engine:
             background = Hopeless([], 1)
             background.raises = ZeroDivisionError("planted")
-            background.on_step = lambda: _pass(gate)
+            stepping = threading.Event()
+
+            def hold() -> None:
+                stepping.set()
+                _pass(gate)
+
+            background.on_step = hold
             engine.register(background)
-            await _until(lambda: background.left == 0)
+            await _happens(stepping)
             queued = engine.submit(lambda: 1, "queued")
             gate.set()
             with pytest.raises(RuntimeError, match="hopeless"):
@@ -225,7 +231,7 @@ async def test_leaving_fails_what_had_not_run() -> None:
         async with EngineThread() as engine:
             engine.register(background)
             running, queued = engine.submit(long, "long"), engine.submit(lambda: 1, "queued")
-            await _until(started.is_set)
+            await _happens(started)
             threading.Timer(0.05, gate.set).start()
         with pytest.raises(BackendError, match="closed while an operation ran"):
             await running
@@ -268,7 +274,7 @@ async def test_many_small_results_arrive_in_order() -> None:
                     engine.post(lambda n=number: seen.append(n))  # type: ignore[misc]
 
             await engine.submit(burst, "burst")
-            await _until(lambda: len(seen) == 5000)
+            await _until(engine, lambda: len(seen) == 5000)
     assert seen == list(range(5000))
 
 
@@ -308,7 +314,12 @@ def _pass(gate: threading.Event) -> None:
     assert gate.wait(10)
 
 
-async def _until(condition: Callable[[], bool]) -> None:
-    """Wait for something another thread does; the caller's `fail_after` bounds it."""
-    while not condition():  # noqa: ASYNC110 - what is waited for is done by another thread
-        await anyio.sleep(0.001)
+async def _until(engine: EngineThread, condition: Callable[[], bool]) -> None:
+    """Let the engine take turns until something has happened; the caller's `fail_after` bounds it."""
+    while not condition():
+        await engine.submit(lambda: None, "turn")
+
+
+async def _happens(event: threading.Event) -> None:
+    await to_thread.run_sync(event.wait, 10)
+    assert event.is_set()

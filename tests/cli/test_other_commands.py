@@ -2,14 +2,15 @@
 
 import re
 import sqlite3
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sparring.backend.bytes_renderer import ByteRenderer
-from sparring.cli.dry_run import reply_tokens
-from tests.cli.command import ENTRY, ROOT, sparring, write_run
+from sparring.cli.dry_run import renderer_of, reply_tokens
+from tests.cli.command import ENTRY, ENVIRONMENT, ROOT, sparring, write_run
 
 GAME = """
 @environment(zero_sum=("first", "second"))
@@ -248,6 +249,20 @@ def test_a_models_own_tokens_say_it_too(text: str) -> None:
     assert tokens[-1] in renderer.stop_ids
     assert renderer.parse(tokens).text == text
     assert renderer_at_hand("some/hub-model") is None
+    assert not isinstance(renderer_of(SMOLLM2), ByteRenderer)
+
+
+def test_a_model_that_may_have_to_be_fetched_is_shown_in_bytes_without_loading_torch(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    program = (
+        "import sys; from sparring.cli.main import main; main(['train', 'words.py', '--dry-run']); "
+        "print('LOADED', 'torch' in sys.modules)"
+    )
+    command = [*ENTRY[:-1], program]
+    done = subprocess.run(
+        command, check=True, cwd=tmp_path, capture_output=True, text=True, timeout=60, env=ENVIRONMENT
+    )
+    assert done.stdout.splitlines()[-1] == "LOADED False"
 
 
 def test_the_entry_point_of_these_tests_is_the_installed_one() -> None:

@@ -33,7 +33,8 @@ def comparable(
 
 
 def context(turns: Sequence[int], *, version: int = 0, prompt: int = 2, tokens: int = 0, gap: int = 1) -> Context:
-    """For each number in `turns` a turn of so many sampled tokens, after `prompt` tokens and with `gap` between turns."""
+    """For each number in `turns` a turn of so many sampled tokens, after `prompt` tokens and with `gap` between
+    turns."""
     mask: list[bool] = []
     places: list[int] = []
     for number, sampled in enumerate(turns):

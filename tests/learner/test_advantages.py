@@ -1,4 +1,4 @@
-"""Estimators against their closed forms and a slow reference, their invariances, and what is refused of those that people write."""
+"""Estimators against their closed forms, their invariances, and what is refused of those that people write."""
 
 import math
 from collections.abc import Mapping

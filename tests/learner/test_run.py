@@ -1,4 +1,5 @@
-"""A run as a value: defaults, names, and every setting that cannot be used refused with its value and what to write instead."""
+"""A run as a value: defaults, names, and every setting that cannot be used refused with its value and what to write
+instead."""
 
 import math
 from dataclasses import replace
@@ -44,6 +45,11 @@ async def echo(task: int, solver: Seat) -> float:
     return float(len((await solver.ask(f"{task}")).text))
 
 
+def untyped(value: object) -> Any:
+    """What a type checker would have caught."""
+    return value
+
+
 async def undecorated(task: int, solver: Seat) -> float:
     return 0.0
 
@@ -62,7 +68,11 @@ def test_the_defaults() -> None:
     assert made.backend == Local()
     assert made.path == Path("runs/a")
     policy = made.named_policies["policy"]
-    assert (policy.learning_rate, policy.lora, policy.adam) == (1e-4, Lora(rank=32, alpha=32), Adam(beta1=0.9, beta2=0.95))
+    assert (policy.learning_rate, policy.lora, policy.adam) == (
+        1e-4,
+        Lora(rank=32, alpha=32),
+        Adam(beta1=0.9, beta2=0.95),
+    )
     assert policy.sampling == Sampling(temperature=1.0, max_tokens=512)
     assert policy.algorithm == grpo()
 
@@ -130,7 +140,7 @@ def test_deadlines(name: str, value: Any) -> None:
 
 @pytest.mark.parametrize("value", [-0.1, 1.1, math.nan, "0.5", None])
 def test_the_share_of_faults(value: Any) -> None:
-    with pytest.raises(SettingError, match="max_faults=.*between 0 and 1"):
+    with pytest.raises(SettingError, match=r"max_faults=.*between 0 and 1"):
         run(max_faults=value)
 
 
@@ -194,12 +204,12 @@ def test_a_comparison_of_a_seat_that_is_not_there() -> None:
 @pytest.mark.parametrize(
     ("made", "said"),
     [
-        (lambda: Episodes(undecorated, [1]), "no environment; decorate its function with @environment"),
+        (lambda: Episodes(untyped(undecorated), [1]), "no environment; decorate its function with @environment"),
         (lambda: Episodes(echo, []), "echo: its tasks are empty; give at least one"),
         (lambda: Episodes(echo, [1], []), r"echo: lineup=\[\]: is empty; Lineup\(\)"),
-        (lambda: Episodes(echo, [1], "policy"), "echo: lineup='policy': must be a Lineup"),
-        (lambda: Episodes(echo, [1], {"solver": "policy"}), "lineup=.*must be a Lineup"),
-        (lambda: Episodes(echo, [1], [Lineup(), {}]), "lineup=.*must be a Lineup"),
+        (lambda: Episodes(echo, [1], untyped("policy")), "echo: lineup='policy': must be a Lineup"),
+        (lambda: Episodes(echo, [1], untyped({"solver": "policy"})), "lineup=.*must be a Lineup"),
+        (lambda: Episodes(echo, [1], untyped([Lineup(), {}])), "lineup=.*must be a Lineup"),
     ],
 )
 def test_bad_episodes(made: Any, said: str) -> None:
@@ -308,9 +318,12 @@ def started(folder: Path, **changes: Any) -> SparringError:
         ({"held_out": Episodes(echo, BrokenList(7, 8))}, "task 7 of held-out 'held-out' raised OSError: no such row"),
         ({"train": Episodes(echo, Broken(70, None)), "steps": 40}, "raised OSError: no such row"),
         ({"train": Episodes(echo, [{1, 2}, object()])}, "is not JSON data"),
-        ({"train": Episodes(echo, {5, 6, 7})}, "task 0 of train source 0 raised TypeError"),
+        ({"train": Episodes(echo, untyped({5, 6, 7}))}, "task 0 of train source 0 raised TypeError"),
         ({"train": Episodes(duel, [1], Lineup({"frist": "policy"}))}, "seat 'frist'; did you mean 'first'?"),
-        ({"train": Episodes(duel, [1], Lineup({"first": "alice"}))}, "'first' is played by policy 'alice'; the policies"),
+        (
+            {"train": Episodes(duel, [1], Lineup({"first": "alice"}))},
+            "'first' is played by policy 'alice'; the policies",
+        ),
     ],
 )
 def test_what_a_run_is_refused_for_at_its_start(tmp_path: Path, changes: dict[str, Any], said: str) -> None:

@@ -1,4 +1,5 @@
-"""What a step trains on: who is compared with whom, the division, the laying over tokens, and metrics that no chance enters."""
+"""What a step trains on: who is compared with whom, the division, the laying over tokens, and metrics that no chance
+enters."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -230,7 +231,8 @@ def test_zero_advantage_is_trained_all_the_same() -> None:
 
 
 def linear_gradient(data: Sequence[Datum], features: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The gradient of a sum of advantage-weighted log-probs whose features are given for each token id: float64, exact sums."""
+    """The gradient of a sum of advantage-weighted log-probs whose features are given for each token id: float64, exact
+    sums."""
     total = np.zeros(features.shape[1])
     for datum in data:
         total += (datum.advantages.astype(np.float64)[:, None] * features[datum.tokens] * datum.mask[:, None]).sum(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import torch
 from anyio import to_thread
 
 from sparring.backend.chat import ChatRenderer
-from sparring.backend.local.base import BaseModel, Dtype, choose_dtype, load_base
+from sparring.backend.local.base import BaseModel, load_base
+from sparring.backend.local.dtype import Dtype, choose_dtype
 from sparring.backend.local.lora import Adapter
 from sparring.backend.local.model import LOSSES, TorchModel
 from sparring.backend.local.sampler import TorchSampler
@@ -57,8 +59,8 @@ class LocalBackend:
         token_budget: int | None = None,
         decode_share: int = 1,
     ) -> None:
-        _at_least(1, threads=threads, slots=slots, token_budget=token_budget)
-        _at_least(0, decode_share=decode_share)
+        _at_least(1, {"threads": threads, "slots": slots, "token_budget": token_budget})
+        _at_least(0, {"decode_share": decode_share})
         self._device = _device(device)
         self._dtype = choose_dtype(dtype, device=self._device, deterministic=deterministic)
         self._threads = DETERMINISTIC_THREADS if threads is None and deterministic else threads
@@ -125,7 +127,7 @@ class LocalBackend:
             torch.set_num_threads(self._threads)
 
 
-def _at_least(least: int, **settings: int | None) -> None:
+def _at_least(least: int, settings: Mapping[str, int | None]) -> None:
     for name, value in settings.items():
         if value is not None and value < least:
             raise SettingError(f"{name}={value!r}: must be at least {least}")

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from sparring.arrays import F32, I32
 from sparring.backend.local.lora import AdapterWeights
 from sparring.backend.local.request import Request
-from sparring.backend.local.thread import EngineThread
+from sparring.backend.local.thread import Background
+from sparring.backend.pending import PendingResult
 from sparring.backend.sampling import SampledSequence, SamplingParams
 from sparring.errors import BackendError, ContextFull
+
+T = TypeVar("T")
+
+
+class Engine(Protocol):
+    """What sampling needs of the engine thread; see `EngineThread`."""
+
+    @property
+    def closed(self) -> bool: ...
+    def submit(self, run: Callable[[], T], name: str) -> PendingResult[T]: ...
+    def register(self, background: Background) -> None: ...
+    def wake(self) -> None: ...
+    def succeed(self, pending: PendingResult[T], value: T) -> None: ...
+    def fail(self, pending: PendingResult[Any], error: BaseException) -> None: ...
 
 
 class Sampler(Protocol):
@@ -37,7 +52,7 @@ class TorchSamplingClient:
     def __init__(
         self,
         sampler: Sampler,
-        engine: EngineThread,
+        engine: Engine,
         weights: AdapterWeights | None,
         *,
         version: int,

@@ -87,7 +87,8 @@ def draw(logits: Tensor, shapes: Sequence[Shape], uniform: F32) -> tuple[list[in
     """One token for each row and its log-prob under the distribution it was drawn from: int[B], f32[B].
 
     That distribution is tempered, cut and renormalised; at temperature 0 all of it is on the most likely token, the first of
-    equals. `logits` f32[B, V], overwritten; `uniform` f32[B] in [0, 1). A logit that is NaN or plus infinity raises `ValueError`.
+    equals. `logits` f32[B, V] are overwritten; `uniform` f32[B] is in [0, 1). Raises `ValueError` for a logit that is NaN or
+    plus infinity.
     """
     assert logits.dim() == 2 and logits.dtype == torch.float32, (logits.shape, logits.dtype)
     assert len(shapes) == len(uniform) == logits.shape[0], (len(shapes), len(uniform), logits.shape)

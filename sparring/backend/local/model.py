@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
+import anyio
 import numpy as np
 
 from sparring.backend.datum import Datum
@@ -120,13 +121,18 @@ class TorchModel:
                 "sampler", lambda: (self._trainer.steps, self._trainer.adapter.snapshot())
             )
             return self._open_sampler(weights, version=number, release=lambda: None)
-        weights = await self._submit("sampler", lambda: self._versions.take(version))
-        return self._open_sampler(weights, version=version, release=lambda: self._release(version))
+        taken: list[AdapterWeights] = []
+        try:
+            await self._submit("sampler", lambda: taken.append(self._versions.take(version)))
+        except anyio.get_cancelled_exc_class():
+            self._release(version, taken)
+            raise
+        return self._open_sampler(taken[0], version=version, release=lambda: self._release(version, taken))
 
-    def _release(self, version: int) -> None:
-        """A sampling client of a published version was closed."""
+    def _release(self, version: int, taken: list[AdapterWeights]) -> None:
+        """A client of a published version was closed, or its opening was cancelled, perhaps before the version was taken."""
         if not self._engine.closed:
-            self._engine.submit(lambda: self._versions.release(version), "release")
+            self._engine.submit(lambda: self._versions.release(version) if taken else None, "release")
 
     def _submit(self, name: str, run: Callable[[], T]) -> PendingResult[T]:
         self._unawaited.check()

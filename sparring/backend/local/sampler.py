@@ -26,12 +26,11 @@ from sparring.arrays import F32, I32
 from sparring.backend.local.attention import Pass, View, forward, refuse_unknown_attention
 from sparring.backend.local.base import BaseModel
 from sparring.backend.local.cache import KeyValueCache
-from sparring.backend.local.client import TorchSamplingClient
+from sparring.backend.local.client import Engine, TorchSamplingClient
 from sparring.backend.local.draw import draw, uniforms
 from sparring.backend.local.lora import AdapterWeights, Segment
 from sparring.backend.local.request import Drawn, Group, Request
 from sparring.backend.local.scheduler import Scheduler
-from sparring.backend.local.thread import EngineThread
 from sparring.backend.sampling import SampledSequence, SamplingParams
 from sparring.errors import BackendError, ContextFull, SettingError
 
@@ -71,7 +70,7 @@ class TorchSampler:
     def __init__(
         self,
         base: BaseModel,
-        engine: EngineThread,
+        engine: Engine,
         *,
         slots: int = 64,
         cache_tokens: int = 65536,
@@ -192,11 +191,13 @@ class TorchSampler:
         while self._inbox:
             self._schedule.add(self._inbox.popleft())
         stepping = {drawn.request for drawn in self._in_step}
-        failed = list(stepping) or self._schedule.requests()
+        failed = [request for request in self._schedule.requests() if not stepping or request in stepping]
         self._in_step = []
         self._schedule.remove(lambda request: request in failed)
-        reason = error if isinstance(error, BackendError) else BackendError(f"sampling failed: {error!r}")
-        reason.__cause__ = None if reason is error else error
+        reason = error
+        if not isinstance(error, BackendError):
+            reason = BackendError(f"sampling failed: {error!r}")
+            reason.__cause__ = error
         for request in failed:
             if not request.cancelled:
                 self._engine.fail(request.pending, reason)

@@ -1,0 +1,108 @@
+"""Batches for tiny models, and the plain way to compute on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from sparring.backend.datum import Datum
+from sparring.backend.local.model import TorchModel
+from sparring.backend.local.trainer import Trainer
+from sparring.backend.losses import PPO, CrossEntropy, ImportanceSampling, Loss
+from sparring.backend.training import Lora
+
+LORA = Lora(rank=4, alpha=8.0)
+
+
+def groups(count: int = 3, size: int = 4, *, seed: int = 0, temperature: float = 1.0) -> list[Datum]:
+    """`count` prompts with `size` completions each, of several lengths; some completions have an unscored token inside."""
+    random = np.random.default_rng(seed)
+    data = []
+    for _ in range(count):
+        prompt = random.integers(3, 320, random.integers(2, 12))
+        for _ in range(size):
+            length = int(random.integers(1, 9))
+            tokens = np.concatenate([prompt, random.integers(3, 320, length)]).astype(np.int32)
+            place = np.arange(len(tokens)) - len(prompt)
+            mask = (place == 0) | ((place > 0) & (random.random(len(tokens)) < 0.8))
+            data.append(
+                Datum(
+                    tokens=tokens,
+                    mask=mask,
+                    logprobs=np.where(mask, -random.exponential(4, len(tokens)), 0).astype(np.float32),
+                    advantages=np.where(mask, random.normal(), 0).astype(np.float32),
+                    weights=mask.astype(np.float32),
+                    temperature=temperature,
+                )
+            )
+    return data
+
+
+def diverged() -> list[Datum]:
+    """The second datum's sampler log-prob is so low that the ratio is infinite in fp32."""
+    good, bad = groups(2, 1)
+    return [
+        good,
+        Datum(
+            tokens=bad.tokens,
+            mask=bad.mask,
+            logprobs=bad.logprobs - 200 * bad.mask.astype(np.float32),
+            advantages=bad.advantages,
+            weights=bad.weights,
+        ),
+    ]
+
+
+def trainer(model: TorchModel) -> Trainer:
+    return model._trainer  # pyright: ignore[reportPrivateUsage]
+
+
+def spread(model: TorchModel, seed: int = 0) -> None:
+    """Give the adapter weights that matter: a fresh one's B is zero, and so is the gradient of its A."""
+    adapter = trainer(model).adapter
+    generator = torch.Generator().manual_seed(seed)
+    for b in adapter.master_b:
+        b.normal_(0, 0.1, generator=generator)
+    adapter.refresh()
+
+
+async def gradient(model: TorchModel, data: Sequence[Datum], loss: Loss) -> torch.Tensor:
+    await model.forward_backward(data, loss)
+    grad = trainer(model).adapter.grad.clone()
+    await model.discard_gradients()
+    return grad
+
+
+def relative(got: torch.Tensor, want: torch.Tensor) -> float:
+    return float((got - want).norm() / want.norm())
+
+
+def plain_loss(model: TorchModel, data: Sequence[Datum], loss: Loss) -> tuple[torch.Tensor, list[np.ndarray]]:
+    """The gradient and log-probs by the plain way: one datum at a time, full logits, autograd through everything."""
+    base, adapter = trainer(model).base, trainer(model).adapter
+    logprobs = []
+    for datum in data:
+        ids = torch.from_numpy(datum.tokens).long()[None]
+        embedded = base.model.get_input_embeddings()(ids).requires_grad_(True)
+        with base.call.rows([(adapter.weights, 1)]):
+            hidden = base.body(inputs_embeds=embedded, use_cache=False).last_hidden_state
+            scores = torch.log_softmax(hidden[0, :-1] @ base.head.T / datum.temperature, dim=-1)
+            lp = scores.gather(1, ids[0, 1:, None])[:, 0]
+            q, advantages, weights, mask = (
+                torch.from_numpy(v)[1:] for v in (datum.logprobs, datum.advantages, datum.weights, datum.mask)
+            )
+            ratio = torch.exp(lp - q)
+            match loss:
+                case CrossEntropy():
+                    terms = -weights * lp
+                case ImportanceSampling():
+                    terms = -ratio * advantages
+                case PPO(clip_low_threshold=low, clip_high_threshold=high):
+                    terms = -torch.minimum(ratio * advantages, ratio.clamp(low, high) * advantages)
+            terms[mask].sum().backward()
+        logprobs.append(np.concatenate([[0], np.where(datum.mask[1:], lp.detach().numpy(), 0)]).astype(np.float32))
+    grad = adapter.grad.clone()
+    adapter.grad.zero_()
+    return grad, logprobs

@@ -1,0 +1,103 @@
+"""Slots: in order, within the bound, never two for one, and moved only together with what they hold."""
+
+import numpy as np
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from sparring.backend.local.cache import STEP, KeyValueCache
+from sparring.backend.local.request import Drawn, Request
+from sparring.backend.local.scheduler import Scheduler
+from sparring.backend.sampling import SamplingParams
+
+SLOTS, MAX_TOKENS = 6, 6 * STEP
+
+
+class Scheduling(RuleBasedStateMachine):
+    """Requests come, are cancelled and finish in any order; each running sequence's memory carries its mark."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cache = KeyValueCache(
+            layers=1, heads=1, width=1, slots=SLOTS, max_tokens=MAX_TOKENS, dtype=torch.float32, device=torch.device("cpu")
+        )
+        self.schedule = Scheduler(self.cache)
+        self.order: list[Drawn] = []
+        self.admitted: set[Drawn] = set()
+        self.marks: dict[Drawn, int] = {}
+
+    @rule(prompt=st.integers(0, 2), n=st.integers(1, 4), tokens=st.sampled_from([5, STEP, 3 * STEP, 9 * STEP]))
+    def add(self, prompt: int, n: int, tokens: int) -> None:
+        params = SamplingParams(max_tokens=tokens)
+        request = Request(np.full(3, prompt, np.int32), params, n, adapter=None, version=0, decode=lambda _: "")
+        self.schedule.add(request)
+        self.order += request.drawn
+
+    @rule()
+    def admit(self) -> None:
+        self.schedule.admit()
+        now = {drawn for group in self.schedule.filling for drawn in group.members} | set(self.schedule.running)
+        waiting = [drawn for drawn in self.order if drawn not in now and drawn not in self.admitted]
+        assert waiting == list(self.schedule.waiting), "those who came first are admitted first"
+        self.admitted |= now
+        if waiting:  # the first who waits has a reason to
+            needs = max(drawn.request.needs for drawn in [*now, waiting[0]])
+            assert len(now) + 1 > SLOTS or (len(now) + 1) * needs > MAX_TOKENS
+            assert now
+
+    @precondition(lambda self: self.schedule.filling)
+    @rule(data=st.data())
+    def start(self, data: st.DataObject) -> None:
+        group = data.draw(st.sampled_from(self.schedule.filling))
+        assert len({drawn.request.prompt.tobytes() for drawn in group.members}) == 1
+        self.cache.reserve(self.schedule.rows, 3)
+        self.mark(group.members[0])
+        self.cache.copy(group.slot, [drawn.slot for drawn in group.members[1:]], 3)
+        for drawn in group.members:
+            drawn.length = 3
+            self.marks[drawn] = self.marks[group.members[0]]
+        self.schedule.start(group)
+
+    def mark(self, drawn: Drawn) -> None:
+        self.marks[drawn] = len(self.marks) + 1
+        self.cache.layer(0)[0][drawn.slot, :, :, :3] = self.marks[drawn]
+
+    @precondition(lambda self: self.schedule.running)
+    @rule(data=st.data())
+    def finish(self, data: st.DataObject) -> None:
+        self.schedule.finish(data.draw(st.sampled_from(self.schedule.running)))
+
+    @precondition(lambda self: self.schedule.requests())
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        request = data.draw(st.sampled_from(self.schedule.requests()))
+        request.cancelled = True
+        self.schedule.remove(lambda other: other.cancelled)
+        self.order = [drawn for drawn in self.order if drawn.request is not request]
+
+    @rule()
+    def compact(self) -> None:
+        in_order = self.schedule.compact()
+        slots = [drawn.slot for drawn in self.schedule.running]
+        assert slots == sorted(slots)
+        assert in_order == (slots == list(range(len(slots))))
+        assert in_order or self.schedule.filling
+
+    @invariant()
+    def slots_are_held_once(self) -> None:
+        held = [*self.schedule.running, *(drawn for group in self.schedule.filling for drawn in group.members)]
+        slots = sorted([drawn.slot for drawn in held] + self.schedule._free)
+        assert slots == list(range(SLOTS))
+        assert all(drawn.slot == -1 for drawn in self.schedule.waiting)
+        assert self.schedule.rows == 1 + max((drawn.slot for drawn in held), default=-1)
+        assert self.schedule.idle == (not held and not self.schedule.waiting)
+
+    @invariant()
+    def memory_moves_with_its_sequence(self) -> None:
+        for drawn in self.schedule.running:
+            assert (self.cache.layer(0)[0][drawn.slot, :, :, :3] == self.marks[drawn]).all()
+
+
+TestScheduling = Scheduling.TestCase
+TestScheduling.settings = settings(max_examples=150, stateful_step_count=30)
