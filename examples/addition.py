@@ -22,7 +22,7 @@ async def addition(task: Question, solver: Seat) -> Score:
 
 
 questions = [
-    Question(f"{a} {sign} {b}", a + b if sign == "+" else a - b) for a in range(10) for sign in "+-" for b in range(10)
+    Question(f"{a} {sign} {b}", a + b if sign == "+" else a - b) for a in range(13) for sign in "+-" for b in range(13)
 ]
 train, held_out = split(questions, held_out=64)
 

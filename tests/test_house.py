@@ -21,12 +21,21 @@ from tests.conftest import COLLECTED, NEEDS
 ROOT = Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 FACADES = ("sparring", *(f"sparring.{room}" for room in ("environments", "agents", "rollout", "learner", "backend")))
-FILE_LINES, FUNCTION_LINES, AIMED_LINES, AIMED_SHARE = 400, 50, 30, 0.95
+FILE_LINES, TEST_FILE_LINES, FUNCTION_LINES, AIMED_LINES, AIMED_SHARE = 400, 600, 50, 30, 0.95
 
 EDGES = {
-    "BLE001": {"sparring/backend/local/thread.py", "sparring/rollout/episode.py"},
+    "BLE001": {
+        "sparring/backend/local/thread.py",
+        "sparring/rollout/episode.py",
+        "tests/rollout/test_episode.py",
+        "tests/rollout/test_episode_replay.py",
+    },
+    "TID251": {"sparring/backend/models.py"},
+    "PT017": {"tests/learner/test_faults.py"},
+    "ASYNC110": {"tests/learner/test_faults.py"},
 }
-"""Rule -> files that may break it, with `# noqa: RULE - reason` there. BLE001: the error goes to whoever waits, or counts."""
+"""Rule -> files that may break it, with `# noqa: RULE - reason` there. BLE001: the error goes to whoever waits, or counts, or is
+what users write. TID251: the user's cache folder is where the XDG convention says. ASYNC110: a thread, not a task, ends the wait."""
 
 KEYWORD_EDGES = {
     "sparring/backend/local/attention.py",
@@ -63,7 +72,8 @@ def lines_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 def over_budget(name: str, source: str) -> list[str]:
     """What in one file is too long."""
     length = len(source.splitlines())
-    found = [f"{name}: {length} lines"] if length > FILE_LINES else []
+    most = TEST_FILE_LINES if name.startswith("tests/") else FILE_LINES
+    found = [f"{name}: {length} lines"] if length > most else []
     return found + [
         f"{name}:{function.lineno} {function.name}: {lines_of(function)} lines"
         for function in functions(source)

@@ -13,9 +13,8 @@ from sparring.errors import SettingError
 from sparring.learner.display import Display
 from sparring.learner.history import history, last_line, read_events
 from sparring.learner.overrides import override, settable
-from sparring.learner.report import ReportFile
 from sparring.learner.run import Run
-from sparring.learner.tracker import MetricsFile, Watcher
+from sparring.learner.tracker import Watcher
 from sparring.learner.train import train
 
 INTERRUPTED = 130
@@ -85,7 +84,7 @@ def execute(run: Run, arguments: Namespace) -> int:
     if arguments.wandb:
         tracker = import_module("sparring.learner.wandb_tracker").WandbTracker
         trackers = [tracker(run.path, run.name, mode=arguments.wandb, warn=display.warn)]
-    watchers = [*trackers, MetricsFile(run.path), display, ReportFile(run.path)]
+    watchers = [*trackers, display]
     complete = train(run, watchers=watchers, accept_changed_code=arguments.accept_changed_code)
     print(f"report: {run.path / 'report.html'}")
     if not complete:

@@ -6,7 +6,7 @@ import inspect
 import json
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from hashlib import sha256
@@ -44,8 +44,14 @@ class Environment(ABC, Generic[TaskT]):
         return type(self).__name__
 
     @abstractmethod
-    async def play(self, task: TaskT, *players: Seat, rng: Random) -> Rewards:
-        """Play one episode. `players` in the order of `seats`; `rng` is common to the episodes that are compared."""
+    async def play(self, task: TaskT, *players: Seat) -> Rewards:
+        """Play one episode. `players` in the order of `seats`. A keyword-only `rng: Random` is given where it is declared: it
+        is common to the episodes that are compared."""
+
+    async def begin(self, task: TaskT, players: Sequence[Seat], rng: Random) -> Rewards:
+        """`play`, with `rng` if it takes it."""
+        play: Callable[..., Awaitable[Rewards]] = self.play
+        return await (play(task, *players, rng=rng) if "rng" in inspect.signature(play).parameters else play(task, *players))
 
     def described(self) -> dict[str, Any]:
         """Name and settings as JSON data, for `run.json`; a subclass with settings of its own adds them."""
@@ -108,8 +114,8 @@ class FunctionEnvironment(Environment[TaskT]):
         parts = {item.name: vars(self)[item.name] for item in fields(self) if item.name != "settings"}
         return _assembled, (parts, dict(self.settings))
 
-    async def play(self, task: TaskT, *players: Seat, rng: Random) -> Rewards:
-        extra = {"rng": rng} if self.takes_rng else {}
+    async def play(self, task: TaskT, *players: Seat, rng: Random | None = None) -> Rewards:
+        extra = {"rng": rng or Random(0)} if self.takes_rng else {}
         return await self.function(task, *players, **self.settings, **extra)
 
     def described(self) -> dict[str, Any]:

@@ -68,11 +68,11 @@ def described_episodes(episodes: Episodes) -> dict[str, Any]:
     }
 
 
-def digests(episodes: Episodes, what: str) -> list[str]:
-    """The content digests of a finite source's tasks, of an endless one's first few. Raises `SettingError` for tasks
+def digests(episodes: Episodes, what: str, *, most: int = _ENDLESS_SAMPLE) -> list[str]:
+    """The content digests of a finite source's tasks, of an endless one's first `most`. Raises `SettingError` for tasks
     that raise."""
     count = size(episodes.tasks)
-    return [task_digest(task_at(episodes, index, what)) for index in range(_ENDLESS_SAMPLE if count is None else count)]
+    return [task_digest(task_at(episodes, index, what)) for index in range(most if count is None else count)]
 
 
 def task_at(episodes: Episodes, index: int, what: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import anyio
 
@@ -57,24 +58,10 @@ async def evaluate(
         raise SettingError(f"held-out {name!r} is endless: give a finite list of tasks")
     judged: list[_Judged] = [_Judged()] * count
 
-    def planned(index: int) -> EpisodePlan:
-        task = task_at(episodes, index, f"held-out {name!r}")
-        return EpisodePlan(
-            environment=episodes.environment,
-            task=task,
-            task_digest=task_digest(task),
-            agents=agents,
-            trained=frozenset(),
-            seed=seeded(seed, "held-out", name),
-            group=index,
-            member=0,
-            deadline=deadline,
-            clock=deadline is not None,
-        )
-
     async def one(index: int) -> None:
         async with slots.at((_PRIORITY, version, index)):
-            plan = planned(index)
+            task = task_at(episodes, index, f"held-out {name!r}")
+            plan = _plan(episodes, task, agents, index, seed=seeded(seed, "held-out", name), deadline=deadline)
             ended, seats = await run_episode(Episode(plan, emit or _nobody_told), plan)
         judged[index] = _judged(ended, seats, learners, episodes.environment.headline)
 
@@ -88,6 +75,23 @@ async def evaluate(
         values=[one.value for one in judged],
         rewards=[one.reward for one in judged],
         transcripts=[one.transcript for one in judged],
+    )
+
+
+def _plan(
+    episodes: Episodes, task: Any, agents: Mapping[str, Agent], index: int, *, seed: int, deadline: float | None
+) -> EpisodePlan:
+    return EpisodePlan(
+        environment=episodes.environment,
+        task=task,
+        task_digest=task_digest(task),
+        agents=agents,
+        trained=frozenset(),
+        seed=seed,
+        group=index,
+        member=0,
+        deadline=deadline,
+        clock=deadline is not None,
     )
 
 

@@ -7,10 +7,11 @@ import json
 import os
 import shutil
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import anyio
 import anyio.to_thread
 
 from sparring.errors import JournalError, RunLocked
@@ -35,7 +36,8 @@ class RunFolder:
         try:
             yield RunFolder(absolute)
         finally:
-            os.close(descriptor)
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(_let_go, descriptor, absolute)
 
     @property
     def journal(self) -> Path:
@@ -72,12 +74,24 @@ class RunFolder:
 
 
 def _locked(path: Path) -> tuple[int, Path]:
-    """The open, locked folder and its absolute path: a backend would take a relative one for a name of its own."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError as error:
-        raise JournalError(f"run folder {str(path)!r} cannot be made: {error.strerror}") from error
+    """The open, locked folder and its absolute path: a backend would take a relative one for a name of its own.
+
+    A folder that somebody let go, and so deleted, before it was locked here is made again: that lock would keep nobody out.
+    """
+    while True:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise JournalError(f"run folder {str(path)!r} cannot be made: {error.strerror}") from error
+        _lock(descriptor, path)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor, path.absolute()
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, path: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -85,7 +99,12 @@ def _locked(path: Path) -> tuple[int, Path]:
         raise RunLocked(
             f"run folder {str(path)!r} is in use by another process: wait for it, or use another name"
         ) from error
-    return descriptor, path.absolute()
+
+
+def _let_go(descriptor: int, path: Path) -> None:
+    with suppress(OSError):  # a run that was refused before anything was written leaves no folder behind
+        path.rmdir()
+    os.close(descriptor)
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -88,25 +88,31 @@ async def redo(
     folder: RunFolder,
     *,
     needed: Collection[int],
-) -> None:
+) -> list[str]:
     """Bring the policy's model to where the journal stands, installing the versions that may still be played with: the
     newest `max_staleness + 1`, and those that something `needed` waits for.
 
-    Raises `ReplayDiverged` where a redone step ends in another digest than the journaled one.
+    A redone step that ends in other weights than the journaled one is a `ReplayDiverged` in a deterministic run; in any other
+    the machine, its threads or a package may have changed, the journal's plans were trained all the same, and the steps are
+    returned as sentences.
     """
     await versions.install(0)
     if base > 0:
         await versions.model.load_state(str(folder.checkpoint(policy, base)))
         await versions.install(base)
     newest = base + len(steps)
+    differences: list[str] = []
     for redone in steps:
         again = await take_step(run, policy, redone.batch, redone.state, versions.model)
         if again.digest != redone.stepped.digest or again.advantages != redone.stepped.advantages:
-            raise ReplayDiverged(
+            difference = (
                 f"step {redone.stepped.step} of {policy!r}, done again from the journal, ended in other weights "
-                f"({again.digest[:12]} instead of {redone.stepped.digest[:12]}): the machine, its threads or a package "
-                f"changed; go on from a checkpoint under another name"
+                f"({again.digest[:12]} instead of {redone.stepped.digest[:12]}): the machine, its threads or a package changed"
             )
+            if run.deterministic:
+                raise ReplayDiverged(f"{difference}; go back to what it was, or start the run anew under another name")
+            differences.append(difference)
         version = redone.stepped.step + 1
         if version in needed or version >= newest - run.max_staleness:
             await versions.install(version)
+    return differences

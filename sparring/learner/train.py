@@ -21,9 +21,10 @@ from sparring.errors import JournalError, SettingError, SparringError, Unsupport
 from sparring.learner.described import check_same, describe, digests
 from sparring.learner.folder import RunFolder
 from sparring.learner.players import check_players
+from sparring.learner.report import ReportFile
 from sparring.learner.resume import Redone, bases, fold, needed_versions, redo
 from sparring.learner.run import Episodes, Run
-from sparring.learner.tracker import Watcher
+from sparring.learner.tracker import MetricsFile, Watcher
 from sparring.learner.trainer import Parts, Trainer
 from sparring.learner.versions import Versions
 from sparring.rollout import Bound, Coordinator, Journal, Schedule, SegmentStore, Source, SqliteSegments
@@ -45,27 +46,25 @@ def train(run: Run, *, watchers: Sequence[Watcher] = (), accept_changed_code: bo
 async def train_async(
     run: Run, *, watchers: Sequence[Watcher] = (), accept_changed_code: bool = False, store: SegmentStore | None = None
 ) -> bool:
-    """The same, on a running event loop. `store` is where the journal lies, if not in the run folder."""
+    """The same, on a running event loop. `store` is where the journal lies, if not in the run folder; then nothing is written
+    there that is made from the journal: metrics.jsonl and report.html."""
+    watchers = [*watchers, MetricsFile(run.path), ReportFile(run.path)] if store is None else watchers
     with _unwrapped():
         checked = _checked(run)
-        async with (
-            RunFolder.held(run.path) as folder,
-            Journal.open(
-                store if store is not None else await anyio.to_thread.run_sync(SqliteSegments, folder.journal)
-            ) as journal,
-            run.backend.open(deterministic=run.deterministic) as backend,
-        ):
+        async with RunFolder.held(run.path) as folder, run.backend.open(deterministic=run.deterministic) as backend:
             check_capabilities(run, backend)
             models = {
                 name: await backend.create_model(policy.model, lora=policy.lora, seed=run.seed)
                 for name, policy in run.named_policies.items()
             }
-            described = await _begun(run, checked.schedule, models, journal, accept_changed_code)
-            await anyio.to_thread.run_sync(folder.write_settings, described)
-            async with _told(watchers, described):
-                trainer = Trainer(await _assembled(run, checked, models, journal, folder, watchers))
-                async with _interruptible(trainer):
-                    await trainer.train()
+            segments = store if store is not None else await anyio.to_thread.run_sync(SqliteSegments, folder.journal)
+            async with Journal.open(segments) as journal:
+                described = await _begun(run, checked.schedule, models, journal, accept_changed_code)
+                await anyio.to_thread.run_sync(folder.write_settings, described)
+                async with _told(watchers, described):
+                    trainer = Trainer(await _assembled(run, checked, models, journal, folder, watchers))
+                    async with _interruptible(trainer):
+                        await trainer.train()
             return trainer.complete
 
 
@@ -185,7 +184,11 @@ async def _brought_up(parts: Parts, policy: str, base: int, steps: Sequence[Redo
     """The policy's model where the journal stands, with every version that something still plays with."""
     versions, coordinator = parts.versions[policy], parts.coordinator
     needed = needed_versions(parts.run, coordinator, policy)
-    await redo(parts.run, policy, base, steps, versions, parts.folder, needed=needed)
+    for difference in await redo(parts.run, policy, base, steps, versions, parts.folder, needed=needed):
+        noted = Noted(kind="diverged", text=difference)
+        await parts.journal.commit(noted)
+        for watcher in parts.watchers:
+            await anyio.to_thread.run_sync(watcher.event, noted)
     rows = [*parts.held_out.values(), *(row for source in parts.lineups for row in source)]
     frozen = any(isinstance(player, Frozen) and player.policy == policy for row in rows for player in row.values())
     for version in needed + [0] * frozen:
@@ -234,7 +237,7 @@ def _kept_apart(run: Run) -> frozenset[str]:
                 for index, digest in enumerate(digests(episodes, f"held-out {name!r}"))
             }
     for number, episodes in enumerate(run.sources):
-        for index, digest in enumerate(digests(episodes, f"train source {number}")):
+        for index, digest in enumerate(digests(episodes, f"train source {number}", most=run.steps * run.groups_per_step)):
             if digest in apart:
                 raise SettingError(
                     f"{apart[digest]} is task {index} of train source {number} too: keep them apart (split()), or say seen=True"

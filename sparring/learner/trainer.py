@@ -86,6 +86,7 @@ class Trainer:
         self._evaluation = anyio.CancelScope()
         self._evaluating = ""
         self._held_out_replies = 0
+        self._faults_before, self._episodes_before = parts.coordinator.faults, parts.coordinator.episodes
         self._stopping = False
         self._done = False
         self._started = monotonic()
@@ -135,9 +136,9 @@ class Trainer:
                     work.start_soon(self._play, number, member)
 
     def _record(self, event: AnyEvent) -> int:
-        """Into the journal's queue, then into the state."""
-        number = self._journal.append(event)
+        """Into the state, which refuses what breaks an invariant, then into the journal's queue."""
         self._coordinator.apply(event)
+        number = self._journal.append(event)
         self._unshown.append((number, event))
         self._changed.notify()
         return number
@@ -223,7 +224,9 @@ class Trainer:
         self._coordinator.apply(event)
 
     def _check_faults(self) -> None:
-        faults, episodes = self._coordinator.faults, self._coordinator.episodes
+        """A run whose environment was mended starts counting anew when it is resumed."""
+        faults = self._coordinator.faults - self._faults_before
+        episodes = self._coordinator.episodes - self._episodes_before
         if faults >= _FEWEST_FAULTS and faults > self._run.max_faults * episodes:
             raise TooManyFaults(
                 f"{faults} of {episodes} episodes failed, more than max_faults={self._run.max_faults}; the first:\n"

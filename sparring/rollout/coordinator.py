@@ -223,10 +223,13 @@ class Coordinator:
         seats = self.trained_seats(group.admitted)
         made: list[Trajectory] = []
         episodes: list[Ended] = []
+        sampled: dict[str, int] = {}
         for member in group.members:
             assert member.ended is not None
             episodes.append(member.ended)
             acted = [event for event in member.past if isinstance(event, Acted)]
+            for event in acted:
+                sampled[event.seat] = sampled.get(event.seat, 0) + (event.sample.count if event.sample else 0)
             made += trajectories(acted, member.ended, seats)
             member.past = []
         failed = any(ended.fault for ended in episodes)
@@ -247,16 +250,18 @@ class Coordinator:
             else:
                 self.barren_detail = _barren(episodes)
                 self.budget.drop(policy, name)
-                self.ledger.dropped(policy, name, "fault" if failed else "empty")
+                made_here = {seat: sampled.get(seat, 0) for seat, named in seats.items() if named == policy}
+                self.ledger.dropped(policy, name, "fault" if failed else "empty", made_here)
                 self._leave(group, policy)
 
     def _plan(self, event: Planned) -> None:
-        self.batches[event.policy] = Batch(planned=event, units=self.buffer.take(event.policy, event.groups))
+        batch = Batch(planned=event, units=self.buffer.take(event.policy, event.groups))
+        self._assert_fresh(batch)
+        self.batches[event.policy] = batch
 
     def _step(self, event: Stepped) -> None:
         batch = self.batches.pop(event.policy)
         assert batch.planned.step == event.step, (batch.planned, event.step)
-        self._assert_fresh(batch)
         self.budget.step(event.policy)
         for unit in batch.units:
             self.ledger.trained(event.policy, str(unit.group))

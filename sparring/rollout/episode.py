@@ -210,7 +210,7 @@ async def played(episode: Episode, plan: EpisodePlan, seats: Sequence[Seat]) -> 
     token = RUNNING.set(episode)
     try:
         rng = EpisodeRandom(f"{plan.seed}/{plan.task_digest}/{plan.group}")
-        return await plan.environment.play(plan.task, *seats, rng=rng)
+        return await plan.environment.begin(plan.task, seats, rng)
     finally:
         RUNNING.reset(token)
 

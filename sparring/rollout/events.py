@@ -56,6 +56,11 @@ class Sampled(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     versions: list[tuple[int, int]]
     temperature: float
 
+    @property
+    def count(self) -> int:
+        """Sampled tokens."""
+        return len(self.tokens) // 4
+
     @staticmethod
     def packed(sample: Sample) -> Sampled:
         return Sampled(

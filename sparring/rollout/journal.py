@@ -48,7 +48,9 @@ class SqliteSegments:
                 "CREATE TABLE IF NOT EXISTS segments (number INTEGER PRIMARY KEY, written REAL, blob BLOB NOT NULL)"
             )
         except sqlite3.Error as error:
-            raise JournalError(f"journal {str(path)!r} cannot be opened: {error}") from error
+            raise JournalError(
+                f"journal {str(path)!r} cannot be opened: {error}; free some disk space, or use another folder"
+            ) from error
 
     def append(self, blob: bytes) -> None:
         try:

@@ -45,7 +45,7 @@ def test_nothing_is_allocated_before_it_is_needed_and_nothing_after_release() ->
 def test_growing_keeps_what_is_in_use_and_stays_within_the_bound(steps: list[tuple[int, int]]) -> None:
     """Whatever rows and lengths come, as long as `fits` allows them: what was written in the rows in use stays."""
     memory = cache(max_tokens=10 * STEP)
-    held_rows, held_tokens = 0, 0
+    held_rows, held_tokens, mark = 0, 0, 0.0
     for at, (rows, tokens) in enumerate(steps):
         wide = -(-tokens // STEP) * STEP
         if not memory.fits(rows, wide):
@@ -59,10 +59,10 @@ def test_growing_keeps_what_is_in_use_and_stays_within_the_bound(steps: list[tup
         assert have_rows <= 8
         assert have_rows * have_tokens <= max(10 * STEP, have_tokens)
         for slot in range(min(rows, held_rows)):
-            assert holds(memory, slot, min(tokens, held_tokens), at - 1 + slot * 100 + 1)
+            assert holds(memory, slot, min(tokens, held_tokens), mark + slot * 100)
         for slot in range(rows):
-            write(memory, slot, tokens, at + slot * 100 + 1)
-        held_rows, held_tokens = rows, tokens
+            write(memory, slot, tokens, at + 1 + slot * 100)
+        held_rows, held_tokens, mark = rows, tokens, at + 1.0
 
 
 def test_a_long_sequence_takes_slots_away_and_gives_them_back() -> None:

@@ -43,7 +43,7 @@ class Scheduling(RuleBasedStateMachine):
         self.admitted |= now
         if waiting:  # the first who waits has a reason to
             needs = max(drawn.request.needs for drawn in [*now, waiting[0]])
-            assert len(now) + 1 > SLOTS or (len(now) + 1) * needs > MAX_TOKENS
+            assert len(now) + 1 > SLOTS or not self.cache.fits(len(now) + 1, needs)
             assert now
 
     @precondition(lambda self: self.schedule.filling)

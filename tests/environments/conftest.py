@@ -69,7 +69,7 @@ async def played(
     """One episode of an environment, as it returns, with its seats."""
     with episode(Scripted(script=script)) as running:
         seats = [Seat(name, running) for name in environment.seats]
-        return await environment.play(task, *seats, rng=rng or Random(0)), seats
+        return await environment.begin(task, seats, rng or Random(0)), seats
 
 
 def texts(conversation: Conversation) -> Sequence[str]:

@@ -63,7 +63,7 @@ class Table(Environment[int]):
     def __init__(self, players: int) -> None:
         self.seats = tuple(f"player{number}" for number in range(players))
 
-    async def play(self, task: int, *players: Seat, rng: Random) -> Rewards:
+    async def play(self, task: int, *players: Seat) -> Rewards:
         return dict.fromkeys(players, float(task))
 
 
@@ -287,3 +287,19 @@ def test_a_seat_is_no_task() -> None:
     with pytest.raises(SettingError, match="forgot: its first parameter is the task, but pro is a Seat"):
         environment(forgot)
     assert Seat("x", saying()).name == "x"
+
+
+class Lucky(Environment[int]):
+    """Its seats vary, and it needs chance."""
+
+    name = "lucky"
+    seats = ("only",)
+
+    async def play(self, task: int, *players: Seat, rng: Random | None = None) -> Rewards:
+        assert rng is not None
+        return task + rng.random()
+
+
+async def test_an_environment_gets_chance_where_it_asks_for_it() -> None:
+    assert await Lucky().begin(3, [], Random(0)) == 3 + Random(0).random()
+    assert await Table(2).begin(3, [], Random(0)) == {}

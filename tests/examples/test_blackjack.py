@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sparring import Lineup, Scripted, play
+from sparring import Episodes, Lineup, Scripted, play
 from sparring.rollout import Finished
 from sparring.rollout.events import Ended
 from tests.examples.short import evaluations_of, example, legal, shortened, steps_of, trained
@@ -45,8 +45,8 @@ async def test_who_makes_no_legal_move_loses() -> None:
 
 
 async def test_a_short_run(tmp_path: Path) -> None:
-    run = shortened(blackjack.run, legal, tmp_path, groups_per_step=3, group_size=4)
-    run = shortened(run, legal, tmp_path, held_out=type(run.held_out)(blackjack.blackjack, range(100_000, 100_005)))
+    held_out = Episodes(blackjack.blackjack, range(100_000, 100_005))
+    run = shortened(blackjack.run, legal, tmp_path, groups_per_step=3, group_size=4, held_out=held_out)
     events = await trained(run)
     for step in steps_of(events):
         assert -1 <= step.metrics["reward"] <= 1

@@ -106,7 +106,7 @@ class Bare:
         (Path("a/b"), "a/b"),
         ((1, [2.5, "x"]), [1, [2.5, "x"]]),
         ({1: {"a": ()}}, {"1": {"a": []}}),
-        (frozenset({"b", "a"}), ["a", "b"]),
+        (frozenset("hgfedcba"), list("abcdefgh")),
         (float("inf"), "inf"),
         (np.float64(0.5), 0.5),
         (np.int32(3), 3),
@@ -251,6 +251,12 @@ def test_endless_tasks_are_described_by_their_first() -> None:
     assert tasks_fingerprint(one) == tasks_fingerprint(Episodes(echo, generated(draw, seed=1)))
     assert tasks_fingerprint(one) != tasks_fingerprint(Episodes(echo, generated(draw, seed=2)))
     assert len(drawn) < 1000
+
+
+def test_as_many_digests_of_endless_tasks_as_are_asked_for() -> None:
+    endless, listed = Episodes(echo, generated(lambda rng: rng.random())), Episodes(echo, range(9))
+    assert digests(endless, "x", most=5) == digests(endless, "x")[:5]
+    assert len(digests(listed, "x", most=5)) == 9, "a list is taken whole"
 
 
 def test_the_order_of_tasks_is_part_of_them() -> None:

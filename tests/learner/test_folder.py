@@ -51,7 +51,7 @@ anyio.run(main)
 async def test_the_lock_dies_with_its_process(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", HOLDS, tmp_path / "one"], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "held\n"
-    with pytest.raises(RunLocked, match="'.*one'"):
+    with pytest.raises(RunLocked, match=r"'.*one'"):
         async with RunFolder.held(tmp_path / "one"):
             raise AssertionError("two hold it")
     process.send_signal(signal.SIGKILL)

@@ -1,10 +1,15 @@
 """A replay agrees with the run it replays, and says where a journal was tampered with."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
+from sparring import Comparable, F, Run, grpo
 from sparring.errors import SettingError
 from sparring.learner import train_async
 from sparring.learner.replay import compare, replay
@@ -62,7 +67,7 @@ async def test_a_changed_reward_changes_the_advantages(tmp_path: Path) -> None:
 
 async def test_another_batch_is_found_out(tmp_path: Path) -> None:
     events = await history(tmp_path)
-    planned = [number for number, event in enumerate(events) if isinstance(event, Planned)][0]
+    planned = next(number for number, event in enumerate(events) if isinstance(event, Planned))
     event = events[planned]
     assert isinstance(event, Planned)
     turned = msgspec.structs.replace(event, groups=event.groups[::-1])
@@ -73,3 +78,47 @@ async def test_another_batch_is_found_out(tmp_path: Path) -> None:
 def test_a_folder_without_a_journal(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="journal"):
         replay(tmp_path)
+
+
+class Halved:
+    """An estimator of the user's, of which a journal holds the name alone."""
+
+    name = "halved"
+    minimum = 1
+
+    def __call__(self, group: Comparable, state: Mapping[str, Any]) -> tuple[F, Mapping[str, Any]]:
+        return group.rewards / np.float32(2), {"sets": state.get("sets", 0) + 1}
+
+
+def with_own_estimator(folder: Path) -> Run:
+    run = duel_run(folder, steps=2)
+    policies = run.named_policies
+    return replace(run, policies={**policies, "bob": replace(policies["bob"], algorithm=grpo(advantages=Halved()))})
+
+
+async def test_an_estimator_of_ones_own_needs_the_run(tmp_path: Path) -> None:
+    run, store = with_own_estimator(tmp_path), MemorySegments()
+    assert await train_async(run, store=store)
+    events = events_of(store)
+    assert compare(events, run).agrees
+    with pytest.raises(
+        SettingError, match=f"advantages of policy 'bob' are '{__name__}:Halved'.*name the run's file too"
+    ):
+        compare(events)
+
+
+async def test_another_estimator_is_found_out(tmp_path: Path) -> None:
+    store = MemorySegments()
+    assert await train_async(with_own_estimator(tmp_path), store=store)
+    found = compare(events_of(store), duel_run(tmp_path, steps=2)).differences
+    assert any("of 'bob': other advantages" in line for line in found)
+    assert not any("of 'alice'" in line for line in found)
+
+
+async def test_a_run_of_other_policies_is_refused(tmp_path: Path) -> None:
+    run = duel_run(tmp_path)
+    other = replace(run, policies={"alice": run.named_policies["alice"], "carol": run.named_policies["bob"]})
+    with pytest.raises(
+        SettingError, match=r"\['alice', 'carol'\], the journal those of \['alice', 'bob'\]: name the file"
+    ):
+        compare(await history(tmp_path), other)

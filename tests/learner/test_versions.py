@@ -18,10 +18,10 @@ PARAMS = SamplingParams(max_tokens=5, seed=0)
 
 
 class Client:
-    """A sampling client that waits for a word before it samples or closes."""
+    """A sampling client that waits for a word before it samples, and for another before it closes."""
 
-    def __init__(self, inner: SamplingClient, go: anyio.Event) -> None:
-        self.inner, self.go = inner, go
+    def __init__(self, inner: SamplingClient, go: anyio.Event, close: anyio.Event) -> None:
+        self.inner, self.go, self.close = inner, go, close
         self.sampling = 0
         self.closed = False
 
@@ -47,8 +47,7 @@ class Client:
 
     async def aclose(self) -> None:
         assert not self.sampling, "closed while it sampled"
-        await anyio.lowlevel.checkpoint()
-        await self.go.wait()
+        await self.close.wait()
         await anyio.lowlevel.checkpoint()
         self.closed = True
 
@@ -59,21 +58,22 @@ class World:
     def __init__(self, model: TrainingClient, keep: int) -> None:
         self.versions = Versions(model, keep)
         self.clients: dict[int, Client] = {}
-        self.go = anyio.Event()
+        self.go, self.close = anyio.Event(), anyio.Event()
         self.go.set()
+        self.close.set()
 
     async def install(self, *numbers: int) -> None:
         for number in numbers:
             await self.versions.install(number)
             entry = self.versions._entries[number]
-            self.clients[number] = Client(entry.client, self.go)
+            self.clients[number] = Client(entry.client, self.go, self.close)
             entry.client = self.clients[number]
 
     def halt(self) -> None:
-        """From now on clients wait."""
-        self.go = anyio.Event()
+        """From now on clients wait before they sample or close."""
+        self.go, self.close = anyio.Event(), anyio.Event()
         for client in self.clients.values():
-            client.go = self.go
+            client.go, client.close = self.go, self.close
 
     @property
     def open(self) -> list[int]:
@@ -129,6 +129,7 @@ async def test_nothing_is_closed_under_a_player() -> None:
     one = await world(keep=1)
     await one.install(0)
     one.halt()
+    one.close.set()
     drawn: list[SampledSequence] = []
 
     async def play() -> None:
@@ -149,12 +150,12 @@ async def test_a_player_that_is_cut_off_lets_go() -> None:
     one = await world(keep=1)
     await one.install(0)
     one.halt()
+    one.close.set()
     async with anyio.create_task_group() as group:
         group.start_soon(one.versions.player().sample, [258], PARAMS)
         await anyio.wait_all_tasks_blocked()
         await one.install(1)
         group.cancel_scope.cancel()
-        one.go.set()
     assert one.versions._entries[1].holds == 0 and one.open == [1]
 
 
@@ -166,7 +167,7 @@ async def test_a_client_is_closed_also_when_whoever_closes_it_is_cut_off() -> No
         group.start_soon(one.versions.trim)
         await anyio.wait_all_tasks_blocked()
         group.cancel_scope.cancel()
-        one.go.set()
+        one.close.set()
     assert one.open in ([2], [1, 2])
     assert sorted(one.versions._entries) == one.open, "what has left the books is closed"
 
@@ -179,7 +180,7 @@ async def test_what_is_held_while_another_is_closed_stays_open() -> None:
         group.start_soon(one.versions.trim)
         await anyio.wait_all_tasks_blocked()
         one.versions.hold(1)
-        one.go.set()
+        one.close.set()
     assert one.open == [1, 2]
 
 
@@ -187,6 +188,7 @@ async def test_log_probs_hold_their_version_too() -> None:
     one = await world(keep=1)
     await one.install(0)
     one.halt()
+    one.close.set()
     async with anyio.create_task_group() as group:
         group.start_soon(one.versions.player(0).logprobs, [1, 2])
         await anyio.wait_all_tasks_blocked()
@@ -196,14 +198,12 @@ async def test_log_probs_hold_their_version_too() -> None:
     assert one.open == [1]
 
 
-class Careless(Versions):
-    """A planted defect: what is held does not count."""
+async def test_the_planted_defect_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is held does not count: a client is closed while it samples."""
 
-    def _idle(self) -> int | None:
+    def careless(self: Versions) -> int | None:
         return next((version for version in self._entries if version <= self.newest - self._keep), None)
 
-
-async def test_the_planted_defect_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Versions, "_idle", Careless._idle)
-    with pytest.RaisesGroup(AssertionError):
+    monkeypatch.setattr(Versions, "_idle", careless)
+    with pytest.RaisesGroup(pytest.RaisesExc(AssertionError, match="closed while it sampled"), SettingError):
         await test_nothing_is_closed_under_a_player()

@@ -66,7 +66,7 @@ class LocalBackend:
         self._threads = DETERMINISTIC_THREADS if threads is None and deterministic else threads
         self._slots, self._deterministic = slots, deterministic
         self._cache = default_cache() if cache_dir is None else Path(cache_dir).absolute()
-        self._token_budget = token_budget or (16384 if self._device.type == "cuda" else 2048)
+        self._token_budget = token_budget or (16384 if self._device.type == "cuda" else 1024)
         self._engine = EngineThread(decode_share=decode_share, on_start=self._on_start)
         self._loaded: dict[Path, _Loaded] = {}
 

@@ -67,7 +67,7 @@ class KeyValueCache:
 
     def fits(self, rows: int, tokens: int) -> bool:
         """Whether `rows` sequences of up to `tokens` tokens may be held; a single one always may."""
-        return rows <= self.slots and (rows <= 1 or rows * tokens <= self.max_tokens)
+        return rows <= self.slots and (rows <= 1 or rows * _whole(tokens) <= self.max_tokens)
 
     def reserve(self, rows: int, tokens: int) -> None:
         """Make room for the slots below `rows`, of at most `tokens` tokens each; what these hold is kept.
@@ -78,7 +78,7 @@ class KeyValueCache:
         have_rows, have_tokens = self.capacity
         if rows <= have_rows and tokens <= have_tokens:
             return
-        wide = -(-tokens // STEP) * STEP
+        wide = _whole(tokens)
         new_tokens = have_tokens if have_tokens >= tokens and rows * have_tokens <= self.max_tokens else wide
         most = max(rows, min(self.slots, self.max_tokens // new_tokens))
         new_rows = min(most, max(rows, have_rows if rows <= have_rows else 2 * have_rows))
@@ -112,3 +112,7 @@ class KeyValueCache:
     def _set(self, keys: Tensor, values: Tensor) -> None:
         self._all_keys, self._all_values = keys, values
         self._by_layer = list(zip(keys.unbind(0), values.unbind(0), strict=True))
+
+
+def _whole(tokens: int) -> int:
+    return -(-tokens // STEP) * STEP

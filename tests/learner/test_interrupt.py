@@ -1,0 +1,145 @@
+"""Ctrl-C and kill -9, on real processes over real journals."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from random import Random
+from threading import Event, Timer
+
+import anyio
+import pytest
+
+from sparring.learner import train_async
+from sparring.learner.history import read_events
+from sparring.learner.replay import compare
+from sparring.rollout import MemorySegments
+from sparring.rollout.events import AnyEvent, Checkpointed, Evaluated, Planned, Stepped, canonical, encode
+from tests.learner.slow_run import slow_run
+from tests.learner.worlds import events_of
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 60
+LOOPS = pytest.mark.parametrize("loop", ["asyncio", "trio"])
+
+
+@contextmanager
+def training(folder: Path, loop: str, *fields: str) -> Iterator[subprocess.Popen[str]]:
+    """A process that trains; it is dead when the block is left, and after a minute in any case."""
+    command = [sys.executable, "-m", "tests.learner.slow_run", str(folder), loop, *fields]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    limit = Timer(PATIENCE, process.kill)
+    limit.start()
+    try:
+        yield process
+    finally:
+        limit.cancel()
+        process.kill()
+        process.communicate()
+
+
+def wait_for(process: subprocess.Popen[str], *lines: str) -> None:
+    """Until the process has said all of these."""
+    assert process.stdout is not None
+    wanted = set(lines)
+    while wanted:
+        line = process.stdout.readline()
+        assert line, (wanted, process.communicate())
+        wanted.discard(line.strip())
+
+
+def journal(folder: Path) -> list[AnyEvent]:
+    return list(read_events(folder / "duel"))
+
+
+def undisturbed(folder: Path, steps: int) -> list[bytes]:
+    store = MemorySegments()
+    anyio.run(partial(train_async, slow_run(folder / "undisturbed", steps=steps), store=store))
+    return [encode(event) for event in canonical(events_of(store))]
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, list[str], str]:
+    """Its exit code, the lines that it still said, and its errors."""
+    out, errors = process.communicate()
+    return process.returncode, out.split("\n")[:-1], errors
+
+
+@LOOPS
+def test_one_interrupt_finishes_the_step_and_the_run_goes_on(tmp_path: Path, loop: str) -> None:
+    with training(tmp_path, loop, "step=0.5") as process:
+        wait_for(process, "Stepped alice 0", "Planned alice 1")
+        process.send_signal(signal.SIGINT)
+        code, said, errors = ended(process)
+    assert (code, errors) == (0, "")
+    assert "Stepped alice 1" in said, "the step under way is finished"
+    assert "Planned alice 2" not in said, "and no other is begun"
+    assert said[-2:] == ["closed", "stopped"]
+    events = journal(tmp_path)
+    for policy in ("alice", "bob"):
+        planned = [event.step for event in events if isinstance(event, Planned) and event.policy == policy]
+        stepped = [event.step for event in events if isinstance(event, Stepped) and event.policy == policy]
+        assert planned == stepped
+        assert Checkpointed(policy=policy, step=len(stepped)) in events or not stepped
+        assert (tmp_path / "duel" / "checkpoints" / policy / f"{len(stepped)}").is_dir() or not stepped
+    with training(tmp_path, loop, "step=0.5") as process:
+        code, said, errors = ended(process)
+    assert (code, said[-1], errors) == (0, "complete", "")
+
+
+@LOOPS
+def test_two_interrupts_end_it_at_once(tmp_path: Path, loop: str) -> None:
+    with training(tmp_path, loop, "step=1000") as process:
+        wait_for(process, "Planned alice 0")
+        pause = Event()
+        while process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            pause.wait(0.2)
+        code, said, errors = ended(process)
+    assert (code, errors) == (130, "") and "closed" not in said
+    assert not any(
+        isinstance(event, Stepped)
+        for event in journal(tmp_path)
+        if isinstance(event, Stepped) and event.policy == "alice"
+    )
+
+
+@LOOPS
+def test_an_interrupt_cuts_off_a_last_evaluation(tmp_path: Path, loop: str) -> None:
+    """All steps are made; what is left is held-out play that takes for ever. The run is not complete, and says so."""
+    with training(tmp_path, loop, "held_out=1000", "steps=2", "play=0") as process:
+        wait_for(process, "Stepped alice 1", "Stepped bob 1")
+        process.send_signal(signal.SIGINT)
+        code, said, errors = ended(process)
+    assert (code, said[-1], errors) == (0, "stopped", "")
+    events = journal(tmp_path)
+    assert not any(isinstance(event, Evaluated) for event in events)
+    assert Checkpointed(policy="alice", step=2) in events and Checkpointed(policy="bob", step=2) in events
+
+
+@LOOPS
+def test_kill_9_again_and_again(tmp_path: Path, loop: str) -> None:
+    rng, expected, pause = Random(loop), undisturbed(tmp_path, 6), Event()
+    before: list[bytes] = []
+    killed = 0
+    for _ in range(40):
+        with training(tmp_path / "run", loop) as process:
+            wait_for(process, "opened")
+            pause.wait(rng.uniform(0.05, 0.5))
+            process.send_signal(signal.SIGKILL)
+            code, _, _ = ended(process)
+        killed += code == -signal.SIGKILL
+        now = [encode(event) for event in journal(tmp_path / "run")]
+        assert now[: len(before)] == before, "what was on the disk has changed"
+        before = now
+        if sum(b"stepped" in blob for blob in now) >= 6:
+            break
+    assert killed >= 2
+    assert anyio.run(partial(train_async, slow_run(tmp_path / "run")))
+    events = journal(tmp_path / "run")
+    assert [encode(event) for event in canonical(events)] == expected
+    assert compare(events).agrees
