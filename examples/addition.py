@@ -22,7 +22,7 @@ async def addition(task: Question, solver: Seat) -> Score:
 
 
 questions = [
-    Question(f"{a} {sign} {b}", a + b if sign == "+" else a - b) for a in range(13) for sign in "+-" for b in range(13)
+    Question(f"{a} {sign} {b}", a + b if sign == "+" else a - b) for a in range(10) for sign in "+-" for b in range(10)
 ]
 train, held_out = split(questions, held_out=64)
 
@@ -33,12 +33,12 @@ run = Run(
     policies=Policy(
         "smollm2-135m-instruct",
         grpo(deviation=True),
-        learning_rate=3e-4,
+        learning_rate=5e-4,
         lora=Lora(rank=16, alpha=32),
-        sampling=Sampling(max_tokens=24),
+        sampling=Sampling(max_tokens=16),
     ),
-    steps=50,
-    groups_per_step=8,
-    group_size=8,
+    steps=60,
+    groups_per_step=6,
+    group_size=16,
     evaluate_every=5,
 )

@@ -34,8 +34,8 @@ EDGES = {
     "PT017": {"tests/learner/test_faults.py"},
     "ASYNC110": {"tests/learner/test_faults.py"},
 }
-"""Rule -> files that may break it, with `# noqa: RULE - reason` there. BLE001: the error goes to whoever waits, or counts, or is
-what users write. TID251: the user's cache folder is where the XDG convention says. ASYNC110: a thread, not a task, ends the wait."""
+"""Rule -> files that may break it, with `# noqa: RULE - reason` there. BLE001: the error goes to whoever waits, or counts,
+or is what users write. TID251: the user's cache folder is where the XDG convention says. ASYNC110: a thread ends the wait."""
 
 KEYWORD_EDGES = {
     "sparring/backend/local/attention.py",

@@ -112,7 +112,8 @@ class TrainingClient(Protocol):
 
     def discard_gradients(self) -> Pending[None]: ...
     def save_state(self, name: str) -> Pending[str]:
-        """Write weights and optimizer to a folder (absolute path, or a name below the backend's folder), whole or not at all."""
+        """Write weights and optimizer to a folder, whole or not at all. `name` is an absolute path, or a name below the
+        backend's own folder."""
         ...
 
     def load_state(self, path: str) -> Pending[None]:

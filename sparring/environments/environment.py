@@ -51,7 +51,9 @@ class Environment(ABC, Generic[TaskT]):
     async def begin(self, task: TaskT, players: Sequence[Seat], rng: Random) -> Rewards:
         """`play`, with `rng` if it takes it."""
         play: Callable[..., Awaitable[Rewards]] = self.play
-        return await (play(task, *players, rng=rng) if "rng" in inspect.signature(play).parameters else play(task, *players))
+        return await (
+            play(task, *players, rng=rng) if "rng" in inspect.signature(play).parameters else play(task, *players)
+        )
 
     def described(self) -> dict[str, Any]:
         """Name and settings as JSON data, for `run.json`; a subclass with settings of its own adds them."""

@@ -88,7 +88,9 @@ def headline(told: History) -> str:
         what = f"{_kind(told.run, name)}{headline_name(first)} on {len(first.values)} held-out tasks"
         if first.version == last.version:
             return f"{what.capitalize()} is {_plain(before)} at version {first.version}; no later version was evaluated"
-        verb = "rose" if after.mean > before.mean else "fell" if after.mean < before.mean else "stayed"
+        if _plain(before) == _plain(after):
+            return f"{what.capitalize()} stayed at {_plain(after)} in {span_text}"
+        verb = "rose" if after.mean > before.mean else "fell"
         return f"{what.capitalize()} {verb} from {_plain(before)} to {_plain(after)} in {span_text}"
     return f"{span_text}, without held-out tasks"
 

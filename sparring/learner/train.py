@@ -237,7 +237,9 @@ def _kept_apart(run: Run) -> frozenset[str]:
                 for index, digest in enumerate(digests(episodes, f"held-out {name!r}"))
             }
     for number, episodes in enumerate(run.sources):
-        for index, digest in enumerate(digests(episodes, f"train source {number}", most=run.steps * run.groups_per_step)):
+        for index, digest in enumerate(
+            digests(episodes, f"train source {number}", most=run.steps * run.groups_per_step)
+        ):
             if digest in apart:
                 raise SettingError(
                     f"{apart[digest]} is task {index} of train source {number} too: keep them apart (split()), or say seen=True"

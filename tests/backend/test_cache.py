@@ -27,7 +27,9 @@ def holds(memory: KeyValueCache, slot: int, tokens: int, value: float) -> bool:
         keys, values = memory.layer(index)
         assert keys.shape[1:3] == (3, 4)
         assert values.shape[1::2] == (3, 4)
-        found &= bool((keys[slot, :, :, :tokens] == value + index).all() & (values[slot, :, :tokens] == -value - index).all())
+        found &= bool(
+            (keys[slot, :, :, :tokens] == value + index).all() & (values[slot, :, :tokens] == -value - index).all()
+        )
     return found
 
 
@@ -76,7 +78,10 @@ def test_a_long_sequence_takes_slots_away_and_gives_them_back() -> None:
     assert memory.capacity == (1, 20 * STEP)
 
 
-@pytest.mark.parametrize(("rows", "tokens", "fits"), [(8, STEP, True), (9, 1, False), (2, 4 * STEP, True), (2, 4 * STEP + 1, False), (1, 10**6, True)])
+@pytest.mark.parametrize(
+    ("rows", "tokens", "fits"),
+    [(8, STEP, True), (9, 1, False), (2, 4 * STEP, True), (2, 4 * STEP + 1, False), (1, 10**6, True)],
+)
 def test_what_fits(rows: int, tokens: int, *, fits: bool) -> None:
     assert cache().fits(rows, tokens) is fits
 

@@ -272,7 +272,7 @@ def test_a_role_that_the_template_refuses_is_named(tokenizer: PreTrainedTokenize
         "<|im_start|>{{", "{% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}<|im_start|>{{"
     )
     renderer = with_template(tokenizer, template)
-    with pytest.raises(SettingError, match="'system'.*no system"):
+    with pytest.raises(SettingError, match=r"'system'.*no system"):
         renderer.start([{"role": "system", "content": "x"}, user("y")])
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import sparring.backend.models as models
+from sparring.backend import models
 from sparring.backend.models import SMOLLM2, default_cache, resolve_model
 from sparring.errors import SettingError
 

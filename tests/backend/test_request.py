@@ -63,7 +63,9 @@ def test_prompts_are_the_same_for_one_adapter_only() -> None:
 
 
 TEXT = st.text(st.sampled_from("ab\u00e4\u6f22\U0001f600 "), max_size=60)
-STRINGS = st.lists(st.text(st.sampled_from("ab\u00e4\u6f22\U0001f600 "), min_size=1, max_size=4), min_size=1, max_size=3)
+STRINGS = st.lists(
+    st.text(st.sampled_from("ab\u00e4\u6f22\U0001f600 "), min_size=1, max_size=4), min_size=1, max_size=3
+)
 
 
 @given(text=TEXT, strings=STRINGS)

@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
 from sparring.arrays import F32, I32
+from sparring.backend.datum import Datum
 from sparring.backend.local import LocalBackend
 from sparring.backend.local import sampler as sampler_module
 from sparring.backend.local.base import BaseModel, load_base
@@ -25,7 +26,6 @@ from sparring.backend.losses import ImportanceSampling
 from sparring.backend.models import SMOLLM2
 from sparring.backend.pending import PendingResult
 from sparring.backend.sampling import SampledSequence, SamplingParams
-from sparring.backend.datum import Datum
 from sparring.backend.training import Adam, Lora
 from sparring.errors import BackendError, ContextFull, SettingError, UnsupportedError
 from tests.backend.conftest import tiny_tokenizer
@@ -138,7 +138,9 @@ async def test_sampled_log_probs_are_those_of_a_plain_forward_pass(
     sampler = TorchSampler(base, engine, slots=16, prefill_tokens=64, deterministic=deterministic)
     adapters = [None, adapter_of(base, 1), adapter_of(base, 2)]
     clients = [sampler.open(adapter, version=i) for i, adapter in enumerate(adapters)]
-    prompts = [prompt_of(i, length) for i, length in enumerate([1, 2, 15, 16, 17, 33, 64, 65, 100, 128, 150, 7, 7, 7, 30])]
+    prompts = [
+        prompt_of(i, length) for i, length in enumerate([1, 2, 15, 16, 17, 33, 64, 65, 100, 128, 150, 7, 7, 7, 30])
+    ]
     temperatures = [1.0, 0.6]
 
     def call(i: int, which: int) -> Callable[[], Any]:
@@ -160,16 +162,19 @@ async def test_sampled_log_probs_are_those_of_a_plain_forward_pass(
     assert difference.max() <= 1e-4
 
 
-async def test_logprobs_are_those_of_a_plain_forward_pass(engine: EngineThread, base: BaseModel, tiny_model: Path) -> None:
+async def test_logprobs_are_those_of_a_plain_forward_pass(
+    engine: EngineThread, base: BaseModel, tiny_model: Path
+) -> None:
     adapter = adapter_of(base, 1)
     client = TorchSampler(base, engine, prefill_tokens=64).open(adapter, version=0)
+    logits = reference(tiny_model, base, adapter)
     for length in (1, 2, 64, 65, 66, 200):
         tokens = prompt_of(length, length)
         found = await client.logprobs(tokens)
         assert found.dtype == np.float32
         assert found.shape == (length,)
         assert np.isnan(found[0])
-        logprobs = torch.log_softmax(reference(tiny_model, base, adapter)(tokens), -1)
+        logprobs = torch.log_softmax(logits(tokens), -1)
         wanted = logprobs[:-1].gather(1, torch.from_numpy(tokens).long()[1:, None])[:, 0]
         np.testing.assert_allclose(found[1:], wanted.numpy(), atol=1e-4)
 
@@ -182,7 +187,7 @@ async def test_the_distribution_drawn_from_is_tempered_and_sums_to_one(
     prompt = prompt_of(0, 9)
     for temperature in (0.5, 2.0):
         params = SamplingParams(max_tokens=1, temperature=temperature, seed=1)
-        samples = await client.sample(prompt, params, n=1500)
+        samples = await client.sample(prompt, params, n=1000)
         wanted = torch.log_softmax(reference(tiny_model, base, None)(prompt)[-1] / temperature, -1).numpy()
         assert abs(np.exp(np.float64(wanted)).sum() - 1) < 1e-6
         drawn = {int(sample.tokens[0]): float(sample.logprobs[0]) for sample in samples}
@@ -192,7 +197,9 @@ async def test_the_distribution_drawn_from_is_tempered_and_sums_to_one(
         assert np.exp(wanted[missing]).sum() < 0.1
         counts = np.bincount([int(sample.tokens[0]) for sample in samples], minlength=VOCABULARY)
         likely = np.exp(wanted) > 0.01
-        assert (np.abs(counts[likely] / 1500 - np.exp(wanted[likely])) < 5 * np.sqrt(np.exp(wanted[likely]) / 1500)).all()
+        assert (
+            np.abs(counts[likely] / 1000 - np.exp(wanted[likely])) < 5 * np.sqrt(np.exp(wanted[likely]) / 1000)
+        ).all()
 
 
 async def test_greedy_top_k_and_top_p(engine: EngineThread, base: BaseModel, tiny_model: Path) -> None:
@@ -220,7 +227,9 @@ async def test_greedy_top_k_and_top_p(engine: EngineThread, base: BaseModel, tin
 # ------------------------------------------------------------------------------------------- what a draw depends on
 
 
-async def test_a_seed_decides_and_each_sequence_of_a_request_has_its_own_draw(engine: EngineThread, tiny_llama: Path) -> None:
+async def test_a_seed_decides_and_each_sequence_of_a_request_has_its_own_draw(
+    engine: EngineThread, tiny_llama: Path
+) -> None:
     client = TorchSampler(base_of(tiny_llama), engine).open(None, version=0)
     prompt = prompt_of(1, 12)
 
@@ -243,7 +252,9 @@ async def test_deterministic_draws_do_not_depend_on_what_else_is_drawn(
     clients = [sampler.open(adapter, version=i) for i, adapter in enumerate(adapters)]
 
     def call(i: int) -> Callable[[], Any]:
-        params = SamplingParams(max_tokens=5 + 13 * (i % 5), temperature=0.5 + 0.25 * (i % 3), seed=i, top_p=1 - 0.1 * (i % 2))
+        params = SamplingParams(
+            max_tokens=5 + 13 * (i % 5), temperature=0.5 + 0.25 * (i % 3), seed=i, top_p=1 - 0.1 * (i % 2)
+        )
         return lambda: clients[i % 3].sample(prompt_of(i, 3 + 17 * (i % 9)), params, n=1 + i % 2)
 
     alone = [await call(i)() for i in range(21)]
@@ -256,11 +267,14 @@ async def test_deterministic_draws_do_not_depend_on_what_else_is_drawn(
                 np.testing.assert_array_equal(one.logprobs, other.logprobs)
 
 
-async def test_rows_of_several_adapters_in_one_pass_are_those_of_each_alone(engine: EngineThread, base: BaseModel) -> None:
+async def test_rows_of_several_adapters_in_one_pass_are_those_of_each_alone(
+    engine: EngineThread, base: BaseModel
+) -> None:
     sampler = TorchSampler(base, engine, slots=16)
     clients = [sampler.open(adapter_of(base, seed), version=seed) for seed in (1, 2, 3)]
     calls = [
-        (lambda c=clients[i % 3], i=i: c.sample(prompt_of(i, 5 + i), SamplingParams(max_tokens=20 + i, seed=i))) for i in range(12)
+        (lambda c=clients[i % 3], i=i: c.sample(prompt_of(i, 5 + i), SamplingParams(max_tokens=20 + i, seed=i)))
+        for i in range(12)
     ]
     alone = [await call() for call in calls]
     steps = sampler.statistics().decode_steps
@@ -317,14 +331,18 @@ async def test_sequences_end_at_stop_tokens_stop_strings_and_max_tokens(engine: 
     free = await client.sample(prompt, SamplingParams(max_tokens=40, seed=1), n=4)
     assert {(len(sample.tokens), sample.stop) for sample in free} == {(40, "length")}
     wanted = tuple(int(sample.tokens[7]) for sample in free)
-    for sample, whole in zip(await client.sample(prompt, SamplingParams(max_tokens=40, seed=1, stop_ids=wanted), n=4), free, strict=True):
+    for sample, whole in zip(
+        await client.sample(prompt, SamplingParams(max_tokens=40, seed=1, stop_ids=wanted), n=4), free, strict=True
+    ):
         end = next(i for i, token in enumerate(whole.tokens) if int(token) in wanted) + 1
         np.testing.assert_array_equal(sample.tokens, whole.tokens[:end])
         np.testing.assert_allclose(sample.logprobs, whole.logprobs[:end], atol=1e-6)
         assert (sample.stop, len(sample.logprobs)) == ("stop", end)
     texts = [tokenizer.decode(sample.tokens[:20], skip_special_tokens=True) for sample in free]
     strings = tuple(text[-6:] for text in texts)
-    for sample, whole in zip(await client.sample(prompt, SamplingParams(max_tokens=40, seed=1, stop=strings), n=4), free, strict=True):
+    for sample, whole in zip(
+        await client.sample(prompt, SamplingParams(max_tokens=40, seed=1, stop=strings), n=4), free, strict=True
+    ):
         assert sample.stop == "stop"
         np.testing.assert_array_equal(sample.tokens, whole.tokens[: len(sample.tokens)])
         assert any(string in tokenizer.decode(sample.tokens, skip_special_tokens=True) for string in strings)
@@ -351,7 +369,9 @@ async def test_what_does_not_fit_or_is_no_prompt_is_refused(engine: EngineThread
 # ------------------------------------------------------------------------------------------ batching, step by step
 
 
-def requests(sampler: TorchSampler, prompts: Sequence[I32], *, adapter: AdapterWeights | None = None, **params: Any) -> list[Any]:
+def requests(
+    sampler: TorchSampler, prompts: Sequence[I32], *, adapter: AdapterWeights | None = None, **params: Any
+) -> list[Any]:
     settings = {"max_tokens": 3, "seed": 1} | params
     return [sampler.request(p, SamplingParams(**settings), 1, adapter=adapter, version=0) for p in prompts]
 
@@ -534,13 +554,12 @@ async def test_leaving_the_engine_fails_what_runs_and_leaves_no_thread(tiny_llam
             failures.append(error)
 
     with anyio.fail_after(120):
-        async with anyio.create_task_group() as group:
-            async with EngineThread() as engine:
-                clients.append(TorchSampler(base_of(tiny_llama), engine, slots=4).open(None, version=0))
-                started = anyio.Event()
-                group.start_soon(lambda: sample(clients[0], started=started))
-                await started.wait()
-                await anyio.wait_all_tasks_blocked()
+        async with anyio.create_task_group() as group, EngineThread() as engine:
+            clients.append(TorchSampler(base_of(tiny_llama), engine, slots=4).open(None, version=0))
+            started = anyio.Event()
+            group.start_soon(lambda: sample(clients[0], started=started))
+            await started.wait()
+            await anyio.wait_all_tasks_blocked()
     assert len(failures) == 1
     with pytest.raises(BackendError):
         await clients[0].sample([5], SamplingParams(max_tokens=1))

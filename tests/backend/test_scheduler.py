@@ -20,7 +20,13 @@ class Scheduling(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.cache = KeyValueCache(
-            layers=1, heads=1, width=1, slots=SLOTS, max_tokens=MAX_TOKENS, dtype=torch.float32, device=torch.device("cpu")
+            layers=1,
+            heads=1,
+            width=1,
+            slots=SLOTS,
+            max_tokens=MAX_TOKENS,
+            dtype=torch.float32,
+            device=torch.device("cpu"),
         )
         self.schedule = Scheduler(self.cache)
         self.order: list[Drawn] = []

@@ -1,4 +1,4 @@
-"""A program that trains a slow run: `python -m tests.learner.slow_run FOLDER LOOP [field=value ...]`.
+"""A program that trains a slow run: `main()` with the arguments FOLDER LOOP [field=value ...].
 
 It prints a line for each event that is on the disk, and at the end whether the run is complete.
 """
@@ -44,7 +44,7 @@ class SlowModel(ScriptedModel):
         super().__init__(model, seed, babble)
         self._seconds = seconds
 
-    def forward_backward(self, data: Sequence[Datum], loss: Loss) -> Pending[ForwardOutput]:
+    def forward_backward(self, data: Sequence[Datum], loss: Loss) -> Pending[ForwardOutput]:  # type: ignore[override]
         return _Late(super().forward_backward(data, loss), self._seconds)
 
 
@@ -125,7 +125,3 @@ def main() -> None:
         return await train_async(run, watchers=[Printer()])
 
     say("complete" if anyio.run(trained, backend=loop) else "stopped")
-
-
-if __name__ == "__main__":
-    main()

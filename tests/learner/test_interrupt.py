@@ -31,7 +31,8 @@ LOOPS = pytest.mark.parametrize("loop", ["asyncio", "trio"])
 @contextmanager
 def training(folder: Path, loop: str, *fields: str) -> Iterator[subprocess.Popen[str]]:
     """A process that trains; it is dead when the block is left, and after a minute in any case."""
-    command = [sys.executable, "-m", "tests.learner.slow_run", str(folder), loop, *fields]
+    program = "from tests.learner.slow_run import main; main()"
+    command = [sys.executable, "-c", program, str(folder), loop, *fields]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     limit = Timer(PATIENCE, process.kill)
     limit.start()
@@ -57,9 +58,9 @@ def journal(folder: Path) -> list[AnyEvent]:
     return list(read_events(folder / "duel"))
 
 
-def undisturbed(folder: Path, steps: int) -> list[bytes]:
+def undisturbed(folder: Path) -> list[bytes]:
     store = MemorySegments()
-    anyio.run(partial(train_async, slow_run(folder / "undisturbed", steps=steps), store=store))
+    anyio.run(partial(train_async, slow_run(folder / "undisturbed", play=0.03), store=store))
     return [encode(event) for event in canonical(events_of(store))]
 
 
@@ -71,7 +72,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, list[str], str]:
 
 @LOOPS
 def test_one_interrupt_finishes_the_step_and_the_run_goes_on(tmp_path: Path, loop: str) -> None:
-    with training(tmp_path, loop, "step=0.5") as process:
+    with training(tmp_path, loop, "step=0.25") as process:
         wait_for(process, "Stepped alice 0", "Planned alice 1")
         process.send_signal(signal.SIGINT)
         code, said, errors = ended(process)
@@ -86,7 +87,7 @@ def test_one_interrupt_finishes_the_step_and_the_run_goes_on(tmp_path: Path, loo
         assert planned == stepped
         assert Checkpointed(policy=policy, step=len(stepped)) in events or not stepped
         assert (tmp_path / "duel" / "checkpoints" / policy / f"{len(stepped)}").is_dir() or not stepped
-    with training(tmp_path, loop, "step=0.5") as process:
+    with training(tmp_path, loop, "step=0.25") as process:
         code, said, errors = ended(process)
     assert (code, said[-1], errors) == (0, "complete", "")
 
@@ -123,23 +124,22 @@ def test_an_interrupt_cuts_off_a_last_evaluation(tmp_path: Path, loop: str) -> N
 
 @LOOPS
 def test_kill_9_again_and_again(tmp_path: Path, loop: str) -> None:
-    rng, expected, pause = Random(loop), undisturbed(tmp_path, 6), Event()
+    rng, expected, pause = Random(loop), undisturbed(tmp_path), Event()
     before: list[bytes] = []
-    killed = 0
-    for _ in range(40):
-        with training(tmp_path / "run", loop) as process:
-            wait_for(process, "opened")
-            pause.wait(rng.uniform(0.05, 0.5))
+    lives = 0
+    while sum(b"stepped" in blob for blob in before) < 9:
+        with training(tmp_path / "run", loop, "play=0.03") as process:
+            assert process.stdout is not None
+            for _ in range(rng.randint(2, 5)):
+                process.stdout.readline()
+            pause.wait(rng.uniform(0, 0.1))
             process.send_signal(signal.SIGKILL)
-            code, _, _ = ended(process)
-        killed += code == -signal.SIGKILL
+            ended(process)
         now = [encode(event) for event in journal(tmp_path / "run")]
         assert now[: len(before)] == before, "what was on the disk has changed"
-        before = now
-        if sum(b"stepped" in blob for blob in now) >= 6:
-            break
-    assert killed >= 2
-    assert anyio.run(partial(train_async, slow_run(tmp_path / "run")))
+        before, lives = now, lives + 1
+    assert lives > 2
+    assert anyio.run(partial(train_async, slow_run(tmp_path / "run", play=0.03)))
     events = journal(tmp_path / "run")
     assert [encode(event) for event in canonical(events)] == expected
     assert compare(events).agrees

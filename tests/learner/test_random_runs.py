@@ -1,16 +1,18 @@
-"""Small runs drawn by chance, killed at commits drawn by chance: nothing is lost, doubled, stale or decided otherwise."""
+"""Small runs drawn by chance, killed and stopped where chance has it: nothing is lost, doubled, stale or decided otherwise."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import anyio
+import anyio.from_thread
 import anyio.lowlevel
 import msgspec
 import pytest
@@ -23,6 +25,7 @@ from sparring.environments import Score, generated
 from sparring.learner import train_async
 from sparring.learner.replay import compare
 from sparring.learner.train import schedule_of
+from sparring.learner.trainer import Parts, Trainer
 from sparring.rollout import Coordinator, MemorySegments
 from sparring.rollout.events import (
     Acted,
@@ -95,7 +98,8 @@ class World:
     resumable: bool
     slots: int
     seed: int
-    crashes: tuple[tuple[int, bool], ...]
+    ends: tuple[tuple[int, str], ...]
+    """(commit, how): the successive starts of the run end before or after that commit, or are stopped at it, as by Ctrl-C."""
 
 
 def drawn(rng: Random) -> int:
@@ -116,7 +120,7 @@ worlds = st.builds(
     resumable=st.sampled_from([True, True, False]),
     slots=st.sampled_from([1, 3, 64]),
     seed=st.integers(0, 99),
-    crashes=st.lists(st.tuples(st.integers(0, 12), st.booleans()), max_size=3).map(tuple),
+    ends=st.lists(st.tuples(st.integers(0, 12), st.sampled_from(["before", "after", "stop"])), max_size=3).map(tuple),
 )
 
 
@@ -148,14 +152,39 @@ def run_of(world: World, folder: Path) -> Run:
     )
 
 
-async def lived(world: World, crashes: Sequence[tuple[int, bool]]) -> list[AnyEvent]:
-    """The events of a run that is killed at the given commits of its successive starts."""
+class Stopping(CrashingSegments):
+    """A store that stops the run at a commit."""
+
+    def __init__(self, kept: MemorySegments, commit: int, trainers: list[Trainer]) -> None:
+        super().__init__(kept, -1, after=False)
+        self.commit, self.trainers = commit, trainers
+
+    def append(self, blob: bytes) -> None:
+        super().append(blob)
+        self.commit -= 1
+        if self.commit < 0 and self.trainers:
+            anyio.from_thread.run_sync(self.trainers[-1].stop)
+
+
+async def lived(world: World, ends: Sequence[tuple[int, str]]) -> list[AnyEvent]:
+    """The events of a run that is killed or stopped at the given commits of its successive starts."""
     kept = MemorySegments()
-    with TemporaryDirectory() as folder, anyio.fail_after(30):
+    trainers: list[Trainer] = []
+
+    class Seen(Trainer):
+        def __init__(self, parts: Parts) -> None:
+            super().__init__(parts)
+            trainers.append(self)
+
+    with TemporaryDirectory() as folder, anyio.fail_after(30), pytest.MonkeyPatch.context() as patched:
+        patched.setattr(import_module("sparring.learner.train"), "Trainer", Seen)
         run = run_of(world, Path(folder))
-        for commit, after in crashes:
+        for commit, how in ends:
+            trainers.clear()
+            stop = Stopping(kept, commit, trainers)
+            crash = CrashingSegments(kept, commit, after=how == "after")
             try:
-                if await train_async(run, store=CrashingSegments(kept, commit, after=after)):
+                if await train_async(run, store=stop if how == "stop" else crash):
                     break
             except Crash:
                 pass
@@ -220,12 +249,12 @@ def check_fresh(events: list[AnyEvent], run: Run) -> None:
             assert all(event.step - run.max_staleness <= version <= event.step for version in versions)
 
 
-def history(world: World, crashes: Sequence[tuple[int, bool]], backend: str) -> list[AnyEvent]:
-    return anyio.run(lived, world, crashes, backend=backend)
+def history(world: World, ends: Sequence[tuple[int, str]], backend: str) -> list[AnyEvent]:
+    return anyio.run(lived, world, ends, backend=backend)
 
 
 def check(world: World, backend: str) -> None:
-    events = history(world, world.crashes, backend)
+    events = history(world, world.ends, backend)
     run = run_of(world, Path("nowhere"))
     check_exactly_once(events, run)
     check_conserved(events, run)
@@ -256,7 +285,7 @@ PLAIN = World(
     resumable=True,
     slots=3,
     seed=1,
-    crashes=((5, True),),
+    ends=((5, "after"),),
 )
 
 
@@ -276,14 +305,14 @@ def lost(events: list[AnyEvent], kind: type) -> list[AnyEvent]:
 
 @pytest.mark.parametrize("kind", [Acted, Affected, Ended, Evaluated, Planned, Stepped, Admitted])
 def test_whatever_is_doubled_is_found(kind: type) -> None:
-    events = history(PLAIN, PLAIN.crashes, "asyncio")
+    events = history(PLAIN, PLAIN.ends, "asyncio")
     with pytest.raises(AssertionError):
         check_exactly_once(doubled(events, kind), run_of(PLAIN, Path("nowhere")))
 
 
 @pytest.mark.parametrize("kind", [Ended, Evaluated, Planned, Stepped, Admitted])
 def test_whatever_is_lost_is_found(kind: type) -> None:
-    events = history(PLAIN, PLAIN.crashes, "asyncio")
+    events = history(PLAIN, PLAIN.ends, "asyncio")
     with pytest.raises(AssertionError):
         check_exactly_once(lost(events, kind), run_of(PLAIN, Path("nowhere")))
 

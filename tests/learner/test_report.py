@@ -115,6 +115,14 @@ def test_the_headline_says_what_the_events_say() -> None:
     assert f"before {before}, after {after} (95 % intervals)" in Page(page(history(events))).text
 
 
+def test_a_run_that_changed_nothing_says_so() -> None:
+    events = [
+        msgspec.structs.replace(event, values=[1.0, 0.0] * 10) if isinstance(event, Evaluated) else event
+        for event in story(2)
+    ]
+    assert headline(history(events)) == "Greedy reward on 20 held-out tasks stayed at 0.50 in 2 steps (15s of training)"
+
+
 def test_a_run_that_got_worse_says_so() -> None:
     events = [
         msgspec.structs.replace(event, values=[1.0] * 20 if event.version == 0 else [0.0] * 20)

@@ -18,10 +18,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sparring.backend.datum import Datum
 from sparring.backend.losses import PPO, CrossEntropy, ImportanceSampling, Loss
 
 Tokens = Float[Tensor, " N"]
@@ -53,6 +55,12 @@ def objective(loss: Loss, lp: Tokens, scored: Scored) -> Objective:
             return importance_sampling(lp, scored.q, scored.advantages)
         case PPO(clip_low_threshold=low, clip_high_threshold=high):
             return ppo(lp, scored.q, scored.advantages, low=low, high=high)
+
+
+def moves(loss: Loss, datum: Datum) -> bool:
+    """Whether a datum can have a gradient: every loss here is proportional to its weights or its advantages."""
+    slopes = datum.weights if isinstance(loss, CrossEntropy) else datum.advantages
+    return bool(np.any(slopes[datum.mask]))
 
 
 def cross_entropy(lp: Tokens, weights: Tokens) -> Objective:

@@ -50,9 +50,10 @@ class Request:
 
     def result(self) -> list[SampledSequence] | None:
         """All sequences, once all are finished."""
+        if any(drawn.stop is None for drawn in self.drawn):
+            return None
         found = [drawn.result() for drawn in self.drawn]
-        done = [sequence for sequence in found if sequence is not None]
-        return done if len(done) == len(found) else None
+        return [sequence for sequence in found if sequence is not None]
 
 
 class Drawn:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from sparring.backend.datum import Datum
 from sparring.backend.local.base import BaseModel
 from sparring.backend.local.head import HeadInput, HeadOutput, score
 from sparring.backend.local.lora import Adapter
-from sparring.backend.local.objectives import Scored
+from sparring.backend.local.objectives import Scored, moves
 from sparring.backend.local.packing import MicroBatch, plan
 from sparring.backend.losses import Loss
 from sparring.backend.training import Adam, ForwardOutput, OptimOutput
@@ -100,19 +101,31 @@ class Trainer:
         master.addcdiv_(self.mean, root, value=-adam.learning_rate / (1 - adam.beta1**self.steps))
 
     def _run(self, data: Sequence[Datum], loss: Loss, *, train: bool) -> ForwardOutput:
-        batches = plan(data, token_budget=self._token_budget, share=self.base.shares_prefixes)
+        moving = [train and moves(loss, datum) for datum in data]
+        batches = [(batch, True) for batch in self._planned(data, moving, wanted=True)]
+        batches += [(batch, False) for batch in self._planned(data, moving, wanted=False)]
         logprobs: list[F32] = [np.zeros(len(datum.tokens), np.float32) for datum in data]
         metrics: dict[str, float] = {}
-        for number, batch in enumerate(batches):
+        for number, (batch, moved) in enumerate(batches):
             if number > 0:
                 self._between()
-            output = self._micro_batch(batch, loss, train=train)
+            with torch.set_grad_enabled(moved):
+                output = self._micro_batch(batch, loss, train=moved)
             values = output.logprobs.cpu().numpy()
             for place in range(len(values)):
                 logprobs[batch.datum[place]][batch.token[place]] = values[place]
             for name, value in output.metrics.items():
                 metrics[name] = metrics.get(name, 0.0) + value
         return ForwardOutput(logprobs=tuple(logprobs), metrics=metrics)
+
+    def _planned(self, data: Sequence[Datum], moving: Sequence[bool], *, wanted: bool) -> list[MicroBatch]:
+        """Micro-batches of the data that have a gradient, or of the rest, which is scored without the work of one."""
+        chosen = np.array([index for index, moves_it in enumerate(moving) if moves_it is wanted], np.int64)
+        if not len(chosen):
+            return []
+        part = [data[index] for index in chosen]
+        batches = plan(part, token_budget=self._token_budget, share=self.base.shares_prefixes)
+        return [replace(batch, datum=chosen[batch.datum]) for batch in batches]
 
     def _micro_batch(self, batch: MicroBatch, loss: Loss, *, train: bool) -> HeadOutput:
         device = self.base.device
