@@ -33,12 +33,12 @@ run = Run(
     policies=Policy(
         "smollm2-135m-instruct",
         grpo(deviation=True),
-        learning_rate=5e-4,
+        learning_rate=3e-4,
         lora=Lora(rank=16, alpha=32),
-        sampling=Sampling(max_tokens=16),
+        sampling=Sampling(max_tokens=24),
     ),
-    steps=60,
-    groups_per_step=6,
-    group_size=16,
-    evaluate_every=5,
+    steps=80,
+    groups_per_step=8,
+    group_size=8,
+    evaluate_every=10,
 )

@@ -1,5 +1,4 @@
-"""Kuhn poker by self-play: one policy learns both seats against its first version, with a running baseline for each
-seat.
+"""Kuhn poker by self-play: a policy learns both seats against its first version, with a running baseline for each seat.
 
 A player antes 1 chip; who wins a bet that is called gets 2. Played perfectly, the first seat loses 1/18 chip a game.
 """
@@ -41,9 +40,9 @@ seats = [Lineup({"first": "alice", "second": old}), Lineup({"first": old, "secon
 run = Run(
     name="kuhn",
     train=Episodes(kuhn, deals, seats),
-    held_out={  # these six deals are all there are; what counts is the score against the first version
-        "first": Episodes(kuhn, deals, seats[0], seen=True),
-        "second": Episodes(kuhn, deals, seats[1], seen=True),
+    held_out={  # there are no other deals: each ten times, scored against the first version
+        "first": Episodes(kuhn, deals * 10, seats[0], seen=True),
+        "second": Episodes(kuhn, deals * 10, seats[1], seen=True),
     },
     policies={"alice": Policy("smollm2-135m-instruct", rae(), sampling=Sampling(max_tokens=8))},
     group_size=1,

@@ -1,5 +1,4 @@
-"""An advantage estimator of one's own, on sums that may be worked out in steps: OPO's optimal baseline (arXiv
-2505.23585).
+"""An advantage estimator of one's own: OPO's optimal baseline (arXiv 2505.23585), on sums that are worked out in steps.
 
 The baseline is the mean reward weighted by length: of all constants it is the one with the least variance of the
 gradient, if a token's gradient has the same norm wherever it stands.

@@ -43,7 +43,8 @@ class ChatRenderer:
         self._template = Template(tokenizer)
         closing = self._codec.encode([Fixed(self._find_closing())])
         eos = tokenizer.eos_token_id
-        self._stop_ids = tuple(dict.fromkeys([int(closing[-1]), *([eos] if isinstance(eos, int) else [])]))
+        end = int(closing[-1])
+        self._stop_ids = (end, eos) if isinstance(eos, int) and eos != end else (end,)
         self._closing_length = len(closing)
         self._thinks = CLOSE in self._template.source
         self._tag_ids = frozenset(self._codec.specials[tag].id for tag in (OPEN, CLOSE) if tag in self._codec.specials)

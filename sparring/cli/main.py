@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -45,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] in ("-V", "--version"):
         print(f"sparring {installed_version()}")
         return 0
+    # Threads that spin while they wait for each other lose several times their speed as soon as another process wants a core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     name = words[0]
     if name not in COMMANDS:
         near = get_close_matches(name, COMMANDS, n=1)
@@ -64,9 +67,12 @@ def guarded(name: str, command: Callable[[Sequence[str]], int], words: Sequence[
         return failed(name, str(error), 1)
     except KeyboardInterrupt:
         return failed(name, "interrupted", 130)
-    except BrokenPipeError:
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.ENOSPC):
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter fails again when it flushes
-        return 141
+        full = "no space left on the device: free some and run the same command again"
+        return 141 if error.errno == errno.EPIPE else failed(name, full, 1)
 
 
 def failed(name: str, message: str, code: int) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 from sparring.learner.chart import COLOURS, DARK_COLOURS, STYLE, Series, line_chart
 from sparring.learner.display import shown, span
+from sparring.learner.folder import write_whole
 from sparring.learner.history import (
     Estimate,
     Fault,
@@ -44,14 +45,14 @@ class ReportFile:
 
 
 def write_report(events: Iterable[AnyEvent], path: Path) -> None:
-    """Write the page, whole or not at all. Uses the events and nothing else."""
-    _write(path, page(history(events)))
+    """Write the page, whole or not at all. Uses the events and nothing else. Raises `JournalError` where the disk is full."""
+    write_whole(path, page(history(events)))
 
 
 def write_picture(events: Iterable[AnyEvent], path: Path) -> None:
     """Write the measured curve, held-out with its 95 % interval over the training reward, as one SVG that stands alone."""
     told = history(events)
-    _write(path, held_out_chart(told, width=760, height=320, alone=True) + "\n")
+    write_whole(path, held_out_chart(told, width=760, height=320, alone=True) + "\n")
 
 
 def page(told: History) -> str:
@@ -291,9 +292,3 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     head = "".join(f"<th>{escape(text)}</th>" for text in heads)
     body = "".join(f"<tr>{''.join(f'<td>{escape(text)}</td>' for text in row)}</tr>" for row in rows)
     return f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

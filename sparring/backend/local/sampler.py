@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from sparring.arrays import F32, I32
-from sparring.backend.local.attention import Pass, View, forward, refuse_unknown_attention
+from sparring.backend.local.attention import Pass, decoding_view, forward, prompt_view, refuse_unknown_attention
 from sparring.backend.local.base import BaseModel
 from sparring.backend.local.cache import KeyValueCache
 from sparring.backend.local.client import Engine, TorchSamplingClient
@@ -215,8 +215,7 @@ class TorchSampler:
         for row, (group, count) in enumerate(zip(groups, counts, strict=True)):
             tokens[row, :count] = group.prompt[start : start + count]
         slots = self._tensor([group.slot for group in groups])
-        mask = torch.full((length, start + length), -torch.inf, dtype=self._base.dtype, device=self._base.device)
-        views = [View(start + length, mask.triu_(start + 1)[None])]
+        views = [prompt_view(self._base, start, length)]
         given = Pass(self._cache, slots, start, views, reads=len(groups), read=slots)
         positions = torch.arange(start, start + length, device=self._base.device)[None].expand(len(groups), -1)
         segments: list[Segment] = [(group.members[0].request.adapter, 1) for group in groups]
@@ -285,7 +284,7 @@ class TorchSampler:
             self._cache,
             slots,
             self._tensor(lengths[:count]),
-            [View(width, self._mask(lengths, width))],
+            [decoding_view(self._base, self._tensor(lengths), width)],
             reads=reads,
             read=None
             if in_order
@@ -313,7 +312,9 @@ class TorchSampler:
         self._cache.reserve(self._schedule.rows, max(widths))
         used = [drawn.slot for drawn in running]
         views = [
-            View(width, self._mask(lengths, width), self._tensor([i for i, own in enumerate(widths) if own == width]))
+            decoding_view(
+                self._base, self._tensor(lengths), width, self._tensor(np.flatnonzero(np.equal(widths, width)))
+            )
             for width in sorted(set(widths))
         ]
         given = Pass(
@@ -331,12 +332,6 @@ class TorchSampler:
         for drawn in running:
             drawn.length += 1
         self._draw(running, logits)
-
-    def _mask(self, lengths: Sequence[int], width: int) -> Tensor:
-        """0 where a row may look (its tokens and the new one), minus infinity elsewhere: [S, 1, W]."""
-        seen = torch.arange(width, device=self._base.device) <= self._tensor(lengths)[:, None]
-        mask = torch.zeros(seen.shape, dtype=self._base.dtype, device=self._base.device)
-        return mask.masked_fill_(~seen, -torch.inf)[:, None]
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """f32[B, V] of states [B, D]; in a fixed number of rows where that matters."""
