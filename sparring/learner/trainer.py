@@ -87,6 +87,7 @@ class Trainer:
         self._evaluating = ""
         self._held_out_replies = 0
         self._faults_before, self._episodes_before = parts.coordinator.faults, parts.coordinator.episodes
+        self._barren_before = dict(parts.coordinator.barren)
         self._stopping = False
         self._done = False
         self._started = monotonic()
@@ -234,7 +235,9 @@ class Trainer:
             )
         most = max(_MOST_BARREN, 4 * self._run.groups_per_step)
         for policy, barren in self._coordinator.barren.items():
-            if barren >= most:
+            if barren == 0:
+                self._barren_before[policy] = 0
+            if barren - self._barren_before[policy] >= most:
                 raise TooManyFaults(
                     f"the last {barren} groups left {policy!r} nothing to train on; the last one: "
                     f"{self._coordinator.barren_detail}"

@@ -157,7 +157,7 @@ def test_the_protocol(renderer: ChatRenderer, tokenizer: PreTrainedTokenizerBase
 
 
 def test_an_end_of_text_that_does_not_end_turns_is_a_stop_token_too(tokenizer: PreTrainedTokenizerBase) -> None:
-    end, text_end = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    end, text_end = (tokenizer.convert_tokens_to_ids(text) for text in ("<|im_end|>", "<|endoftext|>"))
     tokenizer.eos_token = "<|endoftext|>"
     try:
         renderer = with_template(tokenizer, CHATML)

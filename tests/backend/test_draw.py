@@ -82,7 +82,7 @@ def test_the_distribution_sums_to_one_and_keeps_the_likeliest(logits: list[float
         assert kept.sum() <= shape.top_k
     left_out = [value for value, keep in zip(logits, kept, strict=True) if not keep]
     assert max(left_out, default=-math.inf) <= min(value for value, keep in zip(logits, kept, strict=True) if keep)
-    tempered = np.exp(np.float64(logits) / shape.temperature - max(logits) / shape.temperature)
+    tempered = np.exp(np.array(logits) / shape.temperature - max(logits) / shape.temperature)
     np.testing.assert_allclose(probabilities[kept], tempered[kept] / tempered[kept].sum(), rtol=1e-4)
 
 
@@ -90,7 +90,7 @@ def test_the_distribution_sums_to_one_and_keeps_the_likeliest(logits: list[float
 def test_top_p_keeps_the_fewest_that_suffice(logits: list[float], top_p: float, top_k: int) -> None:
     row = torch.tensor([logits], dtype=torch.float32)
     kept = int(torch.isfinite(log_distribution(row[0], Shape(temperature=1.0, top_p=top_p, top_k=top_k))).sum())
-    ordered = np.sort(np.float64(logits))[::-1][: top_k if top_k > 0 else None]
+    ordered = np.sort(np.array(logits))[::-1][: top_k if top_k > 0 else None]
     cumulative = np.exp(ordered - ordered[0]).cumsum() / np.exp(ordered - ordered[0]).sum()
     assert cumulative[kept - 1] >= top_p - 1e-4
     assert kept == 1 or cumulative[kept - 2] < top_p + 1e-4

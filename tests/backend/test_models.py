@@ -179,5 +179,7 @@ def test_smollm2_answers_and_its_tokenizer_is_the_models_own() -> None:
     asked = [{"role": "user", "content": "What is the capital of France?"}]
     question = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
     prompt = torch.tensor([tokenizer(str(question), add_special_tokens=False)["input_ids"]])
-    answer = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=12, do_sample=False)
+    answer = model.generate(
+        input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=12, do_sample=False
+    )
     assert tokenizer.decode(answer[0, prompt.shape[1] :]) == "The capital of France is Paris.<|im_end|>"

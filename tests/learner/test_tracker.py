@@ -106,12 +106,14 @@ def test_a_full_disk_is_one_error_that_names_the_file(tmp_path: Path) -> None:
     watcher.opened({})
     assert watcher._file is not None
     watcher._file.close()
-    watcher._file = Path("/dev/full").open("a")
-    with pytest.raises(JournalError, match="free some disk space"):
-        for event in events:
-            watcher.event(event)
-    with pytest.raises(OSError, match="No space left"):
-        watcher._file.close()
+    with (
+        pytest.raises(OSError, match="No space left"),
+        Path("/dev/full").open("a") as full,
+    ):  # it cannot be closed either
+        watcher._file = full
+        with pytest.raises(JournalError, match="free some disk space"):
+            for event in events:
+                watcher.event(event)
 
 
 def test_a_torn_or_foreign_file_is_written_again(tmp_path: Path) -> None:

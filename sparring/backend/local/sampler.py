@@ -86,7 +86,7 @@ class TorchSampler:
                 f"deterministic=True with {base.dtype}: only float32 products are independent of their place"
             )
         self._base, self._engine, self._deterministic = base, engine, deterministic
-        self._prefill_tokens = -(-prefill_tokens // _BLOCK) * _BLOCK
+        self._prefill_tokens = _whole(prefill_tokens, _BLOCK)
         self._cache = KeyValueCache.of(base, slots=slots, max_tokens=cache_tokens)
         self._schedule = Scheduler(self._cache)
         self._inbox: deque[Request] = deque()
@@ -209,7 +209,7 @@ class TorchSampler:
         start = groups[0].done
         counts = [min(group.rest, self._prefill_tokens) for group in groups]
         block = _BLOCK if self._deterministic else _PROMPT
-        length = -(-max(counts) // block) * block
+        length = _whole(max(counts), block)
         self._cache.reserve(self._schedule.rows, start + length)
         tokens = np.zeros((len(groups), length), np.int64)
         for row, (group, count) in enumerate(zip(groups, counts, strict=True)):
@@ -233,11 +233,11 @@ class TorchSampler:
         """The first prompts that fit into one step, those of one adapter beside each other; a begun or long one goes alone."""
         filling = self._schedule.filling
         block = _BLOCK if self._deterministic else _PROMPT
-        taken, width = [filling[0]], -(-filling[0].rest // block) * block
+        taken, width = [filling[0]], _whole(filling[0].rest, block)
         if self._deterministic or filling[0].done:
             return taken
         for group in filling[1:]:
-            widest = max(width, -(-group.rest // block) * block)
+            widest = max(width, _whole(group.rest, block))
             if group.done or widest * (len(taken) + 1) > self._prefill_tokens:
                 break
             taken.append(group)
@@ -274,8 +274,10 @@ class TorchSampler:
         """Rows of all adapters in one pass, in as few rows and looking at as few cached tokens as there are."""
         self._in_step = running
         count = len(running)
-        reads = min(-(-count // _ROWS) * _ROWS, self._cache.slots)
-        width = -(-(max(drawn.length for drawn in running) + 1) // _WIDTH) * _WIDTH
+        width = _whole(max(drawn.length for drawn in running) + 1, _WIDTH)
+        reads = min(_whole(count, _ROWS), self._cache.slots)
+        if not self._cache.fits(max(reads, self._schedule.rows), width):
+            reads = count
         self._cache.reserve(max(reads, self._schedule.rows), width)
         lengths = [drawn.length for drawn in running] + [0] * (reads - count)
         segments, place = _segments(running, reads)
@@ -308,7 +310,7 @@ class TorchSampler:
         self._in_step = running
         count, slots = len(running), self._cache.slots
         lengths = [drawn.length for drawn in running] + [0] * (slots - count)
-        widths = [-(-(length + 1) // _BLOCK) * _BLOCK for length in lengths[:count]]
+        widths = [_whole(length + 1, _BLOCK) for length in lengths[:count]]
         self._cache.reserve(self._schedule.rows, max(widths))
         used = [drawn.slot for drawn in running]
         views = [
@@ -369,6 +371,11 @@ class TorchSampler:
 
     def _tensor(self, values: Sequence[int] | np.ndarray) -> Tensor:
         return torch.as_tensor(np.asarray(values, np.int64), device=self._base.device)
+
+
+def _whole(count: int, block: int) -> int:
+    """The least number of whole blocks that holds `count`."""
+    return -(-count // block) * block
 
 
 def _segments(running: Sequence[Drawn], rows: int) -> tuple[list[Segment], list[int] | None]:
