@@ -15,7 +15,7 @@ from operator import attrgetter
 from pathlib import Path
 from random import Random
 from types import MappingProxyType
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, TypeVar, cast, overload
 
 from sparring.environments.outcome import Rewards
 from sparring.environments.plain import canonical
@@ -50,7 +50,7 @@ class Environment(ABC, Generic[TaskT]):
 
     async def begin(self, task: TaskT, players: Sequence[Seat], rng: Random) -> Rewards:
         """`play`, with `rng` if it takes it."""
-        play: Callable[..., Awaitable[Rewards]] = self.play
+        play = cast(Callable[..., Awaitable[Rewards]], self.play)
         return await (
             play(task, *players, rng=rng) if "rng" in inspect.signature(play).parameters else play(task, *players)
         )
