@@ -71,7 +71,7 @@ LEGEND = (
     "rewards; KL(sampler || trainer), nats per token; ESS: effective sample size; stale: versions that a trained token "
     "lags behind; idle: share of the time that the learner waits"
 )
-_HELD_OUT_WIDTH = 19
+_HELD_OUT_WIDTH = 20
 
 
 class Display:

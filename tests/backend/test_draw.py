@@ -144,6 +144,13 @@ def test_a_row_is_drawn_alike_beside_any_others(data: st.DataObject, count: int)
         np.testing.assert_allclose(logprob[0], logprobs[i], atol=1e-6)
 
 
+@pytest.mark.parametrize("temperature", [1e-8, 1e-37, 5e-324])
+def test_a_temperature_near_zero_is_greedy(temperature: float) -> None:
+    row = torch.tensor([[-20.0, 3.0, 2.9999, 1.0]])
+    (token,), logprob = draw(row, [Shape(temperature=temperature)], np.array([0.999], np.float32))
+    assert (token, logprob[0]) == (1, 0.0)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_broken_logits_are_refused(bad: float) -> None:
     with pytest.raises(ValueError, match="not finite"):

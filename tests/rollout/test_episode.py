@@ -125,16 +125,22 @@ async def waiter(task: int, one: Seat) -> float:
     return 1.0
 
 
+FOR_EVER = 200_000
+"""Turns that take far longer than any deadline here, and yet end: a test that fails should not hang."""
+
+
 @environment
 async def spinner(task: int, one: Seat) -> float:
-    while True:
+    for _ in range(FOR_EVER):
         await one.ask("again")
+    return 1.0
 
 
 @environment
 async def whirl(task: int, one: Seat) -> float:
-    while True:
+    for _ in range(FOR_EVER):
         await effect(no_wait)
+    return 1.0
 
 
 async def no_wait() -> int:

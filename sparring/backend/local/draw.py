@@ -18,6 +18,7 @@ from sparring.arrays import F32
 
 U64 = NDArray[np.uint64]
 
+_COLDEST = 1e-30
 _LOW = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
@@ -92,22 +93,25 @@ def draw(logits: Tensor, shapes: Sequence[Shape], uniform: F32) -> tuple[list[in
     """
     assert logits.dim() == 2 and logits.dtype == torch.float32, (logits.shape, logits.dtype)
     assert len(shapes) == len(uniform) == logits.shape[0], (len(shapes), len(uniform), logits.shape)
-    temperatures = torch.tensor([shape.temperature or 1.0 for shape in shapes], device=logits.device)
     if any(shape.temperature not in (0, 1) for shape in shapes):
-        logits.div_(temperatures[:, None])
+        # From the peak down, so that no temperature is too small: what overflows is a probability of zero.
+        temperatures = torch.tensor(
+            [max(shape.temperature, _COLDEST) if shape.temperature else 1.0 for shape in shapes], device=logits.device
+        )
+        logits.sub_(logits.amax(-1, keepdim=True)).div_(temperatures[:, None])
     for i, shape in enumerate(shapes):
         if shape.cuts and shape.temperature:
             logits[i] = cut(logits[i], shape)
-    peak = logits.amax(-1, keepdim=True)
-    if not bool(torch.isfinite(peak).all()):
-        raise ValueError("logits that are not finite: the weights are broken")
-    cumulative = torch.exp(logits - peak).cumsum(-1)
+    probabilities = torch.softmax(logits, dim=-1)
+    cumulative = probabilities.cumsum(-1)
     total = cumulative[:, -1:]
+    if not bool(torch.isfinite(total).all()):
+        raise ValueError("logits that are not finite: the weights are broken")
     point = torch.as_tensor(uniform, device=logits.device)[:, None] * total
     # Below the total even where the product rounds up to it: the first place above the point then has mass of its own.
     point = torch.minimum(point, torch.nextafter(total, torch.zeros_like(total)))
     chosen = torch.searchsorted(cumulative, point, right=True)
-    logprobs = logits.gather(1, chosen) - peak - total.log()
+    logprobs = probabilities.gather(1, chosen).log_()
     greedy = [shape.temperature == 0 for shape in shapes]
     if any(greedy):
         mask = torch.tensor(greedy, device=logits.device)[:, None]
