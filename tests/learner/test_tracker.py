@@ -18,10 +18,10 @@ def lived(folder: Path, events: Sequence[AnyEvent], start: int, *, close: bool) 
     watcher = MetricsFile(folder)
     store = SqliteSegments(folder / "journal.db")
     watcher.opened({})
-    for event in events[start:]:
-        store.append(segment([encode(event)]))
-        watcher.event(event)
+    store.append(segment([encode(event) for event in events[start:]]))
     store.close()
+    for event in events[start:]:
+        watcher.event(event)
     if close:
         watcher.closed()
     elif watcher._file is not None:
