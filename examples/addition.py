@@ -37,7 +37,7 @@ run = Run(
         lora=Lora(rank=16, alpha=32),
         sampling=Sampling(max_tokens=24),
     ),
-    steps=50,
+    steps=80,
     groups_per_step=8,
     group_size=8,
     evaluate_every=10,
