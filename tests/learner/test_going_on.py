@@ -26,12 +26,14 @@ from sparring.rollout.events import (
     AnyEvent,
     Checkpointed,
     Ended,
+    Evaluated,
     Restarted,
     Stepped,
     canonical,
     decode_segment,
 )
 from tests.learner.moods import WELL, run_of, trained
+from tests.learner.slow_run import SlowModel
 from tests.learner.worlds import Crash, CrashingSegments, duel_run, events_of
 
 
@@ -169,6 +171,63 @@ async def test_the_last_checkpoint_is_written_by_whoever_goes_on(tmp_path: Path,
     for name in ("alice", "bob"):
         assert events_of(kept).count(Checkpointed(policy=name, step=3)) == 1
         assert (run.path / "checkpoints" / name / "3" / "weights.json").exists()
+
+
+async def forever() -> None:
+    await anyio.sleep_forever()
+
+
+HELD_UP = [forever]
+"""What held-out play waits for, as long as there is something."""
+
+
+@environment
+async def held_up(task: int, first: Seat, second: Seat) -> dict[Seat, float]:
+    one = await first.ask(f"{task}")
+    for effect_ in HELD_UP:
+        await effect(effect_, timeout=1000)
+    return {first: float(len(one.text)), second: float(len((await second.ask(f"{one}")).text))}
+
+
+@pytest.mark.parametrize("k", [0, 1])
+async def test_evaluations_that_lag_behind_are_made_up_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, k: int
+) -> None:
+    """None was made before the run was killed: each needs its own version, long after newer ones were made."""
+    plain = duel_run(tmp_path / "run", k=k, steps=6)
+    assert isinstance(plain.held_out, Episodes)
+    run = replace(plain, held_out=replace(plain.held_out, environment=held_up), evaluate_every=1)
+    kept = await killed_by(run, lambda event: isinstance(event, Stepped) and event.step == 4)
+    monkeypatch.setattr("tests.learner.test_going_on.HELD_UP", [])
+    undisturbed = MemorySegments()
+    assert await train_async(replace(run, folder=tmp_path / "undisturbed"), store=undisturbed)
+    assert not [event for event in events_of(kept) if isinstance(event, Evaluated)]
+    assert await train_async(run, store=kept)
+    assert canonical(events_of(kept)) == canonical(events_of(undisturbed))
+
+
+class UnevenModels:
+    """Bob's steps take long."""
+
+    def open(self, *, deterministic: bool) -> ScriptedBackend:
+        return UnevenBackend()
+
+
+class UnevenBackend(ScriptedBackend):
+    async def create_model(self, model: str, *, lora: Lora | None = None, seed: int = 0) -> ScriptedModel:
+        return SlowModel(model, seed, 0.1 if model == "two" else 0.0)
+
+
+@pytest.mark.parametrize("k", [1, 2])
+async def test_a_policy_that_is_ahead_keeps_what_the_other_is_to_play_with(tmp_path: Path, k: int) -> None:
+    """Groups that wait for bob's version are pinned to one of alice's that is no longer her newest."""
+    run = replace(duel_run(tmp_path / "run", k=k, steps=4), backend=UnevenModels())
+    kept = await killed_by(run, lambda event: isinstance(event, Stepped) and (event.policy, event.step) == ("alice", k))
+    assert not [event for event in events_of(kept) if isinstance(event, Stepped) and event.policy == "bob"]
+    assert await train_async(run, store=kept)
+    undisturbed = MemorySegments()
+    assert await train_async(replace(run, folder=tmp_path / "undisturbed"), store=undisturbed)
+    assert canonical(events_of(kept)) == canonical(events_of(undisturbed))
 
 
 class CountedModels:

@@ -187,6 +187,17 @@ def test_line_ups_take_turns_and_closed_policies_drop_out() -> None:
     assert story.state.next_group() is None
 
 
+def test_a_turn_that_is_passed_over_gives_nobody_two() -> None:
+    """Alice is closed after two groups; bob's two line-ups go on taking turns."""
+    lineups = [{"one": "alice"}, {"one": "bob"}, {"one": "alice"}, {"two": "bob"}]
+    story = Story(schedule(lineups, steps=1, batch=2))
+    for group in [story.admit().group for _ in range(4)]:
+        story.end(group, fault="all" if group in (1, 3) else "")
+    assert [story.admit().lineup for _ in range(2)] == [1, 3]
+    story.end(4, fault="all")
+    assert story.admit().lineup == 1
+
+
 def test_sources_take_turns_with_cursors_of_their_own() -> None:
     story = Story(schedule([{"one": "alice"}], [{"one": "alice"}], steps=1, batch=6, members=1))
     admitted = [story.admit() for _ in range(6)]
