@@ -370,5 +370,7 @@ class Trainer:
             f"episode {number}/{member} waits for {one.waits_for}" for (number, member), one in self._episodes.items()
         ]
         evaluating = [self._evaluating] if self._evaluating else []
+        if len(self._unshown) > _MOST_UNTOLD:
+            evaluating.append(f"admission: watchers are {len(self._unshown)} events behind")
         lines = "\n".join(["", *self._coordinator.waits(), *evaluating, *waits[:20]])
         raise Stalled(f"nothing happened for {self._run.stall_deadline} s:{lines}")
