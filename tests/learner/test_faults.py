@@ -120,7 +120,7 @@ async def nap() -> None:
 
 @environment
 async def leisurely(task: int, only: Seat) -> float:
-    for _ in range(4):
+    for _ in range(5):
         await only.ask("and then?")
         await effect(nap)
     return 1.0
@@ -129,7 +129,7 @@ async def leisurely(task: int, only: Seat) -> float:
 async def test_a_long_evaluation_is_no_stall(tmp_path: Path) -> None:
     """At the end of a run nothing else happens; held-out replies are journaled only with their result."""
     held_out = Episodes(leisurely, range(30, 32))
-    await trained(run_of(tmp_path, WELL, steps=1, held_out=held_out, max_concurrent=1, stall_deadline=0.5))
+    await trained(run_of(tmp_path, WELL, steps=1, held_out=held_out, max_concurrent=1, stall_deadline=1.0))
 
 
 # ------------------------------------------------------------------------------------------------- the disk and the folder
