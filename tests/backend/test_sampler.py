@@ -324,8 +324,9 @@ async def test_a_failure_reaches_its_caller_alone(engine: EngineThread, tiny_lla
 
 
 async def test_cancelling_a_caller_lets_the_others_in(engine: EngineThread, tiny_llama: Path) -> None:
-    """With both slots taken by callers that are cancelled, a third gets its turn."""
-    client = TorchSampler(base_of(tiny_llama), engine, slots=2).open(None, version=0)
+    """Two callers that would take both slots are cancelled before the engine gets to them: nothing is drawn for them."""
+    sampler = TorchSampler(base_of(tiny_llama), engine, slots=2)
+    client = sampler.open(None, version=0)
     gate = threading.Event()
     held = engine.submit(lambda: gate.wait(60), "hold the engine")
     async with anyio.create_task_group() as group:
@@ -337,6 +338,7 @@ async def test_cancelling_a_caller_lets_the_others_in(engine: EngineThread, tiny
     assert await held
     (sample,) = await client.sample(prompt_of(3, 5), SamplingParams(max_tokens=3))
     assert len(sample.tokens) == 3
+    assert sampler.statistics().drawn_tokens == 3
 
 
 async def test_a_closed_client_refuses_and_lets_go_once(engine: EngineThread, tiny_llama: Path) -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from sparring.backend.local.cache import STEP, KeyValueCache
-from sparring.backend.local.request import Drawn, Request
+from sparring.backend.local.request import Drawn, Group, Request
 from sparring.backend.local.scheduler import Scheduler
 from sparring.backend.sampling import SamplingParams
 
@@ -40,6 +40,14 @@ class Scheduling(RuleBasedStateMachine):
         self.schedule.add(request)
         self.order += request.drawn
 
+    @rule(n=st.integers(1, 3))
+    def run(self, n: int) -> None:
+        """The common case in one go."""
+        self.add(0, n, 5)
+        self.admit()
+        while self.schedule.filling:
+            self.begin(self.schedule.filling[-1])
+
     @rule()
     def admit(self) -> None:
         self.schedule.admit()
@@ -55,7 +63,9 @@ class Scheduling(RuleBasedStateMachine):
     @precondition(lambda self: self.schedule.filling)
     @rule(data=st.data())
     def start(self, data: st.DataObject) -> None:
-        group = data.draw(st.sampled_from(self.schedule.filling))
+        self.begin(data.draw(st.sampled_from(self.schedule.filling)))
+
+    def begin(self, group: Group) -> None:
         assert len({drawn.request.prompt.tobytes() for drawn in group.members}) == 1
         self.cache.reserve(self.schedule.rows, 3)
         self.mark(group.members[0])
@@ -82,6 +92,7 @@ class Scheduling(RuleBasedStateMachine):
         self.schedule.remove(lambda other: other.cancelled)
         self.order = [drawn for drawn in self.order if drawn.request is not request]
 
+    @precondition(lambda self: self.schedule.running)
     @rule()
     def compact(self) -> None:
         in_order = self.schedule.compact()
@@ -106,4 +117,4 @@ class Scheduling(RuleBasedStateMachine):
 
 
 TestScheduling = Scheduling.TestCase
-TestScheduling.settings = settings(max_examples=150, stateful_step_count=30)
+TestScheduling.settings = settings(max_examples=200, stateful_step_count=30)
