@@ -8,6 +8,7 @@ from typing import Literal, Protocol, cast, runtime_checkable
 
 from sparring.backend.scripted import ScriptedBackend, ScriptedReply, babble
 from sparring.backend.training import Backend
+from sparring.backend.waiting import bound_spinning
 from sparring.errors import UnsupportedError
 
 
@@ -33,6 +34,7 @@ class Local:
     slots: int = 128
 
     def open(self, *, deterministic: bool) -> Backend:
+        bound_spinning()
         try:
             module = import_module("sparring.backend.local")
         except ModuleNotFoundError as error:

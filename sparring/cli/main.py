@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
+from sparring.backend.waiting import bound_spinning
 from sparring.cli.usage import UsageError
 from sparring.errors import SparringError
 
@@ -46,8 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] in ("-V", "--version"):
         print(f"sparring {installed_version()}")
         return 0
-    # Threads that spin while they wait for each other lose several times their speed as soon as another process wants a core.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    bound_spinning()
     name = words[0]
     if name not in COMMANDS:
         near = get_close_matches(name, COMMANDS, n=1)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from math import isfinite
+from math import cos, isfinite, pi
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from sparring.agents import Lineup, Sampling
 from sparring.backend import Adam, BackendChoice, Local, Lora
@@ -16,6 +16,8 @@ from sparring.errors import SettingError, UnsupportedError
 from sparring.learner.algorithm import Algorithm, grpo
 
 DEFAULT_POLICY = "policy"
+
+LearningRateSchedule = Literal["constant", "linear", "cosine"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +57,12 @@ class Episodes:
 @dataclass(frozen=True, slots=True)
 class Policy:
     """A model that learns: a folder or hub name, and how. `adam` holds the rest of the optimizer; its learning rate is
-    `learning_rate`."""
+    `learning_rate`, which `lr_schedule` lets fall to nothing over the run's steps (see `rate_at`)."""
 
     model: str
     algorithm: Algorithm = field(default_factory=grpo)
     learning_rate: float = field(default=1e-4, kw_only=True)
+    lr_schedule: LearningRateSchedule = field(default="constant", kw_only=True)
     lora: Lora = field(default=Lora(), kw_only=True)
     sampling: Sampling = field(default=Sampling(), kw_only=True)
     adam: Adam = field(default=Adam(), kw_only=True)
@@ -76,6 +79,8 @@ class Policy:
                 raise SettingError(f"{name}={value!r}: must be a sparring.{kind.__name__}, as in {name}={example}")
         if not (_number(self.learning_rate) and self.learning_rate > 0):
             raise SettingError(f"learning_rate={self.learning_rate!r}: must be a finite number above 0")
+        if self.lr_schedule not in get_args(LearningRateSchedule):
+            raise SettingError(f"lr_schedule={self.lr_schedule!r}: must be 'constant', 'linear' or 'cosine'")
         if self.adam.learning_rate not in (Adam().learning_rate, self.learning_rate):
             raise SettingError(
                 f"adam.learning_rate={self.adam.learning_rate!r}: is not used; set the policy's learning_rate instead"
@@ -88,6 +93,13 @@ class Policy:
             raise UnsupportedError(f"renderer={self.renderer!r}: only 'chat_template' is there")
         if self.thinking != "keep":
             raise UnsupportedError(f"thinking={self.thinking!r}: only 'keep' is there")
+
+    def rate_at(self, step: int, steps: int) -> float:
+        """The learning rate of the step that trains version `step`, of `steps` in all: the whole rate at first, then `linear`
+        falls by equal amounts and `cosine` along half a period (arXiv 1608.03983), to nothing after the last step."""
+        done = step / steps
+        factor = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + cos(pi * done)) / 2}[self.lr_schedule]
+        return self.learning_rate * factor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

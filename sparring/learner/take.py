@@ -33,9 +33,10 @@ async def take_step(run: Run, policy: str, batch: Batch, durable: Mapping[str, A
     )
     engine: dict[str, float] = {}
     if prepared.data:
+        rate = settings.rate_at(batch.planned.step, run.steps)
         try:
             trained = model.forward_backward(prepared.data, settings.algorithm.loss)
-            stepped = model.optim_step(replace(settings.adam, learning_rate=settings.learning_rate))
+            stepped = model.optim_step(replace(settings.adam, learning_rate=rate))
             forward: ForwardOutput = await trained
             optim: OptimOutput = await stepped
         except NonFinite as error:
@@ -43,7 +44,7 @@ async def take_step(run: Run, policy: str, batch: Batch, durable: Mapping[str, A
             raise NonFinite(
                 f"{where}: {error}; lower the learning rate or look at these groups in the journal"
             ) from error
-        engine = {"loss": forward.metrics["loss"], **rates(forward.metrics), **optim.metrics}
+        engine = {"loss": forward.metrics["loss"], "learning_rate": rate, **rates(forward.metrics), **optim.metrics}
     return Stepped(
         policy=policy,
         step=batch.planned.step,

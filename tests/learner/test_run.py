@@ -31,6 +31,10 @@ from sparring import (
     train,
 )
 from sparring.errors import SettingError, SparringError, UnsupportedError
+from sparring.learner import train_async
+from sparring.rollout import MemorySegments
+from sparring.rollout.events import Stepped
+from tests.learner.worlds import events_of
 
 
 @environment
@@ -230,6 +234,7 @@ def test_bad_episodes(made: Any, said: str) -> None:
         ({"learning_rate": math.inf}, "learning_rate=inf"),
         ({"learning_rate": math.nan}, "learning_rate=nan"),
         ({"learning_rate": "1e-4"}, "learning_rate='1e-4'"),
+        ({"lr_schedule": "step"}, "lr_schedule='step': must be 'constant', 'linear' or 'cosine'"),
         ({"adam": Adam(learning_rate=3e-4)}, r"adam.learning_rate=0.0003: is not used; set the policy's learning_rate"),
         ({"sampling": Sampling(temperature=0)}, "sampling.temperature=0 on a trained policy.*greedy=True"),
     ],
@@ -237,6 +242,30 @@ def test_bad_episodes(made: Any, said: str) -> None:
 def test_bad_policies(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(SettingError, match=said):
         Policy(**{"model": "m"} | fields)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "factors"),
+    [("constant", [1, 1, 1, 1]), ("linear", [1, 0.75, 0.5, 0.25]), ("cosine", [1, 0.85355339, 0.5, 0.14644661])],
+)
+def test_the_learning_rate_falls_as_its_schedule_says(schedule: Any, factors: list[float]) -> None:
+    policy = Policy("m", learning_rate=2e-4, lr_schedule=schedule)
+    assert [policy.rate_at(step, 4) for step in range(4)] == pytest.approx([2e-4 * factor for factor in factors])
+
+
+async def test_every_step_is_taken_at_the_rate_of_the_schedule(tmp_path: Path) -> None:
+    """The scripted weights are a hash over the optimizer's settings, so other rates end in other weights."""
+    digests = {}
+    for schedule, rates in (("constant", [1e-2, 1e-2]), ("linear", [1e-2, 5e-3])):
+        policy = Policy("m", learning_rate=1e-2, lr_schedule=untyped(schedule))
+        made = run(policies=policy, backend=ScriptedModels(), folder=tmp_path / schedule, deterministic=True)
+        store = MemorySegments()
+        await train_async(made, store=store)
+        steps = [event for event in events_of(store) if isinstance(event, Stepped)]
+        assert [step.engine["learning_rate"] for step in steps] == rates
+        digests[schedule] = [step.digest for step in steps]
+    assert digests["constant"][0] == digests["linear"][0]
+    assert digests["constant"][1] != digests["linear"][1]
 
 
 def test_a_learning_rate_said_twice_alike_is_no_harm() -> None:
