@@ -70,7 +70,7 @@ format: $(READY)
 	$(BIN)/ruff format
 
 $(BENCHMARKS): bench-%: benchmarks/%.py $(READY)
-	$(call heavy,$(BIN)/python $<)
+	$(call heavy,$(BIN)/python -m benchmarks.$*)
 
 clean:
 	rm -rf dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -1,24 +1,28 @@
-"""How fast the local backend trains, against the plain loop that one would write with transformers and PEFT.
+"""How fast the local backend trains and how much memory it takes, against the plain loop that one would write with
+transformers and PEFT.
 
-    python -m benchmarks.backend [--model NAME] [--rounds 5] [--dtype bfloat16] [--threads 2]
+    python -m benchmarks.backend [--model NAME] [--rounds 3] [--dtype bfloat16] [--threads 2] [--shapes 45/30 400/60 20/300]
 
-One step of GRPO's shape: 64 sequences of a 45-token prompt and 10 to 30 sampled tokens, LoRA of rank 16 on every linear layer,
-forward, backward and an optimizer step. Three ways take turns, so that a noisy machine is noisy for all:
+Steps of GRPO's shape: 8 prompts with 8 completions each, LoRA of rank 16 on every linear layer, forward, backward and an
+optimizer step, in micro-batches of the same number of tokens. The ways take turns, so that a noisy machine is noisy for all;
+the first round warms up:
 
-    plain     transformers + PEFT, padded batches of 16, logits of every position
+    plain     transformers + PEFT, padded batches, logits of every position
     apart     sparring, no two prompts equal: log-probs at sampled positions only
     shared    sparring, 8 prompts with 8 completions each: every prompt computed once
 
-Tokens per second count every token of every sequence, computed or shared, so the three figures are comparable.
+Tokens per second count every token of every sequence, computed or shared, so the figures are comparable. `of the matrix rate`
+says how long the products that cannot be avoided would take at the rate of one large product, as a part of the time taken.
+Memory is what a step takes above what was there before it (Linux's peak of resident memory).
 """
 
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,12 +33,43 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from benchmarks._rows import Row, at_least, at_most, report
 from sparring.backend import Adam, Datum, ImportanceSampling, Lora, token_mean
 from sparring.backend.local import LocalBackend
 from sparring.backend.local.model import TorchModel
 from sparring.backend.models import resolve_model
 
-PROMPTS, COMPLETIONS, PROMPT_TOKENS, RANK = 8, 8, 45, 16
+PROMPTS, COMPLETIONS, RANK = 8, 8, 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """Tokens of a prompt and of a completion, sequences in a micro-batch of the plain loop, and the gain that is wanted."""
+
+    prompt: int
+    completion: int
+    sequences: int
+    target: float
+
+    @property
+    def name(self) -> str:
+        """As the command line names it."""
+        return f"{self.prompt}/{self.completion}"
+
+    @property
+    def token_budget(self) -> int:
+        """Of our micro-batches: the same number of tokens."""
+        return self.sequences * (self.prompt + self.completion)
+
+
+SHAPES = {
+    shape.name: shape
+    for shape in (
+        Shape(prompt=45, completion=30, sequences=16, target=3.0),
+        Shape(prompt=400, completion=60, sequences=4, target=4.0),
+        Shape(prompt=20, completion=300, sequences=4, target=1.5),
+    )
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,18 +80,19 @@ class Settings:
     rounds: int
     dtype: str
     threads: int
+    shapes: list[str]
 
 
-def batch(vocabulary: int, *, shared: bool, seed: int = 0) -> list[Datum]:
-    """64 sequences of random tokens; the same lengths whether prompts are shared or not."""
+def batch(vocabulary: int, shape: Shape, *, shared: bool, groups: int = PROMPTS, seed: int = 0) -> list[Datum]:
+    """`groups` x 8 sequences of random tokens; the same lengths whether prompts are shared or not."""
     random = np.random.default_rng(seed)
     data = []
-    for _ in range(PROMPTS):
-        prompt = random.integers(3, vocabulary, PROMPT_TOKENS)
+    for _ in range(groups):
+        prompt = random.integers(3, vocabulary, shape.prompt)
         for _ in range(COMPLETIONS):
-            own = prompt if shared else random.integers(3, vocabulary, PROMPT_TOKENS)
-            tokens = np.concatenate([own, random.integers(3, vocabulary, random.integers(10, 31))]).astype(np.int32)
-            mask = np.arange(len(tokens)) >= PROMPT_TOKENS
+            own = prompt if shared else random.integers(3, vocabulary, shape.prompt)
+            tokens = np.concatenate([own, random.integers(3, vocabulary, shape.completion)]).astype(np.int32)
+            mask = np.arange(len(tokens)) >= shape.prompt
             scored = mask.astype(np.float32)
             data.append(
                 Datum(
@@ -73,16 +109,15 @@ def batch(vocabulary: int, *, shared: bool, seed: int = 0) -> list[Datum]:
 class PlainLoop:
     """What one writes without a library for it."""
 
-    def __init__(self, folder: Path, settings: Settings) -> None:
-        dtype = getattr(torch, settings.dtype)
-        base = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype)
+    def __init__(self, folder: Path, dtype: str) -> None:
+        base = AutoModelForCausalLM.from_pretrained(str(folder), dtype=getattr(torch, dtype))
         config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear", task_type="CAUSAL_LM")
         self.model: nn.Module = get_peft_model(base, config)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-4)
 
-    def step(self, data: Sequence[Datum], size: int = 16) -> None:
-        """Forward, backward, optimizer step."""
+    def step(self, data: Sequence[Datum], size: int) -> None:
+        """Forward, backward, optimizer step, in batches of `size` sequences."""
         for start in range(0, len(data), size):
             part = data[start : start + size]
             longest = max(len(datum.tokens) for datum in part)
@@ -109,50 +144,126 @@ async def our_step(model: TorchModel, data: Sequence[Datum]) -> None:
     await model.optim_step(Adam())
 
 
-async def main(settings: Settings) -> None:
-    """Run all ways in turn and print seconds and rates."""
-    torch.set_num_threads(settings.threads)
-    folder = resolve_model(settings.model)
-    plain = PlainLoop(folder, settings)
+def matrix_rate(dtype: torch.dtype) -> float:
+    """FLOP/s of a large product on this machine now: the best of some."""
+    a, b = torch.randn(1024, 1536).to(dtype), torch.randn(1536, 1024).to(dtype)
+    best = 0.0
+    for _ in range(20):
+        start = time.perf_counter()
+        a @ b
+        best = max(best, 2 * 1024 * 1536 * 1024 / (time.perf_counter() - start))
+    return best
+
+
+def needed(model: nn.Module, shape: Shape) -> float:
+    """FLOP of the products that a step with shared prompts cannot avoid: through frozen weights forwards and backwards
+    (these get no gradient), for every distinct token; through the head for sampled positions alone."""
+    head = model.get_input_embeddings().weight.numel()  # type: ignore[operator, union-attr]
+    body = sum(p.numel() for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name)
+    sampled = PROMPTS * COMPLETIONS * shape.completion
+    return 4.0 * (body * (PROMPTS * shape.prompt + sampled) + head * sampled)
+
+
+class Peak:
+    """Bytes of resident memory that a call takes above what was there."""
+
+    def __init__(self) -> None:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: begin the peak anew
+        self._before = self._status("VmRSS")
+
+    def taken(self) -> int:
+        """Since this was made."""
+        return self._status("VmHWM") - self._before
+
+    @staticmethod
+    def _status(field: str) -> int:
+        (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field)]
+        return int(line.split()[1]) * 1024
+
+
+@dataclass(slots=True)
+class Figures:
+    """Seconds and bytes of each round."""
+
+    seconds: list[float]
+    bytes: list[int]
+
+
+async def measure(step: Callable[[], Awaitable[None]], figures: Figures | None) -> None:
+    """One step; `figures` None: it warms up."""
+    peak, start = Peak(), time.perf_counter()
+    await step()
+    if figures is not None:
+        figures.seconds.append(time.perf_counter() - start)
+        figures.bytes.append(peak.taken())
+
+
+async def measure_shape(settings: Settings, shape: Shape, plain: PlainLoop) -> list[Row]:
+    """All ways in turn."""
     vocabulary = int(plain.model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
-    apart, shared = batch(vocabulary, shared=False), batch(vocabulary, shared=True)
-    tokens = sum(len(datum.tokens) for datum in shared)
-    seconds: dict[str, list[float]] = {"plain": [], "apart": [], "shared": []}
-    async with LocalBackend(dtype=settings.dtype, threads=settings.threads) as backend:  # type: ignore[arg-type]
+    apart, shared = batch(vocabulary, shape, shared=False), batch(vocabulary, shape, shared=True)
+    twice = batch(vocabulary, shape, shared=True, groups=2 * PROMPTS)
+    found = {name: Figures([], []) for name in ("plain", "apart", "shared", "twice")}
+    async with LocalBackend(
+        dtype=settings.dtype,  # type: ignore[arg-type]
+        threads=settings.threads,
+        token_budget=shape.token_budget,
+    ) as backend:
         model = await backend.create_model(settings.model, lora=Lora(rank=RANK, alpha=RANK))
+
+        async def plain_step() -> None:
+            plain.step(shared, shape.sequences)
+
+        ways: dict[str, Callable[[], Awaitable[None]]] = {
+            "plain": plain_step,
+            "apart": lambda: our_step(model, apart),
+            "shared": lambda: our_step(model, shared),
+            "twice": lambda: our_step(model, twice),
+        }
         for number in range(settings.rounds + 1):
-            for name, times in seconds.items():
-                start = time.perf_counter()
-                if name == "plain":
-                    plain.step(shared)
-                else:
-                    await our_step(model, apart if name == "apart" else shared)
-                if number > 0:  # the first round warms up
-                    times.append(time.perf_counter() - start)
-    report(settings, tokens, seconds)
+            for name, step in ways.items():
+                if name != "twice" or number < 2:  # memory alone: one round tells
+                    await measure(step, found[name] if number > 0 else None)
+    return rows(shape, found, needed(plain.model, shape) / matrix_rate(getattr(torch, settings.dtype)))
 
 
-def report(settings: Settings, tokens: int, seconds: dict[str, list[float]]) -> None:
-    """One line a way."""
-    print(
-        f"{platform.processor() or platform.machine()}, {settings.threads} threads, {settings.dtype}, torch {torch.__version__}"
-    )
-    print(f"{settings.model}: {tokens} tokens a step, {settings.rounds} rounds")
-    for name, times in seconds.items():
-        best, middle = min(times), statistics.median(times)
-        rate = f"{tokens / best:6.0f} tok/s best, {tokens / middle:6.0f} median"
-        gain = min(seconds["plain"]) / best
-        print(f"{name:8s} {best:6.2f} s best, {middle:6.2f} s median   {rate}   {gain:.2f}x plain")
+def rows(shape: Shape, found: dict[str, Figures], least: float) -> list[Row]:
+    """Rates, gains and memory of one shape; `least` seconds is what its products take at the machine's matrix rate."""
+    tokens = PROMPTS * COMPLETIONS * (shape.prompt + shape.completion)
+    middle = {name: statistics.median(figures.seconds) for name, figures in found.items()}
+    most = {name: max(figures.bytes) for name, figures in found.items()}
+    at = f"{shape.name} "
+    return [
+        *(
+            Row(name=f"{at}{name}, tok/s", figure=f"{tokens / middle[name]:.0f}")
+            for name in ("plain", "apart", "shared")
+        ),
+        Row(name=f"{at}apart / plain", figure=f"{middle['plain'] / middle['apart']:.2f}"),
+        at_least(f"{at}shared / plain", middle["plain"] / middle["shared"], shape.target),
+        Row(name=f"{at}shared, of the matrix rate", figure=f"{least / middle['shared']:.2f}"),
+        *(Row(name=f"{at}{name}, MiB", figure=f"{most[name] / 2**20:.0f}") for name in ("plain", "apart", "shared")),
+        at_most(f"{at}memory, shared / plain", most["shared"] / most["plain"], 0.5),
+        at_most(f"{at}memory, 16 / 8 groups", most["twice"] / most["shared"], 1.1),
+    ]
+
+
+async def main(settings: Settings) -> list[Row]:
+    """All shapes."""
+    torch.set_num_threads(settings.threads)
+    plain = PlainLoop(resolve_model(settings.model), settings.dtype)
+    return [row for name in settings.shapes for row in await measure_shape(settings, SHAPES[name], plain)]
 
 
 def _settings() -> Settings:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m-instruct")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     return Settings(**vars(parser.parse_args()))
 
 
 if __name__ == "__main__":
-    anyio.run(main, _settings())
+    chosen = _settings()
+    sys.exit(0 if report(f"{chosen.dtype}, {chosen.model}", anyio.run(main, chosen)) else 1)

@@ -16,7 +16,6 @@ its target and whether it is met; the exit status is 1 if one is not. Ratios are
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import sys
 import time
@@ -30,6 +29,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
+from benchmarks._rows import Row, report
 from sparring.arrays import F32, I32
 from sparring.backend import Lora
 from sparring.backend.local import LocalBackend
@@ -49,16 +49,6 @@ class Settings:
     rounds: int
     dtype: str
     threads: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One figure and what it should be; `met` None: shown for comparison only."""
-
-    name: str
-    figure: str
-    target: str = ""
-    met: bool | None = None
 
 
 class Generate:
@@ -154,16 +144,6 @@ async def main(settings: Settings) -> list[Row]:
         ]
 
 
-def report(settings: Settings, rows: Sequence[Row]) -> bool:
-    """Print one line a row; whether every target is met."""
-    machine = platform.processor() or platform.machine()
-    print(f"{machine}, {settings.threads} threads, {settings.dtype}, torch {torch.__version__}, {settings.model}")
-    for row in rows:
-        verdict = "" if row.met is None else "met" if row.met else "short"
-        print(f"{row.name:28s} {row.figure:24s} {row.target:10s} {verdict}".rstrip())
-    return all(row.met is not False for row in rows)
-
-
 def _settings() -> Settings:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m-instruct")
@@ -175,4 +155,4 @@ def _settings() -> Settings:
 
 if __name__ == "__main__":
     chosen = _settings()
-    sys.exit(0 if report(chosen, anyio.run(main, chosen)) else 1)
+    sys.exit(0 if report(f"{chosen.dtype}, {chosen.model}", anyio.run(main, chosen)) else 1)

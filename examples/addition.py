@@ -17,7 +17,7 @@ verify = MathVerifier(extract="last")
 
 @environment(hidden={"*": ("answer",)}, gold=lambda task: str(task.answer))
 async def addition(task: Question, solver: Seat) -> Score:
-    solver.system("You are a calculator. Negative numbers are written with a minus sign, for example -4 or -7.")
+    solver.system("You are a calculator. Negative numbers are written with a minus sign, for example -4.")
     reply = await solver.ask(f"State the final answer to the following arithmetic problem: {task.text} =")
     return await verify(reply.text, task.answer)
 

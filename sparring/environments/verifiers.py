@@ -21,8 +21,10 @@ _NUMBER = re.compile(r"([-+]?)([0-9]+|[1-9][0-9]{0,2}(?:,[0-9]{3})+)?(\.[0-9]+)?
 _FRACTION = re.compile(r"([-+]?)\\[dt]?frac\{([-+]?[0-9]+)\}\{([1-9][0-9]*)\}")
 _BRACE = re.compile(r"\\boxed\{|[{}]")
 _NUMBERS = re.compile(
-    r"(?:(?<![0-9A-Za-z.)])-)?(?<![0-9A-Za-z.])(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?(?![0-9A-Za-z])"
+    r"(?<![0-9A-Za-z.])(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?(?![0-9A-Za-z])"
 )
+_OPERAND = re.compile(r"[0-9A-Za-z.)]")
+_MINUS = ("-", "\N{MINUS SIGN}")
 _LONGEST = 1000
 
 Extract = Literal["marked", "whole", "last"]
@@ -69,9 +71,24 @@ def marked(text: str) -> str | None:
 
 
 def last(text: str) -> str | None:
-    """The last number in a text, None where there is none. A minus sign between two operands is no sign."""
-    found = _NUMBERS.findall(text)
-    return found[-1] if found else None
+    """The last number in a text, None where there is none. A minus between two operands is no sign; one that stands apart from its
+    number is one after an equals sign alone, as in `3 - 7 = - 4`."""
+    found = None
+    for found in _NUMBERS.finditer(text):
+        pass
+    if found is None:
+        return None
+    return f"-{found[0]}" if _ends_in_sign(text[: found.start()]) else found[0]
+
+
+def _ends_in_sign(text: str) -> bool:
+    upto = text.rstrip(" ")
+    if not upto.endswith(_MINUS):
+        return False
+    before = upto[:-1]
+    if upto != text:
+        return before.rstrip(" ").endswith("=")
+    return _OPERAND.search(before[-1:]) is None
 
 
 def number(text: str) -> Fraction | None:
@@ -80,7 +97,7 @@ def number(text: str) -> Fraction | None:
     Dollar and percent signs round it and a full stop at its end are dropped. Exponents and the digits of other scripts are
     refused.
     """
-    bare = text.strip()
+    bare = text.strip().replace("\N{MINUS SIGN}", "-")
     if len(bare) > _LONGEST:
         return None
     stopped = bare.removesuffix(".")

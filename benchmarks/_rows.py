@@ -1,0 +1,40 @@
+"""What every benchmark prints: one row for each target, and an exit status that says whether all were met."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One figure and what it should be; `met` None: shown for comparison only."""
+
+    name: str
+    figure: str
+    target: str = ""
+    met: bool | None = None
+
+
+def report(what: str, rows: Sequence[Row]) -> bool:
+    """Print one line a row; whether every target is met."""
+    machine = platform.processor() or platform.machine()
+    print(f"{machine}, {torch.get_num_threads()} threads, torch {torch.__version__}, {what}")
+    width = max(len(row.name) for row in rows) + 2
+    for row in rows:
+        verdict = "" if row.met is None else "met" if row.met else "short"
+        print(f"{row.name:{width}s} {row.figure:24s} {row.target:10s} {verdict}".rstrip())
+    return all(row.met is not False for row in rows)
+
+
+def at_least(name: str, value: float, target: float) -> Row:
+    """A ratio that should not be smaller."""
+    return Row(name=name, figure=f"{value:.2f}", target=f">= {target:.2f}", met=value >= target)
+
+
+def at_most(name: str, value: float, target: float) -> Row:
+    """A ratio that should not be larger."""
+    return Row(name=name, figure=f"{value:.2f}", target=f"<= {target:.2f}", met=value <= target)
