@@ -20,9 +20,7 @@ from sparring.errors import SettingError
 _NUMBER = re.compile(r"([-+]?)([0-9]+|[1-9][0-9]{0,2}(?:,[0-9]{3})+)?(\.[0-9]+)?(?:/([1-9][0-9]*))?")
 _FRACTION = re.compile(r"([-+]?)\\[dt]?frac\{([-+]?[0-9]+)\}\{([1-9][0-9]*)\}")
 _BRACE = re.compile(r"\\boxed\{|[{}]")
-_NUMBERS = re.compile(
-    r"(?<![0-9A-Za-z.])(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?(?![0-9A-Za-z])"
-)
+_NUMBERS = re.compile(r"(?<![0-9A-Za-z.])(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?(?![0-9A-Za-z])")
 _OPERAND = re.compile(r"[0-9A-Za-z.)]")
 _MINUS = ("-", "\N{MINUS SIGN}")
 _LONGEST = 1000
@@ -71,14 +69,13 @@ def marked(text: str) -> str | None:
 
 
 def last(text: str) -> str | None:
-    """The last number in a text, None where there is none. A minus between two operands is no sign; one that stands apart from its
-    number is one after an equals sign alone, as in `3 - 7 = - 4`."""
-    found = None
-    for found in _NUMBERS.finditer(text):
-        pass
-    if found is None:
+    """The last number in a text, None where there is none. A minus between two operands is no sign; one that stands apart
+    from its number is one after an equals sign alone, as in `3 - 7 = - 4`."""
+    found = list(_NUMBERS.finditer(text))
+    if not found:
         return None
-    return f"-{found[0]}" if _ends_in_sign(text[: found.start()]) else found[0]
+    sign = "-" if _ends_in_sign(text[: found[-1].start()]) else ""
+    return sign + found[-1][0]
 
 
 def _ends_in_sign(text: str) -> bool:
