@@ -12,6 +12,7 @@ from sparring.backend.sampling import SampledSequence
 from sparring.errors import SettingError
 
 PER_TOKEN = ("logprobs", "advantages", "weights", "proximal_logprobs", "clip_low", "clip_high")
+BOUNDS = {"clip_low": (0.0, 1.0), "clip_high": (1.0, np.inf)}
 OPTIONAL = ("proximal_logprobs", "clip_low", "clip_high", "soft_targets")
 
 
@@ -74,7 +75,8 @@ class Datum:
         if self.mask[0]:
             raise SettingError("mask[0] is True: the first token has nothing before it to be predicted from")
         for name in given:
-            self._check_finite(name, getattr(self, name))
+            if name not in BOUNDS:
+                self._check_finite(name, getattr(self, name))
         self._check_bounds()
         if self.soft_targets is not None:
             if len(self.soft_targets.tokens) != length:
@@ -92,14 +94,16 @@ class Datum:
             raise SettingError(f"{name} holds {bad!r} at a scored token: must be finite")
 
     def _check_bounds(self) -> None:
-        for name, least, most in (("clip_low", 0.0, 1.0), ("clip_high", 1.0, np.inf)):
+        for name, (least, most) in BOUNDS.items():
             bounds: F32 | None = getattr(self, name)
             if bounds is None:
                 continue
             scored = bounds[self.mask]
-            bad = scored[(scored < least) | (scored > most)]
-            if len(bad):
-                raise SettingError(f"{name} holds {bad[0]!r} at a scored token: 0 <= clip_low <= 1 <= clip_high")
+            good = (scored >= least) & (scored <= most)
+            if not good.all():
+                raise SettingError(
+                    f"{name} holds {scored[~good][0]!r} at a scored token: 0 <= clip_low <= 1 <= clip_high"
+                )
 
     @staticmethod
     def completion(

@@ -14,7 +14,16 @@ import torch
 from sparring.backend.datum import Datum, SoftTargets, token_mean
 from sparring.backend.local import LocalBackend
 from sparring.backend.local.model import TorchModel
-from sparring.backend.losses import GSPO, PPO, CrossEntropy, Loss
+from sparring.backend.losses import (
+    GSPO,
+    PPO,
+    CrossEntropy,
+    DecoupledPPO,
+    Level,
+    Loss,
+    Truncated,
+    TruncatedImportanceSampling,
+)
 from sparring.backend.totals import BIN, add_up, rates
 from sparring.backend.training import ForwardOutput
 from tests.backend.batches import LORA, gradient, groups, plain_loss, relative, spread, trainer
@@ -92,6 +101,22 @@ async def test_forward_measures_what_forward_backward_does(model: TorchModel, lo
     await model.discard_gradients()
     await model.forward(data, loss)
     assert trainer(model).adapter.grad.count_nonzero() == 0
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+async def test_at_the_first_update_decoupling_is_truncated_importance_sampling(model: TorchModel, level: Level) -> None:
+    """With what `forward` gives as proximal log-probs, u = 1: nothing is clipped, and the weight is all that is left."""
+    spread(model)
+    data = await _data(model, PPO())
+    sampled = [replace(d, clip_low=None, clip_high=None) for d in data]
+    proximal = (await model.forward(sampled, TruncatedImportanceSampling())).logprobs
+    decoupled = [replace(d, proximal_logprobs=p) for d, p in zip(sampled, proximal, strict=True)]
+    want = await gradient(model, sampled, TruncatedImportanceSampling(cap=1.2, level=level))
+    for loss in (DecoupledPPO(cap=1.2, level=level), Truncated(loss=GSPO(), cap=1.2, level=level)):
+        assert relative(await gradient(model, decoupled, loss), want) < 1e-5
+        found = (await model.forward(decoupled, loss)).metrics
+        assert 0 < found["truncated"] < found["tokens"]
+        assert found["kl_k2_sum"] > 0, "distances are to the sampler, whatever the ratio is to"
 
 
 async def test_soft_targets_of_one_are_hard_targets(model: TorchModel) -> None:
