@@ -69,7 +69,8 @@ class TorchModel:
         return self._info
 
     def forward(self, data: Sequence[Datum], loss: Loss, *, entropy: bool = False) -> PendingResult[ForwardOutput]:
-        """Log-probs and the loss's metrics. Raises `SettingError` for data that the model cannot take."""
+        """Log-probs and the loss's metrics, with the exact entropy where `entropy` asks for it. Raises `SettingError` for data
+        that the model or the loss cannot take."""
         self._check_data(data, loss)
         return self._submit("forward", lambda: self._trainer.forward(data, loss, entropy=entropy))
 
