@@ -1,8 +1,22 @@
 """The training backend: primitives, losses, samplers. Loading this loads no torch; opening `Local()` does."""
 
 from sparring.backend.choice import BackendChoice, Local, ScriptedModels
-from sparring.backend.datum import Datum, token_mean
-from sparring.backend.losses import PPO, CrossEntropy, ImportanceSampling, Loss
+from sparring.backend.datum import Datum, SoftTargets, token_mean
+from sparring.backend.losses import (
+    CISPO,
+    DPPO,
+    DRO,
+    GSPO,
+    PPO,
+    ClippedValue,
+    CrossEntropy,
+    Custom,
+    DecoupledPPO,
+    ImportanceSampling,
+    Loss,
+    Truncated,
+    TruncatedImportanceSampling,
+)
 from sparring.backend.renderer import Renderer
 from sparring.backend.sampling import SampledSequence, SamplingClient, SamplingParams
 from sparring.backend.scripted import ScriptedBackend
@@ -18,13 +32,20 @@ from sparring.backend.training import (
 )
 
 __all__ = [
+    "CISPO",
+    "DPPO",
+    "DRO",
+    "GSPO",
     "PPO",
     "Adam",
     "Backend",
     "BackendChoice",
     "Capabilities",
+    "ClippedValue",
     "CrossEntropy",
+    "Custom",
     "Datum",
+    "DecoupledPPO",
     "ForwardOutput",
     "ImportanceSampling",
     "Local",
@@ -38,6 +59,9 @@ __all__ = [
     "SamplingParams",
     "ScriptedBackend",
     "ScriptedModels",
+    "SoftTargets",
     "TrainingClient",
+    "Truncated",
+    "TruncatedImportanceSampling",
     "token_mean",
 ]

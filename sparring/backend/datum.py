@@ -11,6 +11,28 @@ from sparring.arrays import F32, I32, Bools
 from sparring.backend.sampling import SampledSequence
 from sparring.errors import SettingError
 
+PER_TOKEN = ("logprobs", "advantages", "weights", "proximal_logprobs", "clip_low", "clip_high")
+BOUNDS = {"clip_low": (0.0, 1.0), "clip_high": (1.0, np.inf)}
+OPTIONAL = ("proximal_logprobs", "clip_low", "clip_high", "soft_targets")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SoftTargets:
+    """K weighted targets for each of T tokens, as for distillation: a teacher's top K ids and probabilities.
+
+    tokens   i32[T, K]
+    weights  f32[T, K]  finite; 0 where a token has fewer than K targets
+    """
+
+    tokens: I32
+    weights: F32
+
+    def __post_init__(self) -> None:
+        if self.tokens.ndim != 2 or self.tokens.shape[1] == 0 or self.tokens.shape != self.weights.shape:
+            raise SettingError(
+                f"soft targets of shapes {self.tokens.shape} and {self.weights.shape}: both must be [T, K], with K at least 1"
+            )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Datum:
@@ -22,6 +44,12 @@ class Datum:
     advantages  f32[T]   (0 elsewhere)
     weights     f32[T]   for cross-entropy (0 elsewhere)
     temperature          at which the scored tokens were sampled; the trainer scores them at the same
+
+    Some losses read more; a loss refuses data with a field that it does not read (see `losses`):
+
+    proximal_logprobs    f32[T]  log-prob of each scored token under the weights that the step began with
+    clip_low, clip_high  f32[T]  bounds of the ratio for each scored token, 0 <= low <= 1 <= high
+    soft_targets         in place of tokens and weights, for cross-entropy
     """
 
     tokens: I32
@@ -30,24 +58,52 @@ class Datum:
     advantages: F32
     weights: F32
     temperature: float = 1.0
+    proximal_logprobs: F32 | None = None
+    clip_low: F32 | None = None
+    clip_high: F32 | None = None
+    soft_targets: SoftTargets | None = None
 
     def __post_init__(self) -> None:
         length = len(self.tokens)
         if length < 2:
             raise SettingError(f"a datum of {length} tokens: at least 2 are needed, one to predict and one before it")
-        for name in ("mask", "logprobs", "advantages", "weights"):
+        given = [name for name in PER_TOKEN if getattr(self, name) is not None]
+        for name in ("mask", *given):
             shape = getattr(self, name).shape
             if shape != (length,):
                 raise SettingError(f"{name} has shape {shape}, tokens have {(length,)}: they must be equal")
         if self.mask[0]:
             raise SettingError("mask[0] is True: the first token has nothing before it to be predicted from")
-        for name in ("logprobs", "advantages", "weights"):
-            values = getattr(self, name)[self.mask]
-            if not np.isfinite(values).all():
-                bad = values[~np.isfinite(values)][0]
-                raise SettingError(f"{name} holds {bad!r} at a scored token: must be finite")
+        for name in given:
+            if name not in BOUNDS:
+                self._check_finite(name, getattr(self, name))
+        self._check_bounds()
+        if self.soft_targets is not None:
+            if len(self.soft_targets.tokens) != length:
+                raise SettingError(
+                    f"soft_targets for {len(self.soft_targets.tokens)} tokens, there are {length}: they must be equal"
+                )
+            self._check_finite("soft_targets", self.soft_targets.weights)
         if not self.temperature > 0:
             raise SettingError(f"temperature={self.temperature!r}: a trained token must have been sampled above 0")
+
+    def _check_finite(self, name: str, values: F32) -> None:
+        scored = values[self.mask]
+        if not np.isfinite(scored).all():
+            bad = scored[~np.isfinite(scored)][0]
+            raise SettingError(f"{name} holds {bad!r} at a scored token: must be finite")
+
+    def _check_bounds(self) -> None:
+        for name, (least, most) in BOUNDS.items():
+            bounds: F32 | None = getattr(self, name)
+            if bounds is None:
+                continue
+            scored = bounds[self.mask]
+            good = (scored >= least) & (scored <= most)
+            if not good.all():
+                raise SettingError(
+                    f"{name} holds {scored[~good][0]!r} at a scored token: 0 <= clip_low <= 1 <= clip_high"
+                )
 
     @staticmethod
     def completion(
@@ -71,7 +127,13 @@ class Datum:
     def scaled(self, factor: float) -> Datum:
         """The same example with every term of its loss multiplied by `factor`."""
         scale = np.float32(factor)
-        return replace(self, advantages=self.advantages * scale, weights=self.weights * scale)
+        soft = self.soft_targets
+        return replace(
+            self,
+            advantages=self.advantages * scale,
+            weights=self.weights * scale,
+            soft_targets=None if soft is None else replace(soft, weights=soft.weights * scale),
+        )
 
 
 def token_mean(data: Sequence[Datum]) -> list[Datum]:

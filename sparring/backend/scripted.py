@@ -8,19 +8,21 @@ prompt and seed.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 from random import Random
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import anyio
 import numpy as np
+from numpy.typing import NDArray
 
 from sparring.arrays import F32, I32
 from sparring.backend.bytes_renderer import END, VOCABULARY, ByteRenderer
+from sparring.backend.check_data import check_data
 from sparring.backend.datum import Datum
-from sparring.backend.losses import PPO, CrossEntropy, ImportanceSampling, Loss
+from sparring.backend.losses import LOSSES, Loss
 from sparring.backend.pending import PendingResult
 from sparring.backend.renderer import Renderer
 from sparring.backend.sampling import SampledSequence, SamplingClient, SamplingParams
@@ -56,9 +58,7 @@ class ScriptedBackend:
         return ScriptedModel(model, seed, self._reply)
 
     def capabilities(self) -> Capabilities:
-        return Capabilities(
-            losses=frozenset({CrossEntropy, ImportanceSampling, PPO}), deterministic=True, logprobs=False
-        )
+        return Capabilities(losses=frozenset(LOSSES), deterministic=True, logprobs=False)
 
 
 class ScriptedModel:
@@ -86,18 +86,21 @@ class ScriptedModel:
             fingerprint=sha256(self._model.encode()).hexdigest(),
         )
 
-    def forward(self, data: Sequence[Datum], loss: Loss) -> PendingResult[ForwardOutput]:
-        if not data:
-            raise SettingError("forward of an empty batch: give at least one datum")
+    def forward(self, data: Sequence[Datum], loss: Loss, *, entropy: bool = False) -> PendingResult[ForwardOutput]:
+        if entropy:
+            raise UnsupportedError("entropy=True: the scripted backend has no distribution")
+        check_data(data, loss)
         tokens = sum(int(datum.mask.sum()) for datum in data)
         metrics = {"loss": 0.0, "tokens": float(tokens)}
         return _done("forward", ForwardOutput(logprobs=tuple(datum.logprobs for datum in data), metrics=metrics))
 
-    def forward_backward(self, data: Sequence[Datum], loss: Loss) -> PendingResult[ForwardOutput]:
-        output = self.forward(data, loss)
+    def forward_backward(
+        self, data: Sequence[Datum], loss: Loss, *, entropy: bool = False
+    ) -> PendingResult[ForwardOutput]:
+        output = self.forward(data, loss, entropy=entropy)
         for datum in data:
             digest = sha256(self._gradient + repr(loss).encode() + repr(datum.temperature).encode())
-            for array in (datum.tokens, datum.mask, datum.logprobs, datum.advantages):
+            for array in (datum.tokens, datum.mask, datum.logprobs, datum.advantages, *_optional(datum)):
                 digest.update(array.tobytes())
             self._gradient = digest.digest()
         return output
@@ -186,6 +189,22 @@ class ScriptedSampler:
             stop="stop" if len(tokens) == len(whole) else "length",
             versions=((self.version, len(tokens)),),
         )
+
+
+def _optional(datum: Datum) -> Iterator[NDArray[Any]]:
+    """The optional arrays that are there, each after its name."""
+    soft = datum.soft_targets
+    fields = {
+        "proximal_logprobs": datum.proximal_logprobs,
+        "clip_low": datum.clip_low,
+        "clip_high": datum.clip_high,
+        "soft tokens": None if soft is None else soft.tokens,
+        "soft weights": None if soft is None else soft.weights,
+    }
+    for name, array in fields.items():
+        if array is not None:
+            yield np.frombuffer(name.encode(), np.uint8)
+            yield array
 
 
 def _up_to_stop(text: str, stop: Sequence[str]) -> str | None:

@@ -1,6 +1,13 @@
 """Metrics of several calls of a `TrainingClient`, added up and turned into rates."""
 
 from collections.abc import Iterable, Mapping
+from itertools import accumulate
+from math import exp
+
+BIN = "log_ratio_bin/"
+NARROWEST, BINS_PER_DECADE, LAST_BIN = 1e-5, 16, 104
+"""Log-ratios are counted in bins of equal width on a logarithmic scale, the same in every call, so that counts add up. Bin 0
+holds |log r| <= 1e-5, bin K the log-ratios up to 1e-5 * 10^(K / 16), bin -K their negatives; the last ones all beyond 31.6."""
 
 
 def add_up(calls: Iterable[Mapping[str, float]]) -> dict[str, float]:
@@ -16,10 +23,14 @@ def rates(totals: Mapping[str, float]) -> dict[str, float]:
     """What a person reads, from totals over `tokens` scored tokens; only those whose sums are there.
 
     entropy        nats per token, estimated from the sampled tokens
+    entropy_exact  nats per token, of the distributions themselves; where it was asked for
     ratio_mean     1 when trainer and sampler agree
+    ratio_p01, ratio_p50, ratio_p99   quantiles of the ratio; |log r| is right to about 8 %
     ess            effective sample size as a share of the tokens, (sum r)^2 / (N sum r^2), in (0, 1]
-    kl_k1, kl      estimates of KL(sampler || trainer) in nats per token; `kl` is k3, which is never negative
-    clip_fraction  share of the tokens that clipping left without a gradient
+    kl_k1, kl_k2, kl   estimates of KL(sampler || trainer) in nats per token; `kl` is k3, which is never negative
+    clip_fraction  share of the tokens that the loss clipped (PPO, GSPO, DPPO: left without a gradient), and
+    clip_fraction_low, clip_fraction_high   by side
+    truncated_fraction   share of the tokens whose importance weight met its cap
     """
     tokens = totals.get("tokens", 0.0)
     if tokens == 0:
@@ -28,10 +39,28 @@ def rates(totals: Mapping[str, float]) -> dict[str, float]:
         "entropy": "nll_sum",
         "ratio_mean": "ratio_sum",
         "kl_k1": "kl_k1_sum",
+        "kl_k2": "kl_k2_sum",
         "kl": "kl_k3_sum",
         "clip_fraction": "clipped",
+        "clip_fraction_low": "clipped_low",
+        "clip_fraction_high": "clipped_high",
+        "truncated_fraction": "truncated",
     }
     found = {name: totals[source] / tokens for name, source in names.items() if source in totals}
     if totals.get("ratio_squared_sum", 0.0) > 0:
         found["ess"] = totals["ratio_sum"] ** 2 / (tokens * totals["ratio_squared_sum"])
+    if totals.get("entropy_tokens", 0.0) > 0:
+        found["entropy_exact"] = totals["entropy_sum"] / totals["entropy_tokens"]
+    counts = {int(name.removeprefix(BIN)): count for name, count in totals.items() if name.startswith(BIN)}
+    if counts:
+        found |= {f"ratio_p{share:02d}": exp(_quantile(counts, share / 100)) for share in (1, 50, 99)}
     return found
+
+
+def _quantile(counts: Mapping[int, float], share: float) -> float:
+    """The log-ratio that `share` of the tokens do not exceed, as the middle of its bin."""
+    wanted, order = share * sum(counts.values()), sorted(counts)
+    upto = accumulate(counts[number] for number in order)
+    number = next(number for number, seen in zip(order, upto, strict=True) if seen >= wanted)
+    size = NARROWEST * 10 ** ((abs(number) - 0.5) / BINS_PER_DECADE)
+    return 0.0 if number == 0 else size if number > 0 else -size

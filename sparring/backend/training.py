@@ -98,11 +98,12 @@ class TrainingClient(Protocol):
     def renderer(self) -> Renderer: ...
     @property
     def info(self) -> ModelInfo: ...
-    def forward(self, data: Sequence[Datum], loss: Loss) -> Pending[ForwardOutput]:
-        """Log-probs and the loss's metrics, without gradients."""
+    def forward(self, data: Sequence[Datum], loss: Loss, *, entropy: bool = False) -> Pending[ForwardOutput]:
+        """Log-probs and the loss's metrics, without gradients. `entropy` asks for the exact entropy of the distributions that
+        tokens are scored with; refused with `UnsupportedError` where a backend cannot tell it."""
         ...
 
-    def forward_backward(self, data: Sequence[Datum], loss: Loss) -> Pending[ForwardOutput]:
+    def forward_backward(self, data: Sequence[Datum], loss: Loss, *, entropy: bool = False) -> Pending[ForwardOutput]:
         """The same, and adds the gradient of the summed loss to the buffer. Metrics include `loss`."""
         ...
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from sparring.backend.losses import PPO, CrossEntropy, Loss
+from sparring.backend.losses import PPO, CrossEntropy, Loss, required_fields
 from sparring.errors import SettingError
 from sparring.learner.advantages import Advantages, GroupMean, RoleBaseline
 
@@ -36,6 +36,11 @@ class Algorithm:
             raise SettingError(
                 f"{self.name}(loss={self.loss!r}): must be a loss that uses advantages, "
                 f"as in PPO() or ImportanceSampling()"
+            )
+        if missing := required_fields(self.loss):
+            raise SettingError(
+                f"{self.name}(loss={self.loss!r}): reads {', '.join(missing)}, which a run does not compute; "
+                f"TruncatedImportanceSampling() corrects for the sampler without"
             )
         if not isinstance(self.compare, Mapping):
             raise SettingError(

@@ -10,8 +10,9 @@ import torch
 from sparring.backend.datum import Datum
 from sparring.backend.local.model import TorchModel
 from sparring.backend.local.trainer import Trainer
-from sparring.backend.losses import PPO, CrossEntropy, ImportanceSampling, Loss
+from sparring.backend.losses import Loss
 from sparring.backend.training import Lora
+from tests.backend.reference import reference
 
 LORA = Lora(rank=4, alpha=8.0)
 
@@ -88,21 +89,15 @@ def plain_loss(model: TorchModel, data: Sequence[Datum], loss: Loss) -> tuple[to
         embedded = base.model.get_input_embeddings()(ids).requires_grad_(True)
         with base.call.rows([(adapter.weights, 1)]):
             hidden = base.body(inputs_embeds=embedded, use_cache=False).last_hidden_state
-            scores = torch.log_softmax(hidden[0, :-1] @ base.head.T / datum.temperature, dim=-1)
-            lp = scores.gather(1, ids[0, 1:, None])[:, 0]
-            q, advantages, weights, mask = (
-                torch.from_numpy(v)[1:] for v in (datum.logprobs, datum.advantages, datum.weights, datum.mask)
-            )
-            ratio = torch.exp(lp - q)
-            match loss:
-                case CrossEntropy():
-                    terms = -weights * lp
-                case ImportanceSampling():
-                    terms = -ratio * advantages
-                case PPO(clip_low_threshold=low, clip_high_threshold=high):
-                    terms = -torch.minimum(ratio * advantages, ratio.clamp(low, high) * advantages)
-            terms[mask].sum().backward()
-        logprobs.append(np.concatenate([[0], np.where(datum.mask[1:], lp.detach().numpy(), 0)]).astype(np.float32))
+            scores = torch.log_softmax((hidden[0, :-1] @ base.head.T).double() / datum.temperature, dim=-1)
+            scores = torch.cat([torch.zeros_like(scores[:1]), scores])  # the row of each token's own distribution
+            lp, soft = scores.gather(1, ids[0, :, None])[:, 0], None
+            if datum.soft_targets is not None:
+                soft = scores.gather(1, torch.from_numpy(datum.soft_targets.tokens).long())
+            value = reference(loss, datum, lp, soft)
+            if value.requires_grad:  # not where every token is clipped
+                value.backward()
+        logprobs.append(np.where(datum.mask, lp.detach().numpy(), 0).astype(np.float32))
     grad = adapter.grad.clone()
     adapter.grad.zero_()
     return grad, logprobs

@@ -9,11 +9,10 @@ import pytest
 import torch
 
 from sparring.backend.datum import Datum
-from sparring.backend.local.head import HeadOutput
 from sparring.backend.local.model import TorchModel
 from sparring.backend.local.packing import MicroBatch
 from sparring.backend.local.trainer import Trainer
-from sparring.backend.losses import PPO, CrossEntropy, ImportanceSampling, Loss
+from sparring.backend.losses import PPO, CrossEntropy, ImportanceSampling
 from sparring.backend.training import Adam
 from sparring.errors import BackendError, NonFinite, SettingError, UnsupportedError
 from tests.backend.batches import diverged, groups, trainer
@@ -56,7 +55,7 @@ async def test_an_unknown_loss_is_refused(model: TorchModel) -> None:
 async def test_a_failure_while_computing_breaks_the_buffer_until_it_is_discarded(
     model: TorchModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: Trainer, batch: MicroBatch, loss: Loss, *, train: bool) -> HeadOutput:
+    def fail(self: Trainer, call: object, batch: MicroBatch, slopes_of: object, *, train: bool) -> None:
         raise ZeroDivisionError("planted")
 
     before = await model.digest()

@@ -4,7 +4,24 @@ from typing import Any
 
 import pytest
 
-from sparring import PPO, Algorithm, Comparable, CrossEntropy, F, ImportanceSampling, advantages, grpo, rae
+from sparring import (
+    CISPO,
+    DPPO,
+    DRO,
+    GSPO,
+    PPO,
+    Algorithm,
+    Comparable,
+    CrossEntropy,
+    DecoupledPPO,
+    F,
+    ImportanceSampling,
+    Truncated,
+    TruncatedImportanceSampling,
+    advantages,
+    grpo,
+    rae,
+)
 from sparring.errors import SettingError
 from sparring.learner import GroupMean, RoleBaseline
 
@@ -55,6 +72,17 @@ def test_a_loss_without_advantages_is_refused(loss: Any) -> None:
     for preset in (grpo, rae):
         with pytest.raises(SettingError, match=r"loss=.*must be a loss that uses advantages"):
             preset(loss=loss)
+
+
+@pytest.mark.parametrize("loss", [DecoupledPPO(), Truncated(loss=PPO())])
+def test_a_loss_that_reads_what_a_run_does_not_compute_is_refused(loss: Any) -> None:
+    with pytest.raises(SettingError, match=r"reads proximal_logprobs, which a run does not compute; Truncated"):
+        grpo(loss=loss)
+
+
+@pytest.mark.parametrize("loss", [GSPO(), CISPO(), TruncatedImportanceSampling(level="sequence"), DPPO(), DRO()])
+def test_losses_that_need_no_more_than_the_sampler_are_taken(loss: Any) -> None:
+    assert grpo(loss=loss).loss is rae(loss=loss).loss is loss
 
 
 def test_two_ways_to_say_the_advantages_are_one_too_many() -> None:

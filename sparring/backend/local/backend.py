@@ -13,10 +13,11 @@ from sparring.backend.chat import ChatRenderer
 from sparring.backend.local.base import BaseModel, load_base
 from sparring.backend.local.dtype import Dtype, choose_dtype
 from sparring.backend.local.lora import Adapter
-from sparring.backend.local.model import LOSSES, TorchModel
+from sparring.backend.local.model import TorchModel
 from sparring.backend.local.sampler import TorchSampler
 from sparring.backend.local.thread import EngineThread
 from sparring.backend.local.trainer import Trainer
+from sparring.backend.losses import LOSSES
 from sparring.backend.models import default_cache, resolve_model
 from sparring.backend.training import Capabilities, Lora, ModelInfo
 from sparring.errors import SettingError, UnsupportedError

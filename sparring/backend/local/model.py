@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
 import anyio
-import numpy as np
 
+from sparring.arrays import I32
+from sparring.backend.check_data import check_data
 from sparring.backend.datum import Datum
 from sparring.backend.local.checkpoint import State, read_state, write_state
 from sparring.backend.local.lora import AdapterWeights
 from sparring.backend.local.thread import EngineThread
 from sparring.backend.local.trainer import Trainer
 from sparring.backend.local.versions import Versions
-from sparring.backend.losses import PPO, CrossEntropy, ImportanceSampling, Loss
+from sparring.backend.losses import Loss
 from sparring.backend.pending import PendingResult, Unawaited
 from sparring.backend.renderer import Renderer
 from sparring.backend.sampling import SamplingClient
@@ -26,7 +27,6 @@ from sparring.backend.training import Adam, ForwardOutput, ModelInfo, OptimOutpu
 from sparring.errors import SettingError, UnsupportedError
 
 T = TypeVar("T")
-LOSSES: tuple[type, ...] = (CrossEntropy, ImportanceSampling, PPO)
 
 
 class OpenSampler(Protocol):
@@ -38,7 +38,7 @@ class OpenSampler(Protocol):
 class TorchModel:
     """A `TrainingClient`: one adapter on a base that it may share with other models of the same backend.
 
-    Metrics of `forward` and `forward_backward` are sums, listed in `objectives`; `sparring.backend.totals` adds calls up.
+    Metrics of `forward` and `forward_backward` are sums, listed in `measures`; `sparring.backend.totals` adds calls up.
     """
 
     def __init__(
@@ -68,15 +68,18 @@ class TorchModel:
         """What the model is, for `run.json`."""
         return self._info
 
-    def forward(self, data: Sequence[Datum], loss: Loss) -> PendingResult[ForwardOutput]:
-        """Log-probs and the loss's metrics. Raises `SettingError` for data that the model cannot take."""
+    def forward(self, data: Sequence[Datum], loss: Loss, *, entropy: bool = False) -> PendingResult[ForwardOutput]:
+        """Log-probs and the loss's metrics, with the exact entropy where `entropy` asks for it. Raises `SettingError` for data
+        that the model or the loss cannot take."""
         self._check_data(data, loss)
-        return self._submit("forward", lambda: self._trainer.forward(data, loss))
+        return self._submit("forward", lambda: self._trainer.forward(data, loss, entropy=entropy))
 
-    def forward_backward(self, data: Sequence[Datum], loss: Loss) -> PendingResult[ForwardOutput]:
+    def forward_backward(
+        self, data: Sequence[Datum], loss: Loss, *, entropy: bool = False
+    ) -> PendingResult[ForwardOutput]:
         """The same, and adds the gradient of the summed loss to the buffer."""
         self._check_data(data, loss)
-        return self._submit("forward_backward", lambda: self._trainer.forward_backward(data, loss))
+        return self._submit("forward_backward", lambda: self._trainer.forward_backward(data, loss, entropy=entropy))
 
     def optim_step(self, adam: Adam) -> PendingResult[OptimOutput]:
         """Apply the buffered gradient and empty the buffer. A non-finite gradient raises `NonFinite` and changes nothing."""
@@ -157,18 +160,19 @@ class TorchModel:
         return given if given.is_absolute() else self._states / given
 
     def _check_data(self, data: Sequence[Datum], loss: Loss) -> None:
-        if not isinstance(loss, LOSSES):
-            names = ", ".join(kind.__name__ for kind in LOSSES)
-            raise UnsupportedError(f"loss {loss!r}: this backend computes {names}")
-        if len(data) == 0:
-            raise SettingError("a call without data: there is nothing to compute")
+        check_data(data, loss)
         base = self._trainer.base
         for index, datum in enumerate(data):
             if len(datum.tokens) > base.context_length:
                 raise SettingError(
                     f"datum {index} has {len(datum.tokens)} tokens; the model's context holds {base.context_length}"
                 )
-            bad = (datum.tokens < 0) | (datum.tokens >= base.vocabulary)
-            if bad.any():
-                token = int(datum.tokens[int(np.argmax(bad))])
-                raise SettingError(f"datum {index} holds token {token!r}; this model's are 0 to {base.vocabulary - 1}")
+            self._check_ids(datum.tokens, f"datum {index} holds token")
+            if datum.soft_targets is not None:
+                self._check_ids(datum.soft_targets.tokens[datum.mask], f"datum {index} has soft target")
+
+    def _check_ids(self, tokens: I32, where: str) -> None:
+        most = self._trainer.base.vocabulary - 1
+        bad = tokens[(tokens < 0) | (tokens > most)]
+        if len(bad):
+            raise SettingError(f"{where} {int(bad[0])!r}; this model's are 0 to {most}")

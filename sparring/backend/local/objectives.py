@@ -1,107 +1,244 @@
 """What the losses of `sparring.backend.losses` compute, as pure functions of the log-probs of `N` scored tokens.
 
-Each term belongs to one token, so that a sum may be split over micro-batches and calls at any place. Letters as there:
-`lp` the trainer's log-prob, `q` the sampler's, `A` the advantage, `r = exp(lp - q)`. Every metric is a sum or a count over the
-scored tokens of the call, so that calls are added up by adding; `sparring.backend.totals` turns totals into rates.
-
-tokens               N
-loss                 the loss itself
-nll_sum              sum of -lp: a one-sample estimate of the entropy (of the cross-entropy, for data not sampled here)
-ratio_sum            sum of r, and
-ratio_squared_sum    sum of r^2: the effective sample size is ratio_sum^2 / ratio_squared_sum
-kl_k1_sum            sum of q - lp, and
-kl_k3_sum            sum of (r - 1) - log r: two estimates of KL(sampler || trainer) (http://joschu.net/blog/kl-approx.html)
-clipped              how many tokens have no gradient because their ratio is clipped (PPO)
+Letters as there: `lp` the trainer's log-prob, `q` the sampler's, `A` the advantage, `r = exp(lp - q)`. Every loss is a sum in
+which no two data meet, so that it may be split over micro-batches and calls between any two data. Most are sums of terms of
+one token each; GSPO and truncation by sequence need all of a datum's tokens. `measures` makes metrics of what is found here.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sparring.backend.datum import Datum
-from sparring.backend.losses import PPO, CrossEntropy, ImportanceSampling, Loss
+from sparring.backend.losses import (
+    CISPO,
+    DPPO,
+    DRO,
+    GSPO,
+    PPO,
+    CrossEntropy,
+    Custom,
+    DecoupledPPO,
+    ImportanceSampling,
+    Level,
+    Loss,
+    PolicyLoss,
+    Truncated,
+    TruncatedImportanceSampling,
+)
 
 Tokens = Float[Tensor, " N"]
+Flags = Bool[Tensor, " N"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scored:
-    """What a loss needs of N scored tokens besides the trainer's log-probs: f32[N] each."""
+    """What a loss needs of N scored tokens besides the trainer's log-probs.
+
+    q, advantages, weights  f32[N]
+    low, high               f32[N]  bounds of the ratio
+    sequence                i64[N]  which datum each token belongs to, numbered from 0
+    proximal                f32[N]  log-probs under the weights that the step began with; None where the loss reads none
+    """
 
     q: Tokens
     advantages: Tokens
     weights: Tokens
+    low: Tokens
+    high: Tokens
+    sequence: Int[Tensor, " N"]
+    proximal: Tokens | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    """A loss, summed over tokens (a scalar that gradients flow through), and the sums of this module's docstring."""
+    """A loss, summed over tokens (a scalar that gradients flow through), and which tokens it treated apart.
+
+    low, high   ratio replaced by its lower, upper bound (PPO, GSPO: no gradient; CISPO: a bounded one), or masked (DPPO)
+    truncated   importance weight met the cap
+    None where the loss has no such thing.
+    """
 
     loss: Float[Tensor, ""]
-    metrics: dict[str, Float[Tensor, ""]]
+    low: Flags | None = None
+    high: Flags | None = None
+    truncated: Flags | None = None
 
 
 def objective(loss: Loss, lp: Tokens, scored: Scored) -> Objective:
-    """The objective that a loss record names."""
+    """The objective that a loss record names; for `CrossEntropy`, `lp` may be any weighted sum of log-probs per token."""
     match loss:
         case CrossEntropy():
             return cross_entropy(lp, scored.weights)
+        case DRO(beta=beta):
+            return dro(lp, scored, beta=beta)
+        case TruncatedImportanceSampling(cap=cap, level=level):
+            return truncated_importance_sampling(lp, scored, cap=cap, level=level)
+        case Truncated() | DecoupledPPO():
+            return around_proximal(lp, scored, loss)
+        case Custom():
+            raise AssertionError("a custom loss is a function of the whole call's log-probs: see `custom`")
+        case _:
+            return policy_objective(loss, lp, scored)
+
+
+def policy_objective(loss: PolicyLoss, lp: Tokens, scored: Scored) -> Objective:
+    """The same, of a loss whose terms are proportional to A."""
+    q, advantages = scored.q, scored.advantages
+    match loss:
         case ImportanceSampling():
-            return importance_sampling(lp, scored.q, scored.advantages)
-        case PPO(clip_low_threshold=low, clip_high_threshold=high):
-            return ppo(lp, scored.q, scored.advantages, low=low, high=high)
+            return importance_sampling(lp, q, advantages)
+        case PPO():
+            return ppo(lp, q, advantages, scored.low, scored.high)
+        case CISPO():
+            return cispo(lp, q, advantages, scored.low, scored.high)
+        case GSPO():
+            return gspo(lp, scored)
+        case DPPO(divergence=kind, threshold=threshold):
+            return dppo(lp, q, advantages, divergence=kind, threshold=threshold)
 
 
 def moves(loss: Loss, datum: Datum) -> bool:
-    """Whether a datum can have a gradient: every loss here is proportional to its weights or its advantages."""
-    slopes = datum.weights if isinstance(loss, CrossEntropy) else datum.advantages
-    return bool(np.any(slopes[datum.mask]))
+    """Whether a datum can have a gradient; one without is scored with less work.
+
+    The losses are proportional to weights (cross-entropy) or advantages; DRO pulls towards the sampler whatever the
+    advantage; of a custom loss, only its own slopes tell.
+    """
+    mask, soft = datum.mask, datum.soft_targets
+    match loss:
+        case CrossEntropy():
+            return bool(np.any((datum.weights if soft is None else soft.weights)[mask]))
+        case DRO():
+            return bool(np.any(datum.weights[mask]) or np.any(datum.advantages[mask]))
+        case Custom():
+            return True
+        case _:
+            return bool(np.any(datum.advantages[mask]))
 
 
 def cross_entropy(lp: Tokens, weights: Tokens) -> Objective:
     """-sum w * lp."""
     _assert_rank(lp, weights)
-    loss = -(weights * lp).sum()
-    return Objective(loss=loss, metrics={"loss": loss.detach(), **_counts(lp)})
+    return Objective(loss=-(weights * lp).sum())
 
 
 def importance_sampling(lp: Tokens, q: Tokens, advantages: Tokens) -> Objective:
     """-sum r * A: its gradient is that of the policy that sampled, corrected by the ratio; nothing is clipped."""
     _assert_rank(lp, q, advantages)
-    ratio = torch.exp(lp - q)
-    loss = -(ratio * advantages).sum()
-    return Objective(loss=loss, metrics={"loss": loss.detach(), **_counts(lp), **_distances(lp, q)})
+    return Objective(loss=-(torch.exp(lp - q) * advantages).sum())
 
 
-def ppo(lp: Tokens, q: Tokens, advantages: Tokens, *, low: float, high: float) -> Objective:
+def ppo(lp: Tokens, q: Tokens, advantages: Tokens, low: Tokens, high: Tokens) -> Objective:
     """-sum min(r * A, clip(r, low, high) * A) (arXiv 1707.06347, eq. 7, with bounds on the ratio itself)."""
-    _assert_rank(lp, q, advantages)
-    ratio = torch.exp(lp - q)
-    free, bounded = ratio * advantages, ratio.clamp(low, high) * advantages
-    loss = -torch.minimum(free, bounded).sum()
-    clipped = (bounded < free).sum().to(lp.dtype)
-    return Objective(loss=loss, metrics={"loss": loss.detach(), **_counts(lp), **_distances(lp, q), "clipped": clipped})
+    _assert_rank(lp, q, advantages, low, high)
+    return _clipped(torch.exp(lp - q), advantages, low, high)
 
 
-def _counts(lp: Tokens) -> dict[str, Tensor]:
+def cispo(lp: Tokens, q: Tokens, advantages: Tokens, low: Tokens, high: Tokens) -> Objective:
+    """-sum sg(clip(r, low, high)) * lp * A (arXiv 2506.13585)."""
+    _assert_rank(lp, q, advantages, low, high)
+    ratio = torch.exp(lp.detach() - q)
+    weight = torch.clamp(ratio, low, high)
+    return Objective(loss=-(weight * lp * advantages).sum(), low=ratio < low, high=ratio > high)
+
+
+def dro(lp: Tokens, scored: Scored, *, beta: float) -> Objective:
+    """-sum [lp * A - beta / 2 * w * (lp - q)^2] (arXiv 2405.19107)."""
+    _assert_rank(lp, scored.q, scored.advantages, scored.weights)
+    pull = beta / 2 * scored.weights * (lp - scored.q).square()
+    return Objective(loss=-(lp * scored.advantages - pull).sum())
+
+
+def gspo(lp: Tokens, scored: Scored) -> Objective:
+    """-sum min(s * A, clip(s, low, high) * A), s = exp(mean of lp - q over the sequence) (arXiv 2507.18071, GSPO-token)."""
+    _assert_rank(lp, scored.q, scored.advantages, scored.low, scored.high)
     fixed = lp.detach()
-    return {"tokens": torch.tensor(float(fixed.numel()), dtype=torch.float64), "nll_sum": -fixed.sum()}
+    mean = _over_sequences(fixed - scored.q, scored.sequence, mean=True)
+    return _clipped(torch.exp(mean + lp - fixed), scored.advantages, scored.low, scored.high)
 
 
-def _distances(lp: Tokens, q: Tokens) -> dict[str, Tensor]:
-    difference = lp.detach() - q
-    ratio = torch.exp(difference)
-    return {
-        "ratio_sum": ratio.sum(),
-        "ratio_squared_sum": ratio.square().sum(),
-        "kl_k1_sum": -difference.sum(),
-        "kl_k3_sum": (torch.expm1(difference) - difference).sum(),
-    }
+def dppo(lp: Tokens, q: Tokens, advantages: Tokens, *, divergence: str, threshold: float) -> Objective:
+    """-sum m * r * A, with m = 0 for tokens that are far from the sampler and move further (arXiv 2602.04879, eq. 11, 12)."""
+    _assert_rank(lp, q, advantages)
+    fixed = lp.detach()
+    far = binary_divergence(q, fixed, divergence) > threshold
+    low, high = far & (advantages < 0) & (fixed < q), far & (advantages > 0) & (fixed > q)
+    terms = torch.exp(lp - q) * advantages
+    return Objective(loss=-torch.where(low | high, 0.0, terms).sum(), low=low, high=high)
+
+
+def binary_divergence(q: Tokens, lp: Tokens, kind: str) -> Tokens:
+    """Between "this token or another" under the sampler and under the trainer: total variation ("tv") or KL(q || lp) ("kl")."""
+    _assert_rank(q, lp)
+    if kind == "tv":
+        return (torch.exp(q) - torch.exp(lp)).abs()
+    tiny = torch.finfo(lp.dtype).tiny
+    other_q, other_lp = (-torch.expm1(v) for v in (q, lp))  # 1 - e^v, exact also near v = 0
+    others = other_q * (torch.log(other_q.clamp_min(tiny)) - torch.log(other_lp.clamp_min(tiny)))
+    return torch.exp(q) * (q - lp) + others
+
+
+def truncated_importance_sampling(lp: Tokens, scored: Scored, *, cap: float, level: Level) -> Objective:
+    """-sum sg(min(rho, cap)) * lp * A, rho the ratio of the token or of its whole sequence (arXiv 1802.01561)."""
+    _assert_rank(lp, scored.q, scored.advantages)
+    rho = _importance(lp.detach(), scored, level)
+    return Objective(loss=-(rho.clamp(max=cap) * lp * scored.advantages).sum(), truncated=rho > cap)
+
+
+def around_proximal(lp: Tokens, scored: Scored, loss: Truncated | DecoupledPPO) -> Objective:
+    """A policy loss with p for q, and A times sg(min(rho, cap)), rho = exp(p - q) of the token or of its whole sequence."""
+    proximal = scored.proximal
+    assert proximal is not None, "checked before the call was submitted"
+    _assert_rank(lp, scored.q, scored.advantages, proximal)
+    rho = _importance(proximal, scored, loss.level)
+    around = replace(scored, q=proximal, advantages=scored.advantages * rho.clamp(max=loss.cap))
+    if isinstance(loss, Truncated):
+        result = policy_objective(loss.loss, lp, around)
+    else:
+        result = ppo(lp, proximal, around.advantages, scored.low, scored.high)
+    return replace(result, truncated=rho > loss.cap)
+
+
+def clipped_value(value: Tokens, old: Tokens, returns: Tokens, weights: Tokens, *, clip: float) -> Objective:
+    """sum w / 2 * max((v - R)^2, (v_old + clip(v - v_old, -clip, clip) - R)^2) (arXiv 2005.12729, section 3)."""
+    _assert_rank(value, old, returns, weights)
+    bounded = old + (value - old).clamp(-clip, clip)
+    free, held = (value - returns).square(), (bounded - returns).square()
+    moved = value.detach() - old
+    return Objective(
+        loss=(weights / 2 * torch.maximum(free, held)).sum(),
+        low=(held > free) & (moved < -clip),
+        high=(held > free) & (moved > clip),
+    )
+
+
+def _importance(lp: Tokens, scored: Scored, level: Level) -> Tokens:
+    """exp(lp - q) of each token, or its product over each token's sequence."""
+    difference = lp - scored.q
+    return torch.exp(_over_sequences(difference, scored.sequence, mean=False) if level == "sequence" else difference)
+
+
+def _over_sequences(values: Tokens, sequence: Int[Tensor, " N"], *, mean: bool) -> Tokens:
+    """For each token, the sum or mean of its sequence's values."""
+    count = int(sequence.max()) + 1 if len(sequence) else 0
+    totals = values.new_zeros(count).index_add_(0, sequence, values)
+    if mean:
+        totals = totals / torch.bincount(sequence, minlength=count)
+    return totals[sequence]
+
+
+def _clipped(ratio: Tokens, advantages: Tokens, low: Tokens, high: Tokens) -> Objective:
+    """-sum min(ratio * A, clip(ratio, low, high) * A)."""
+    free, bounded = ratio * advantages, torch.clamp(ratio, low, high) * advantages
+    held = bounded < free
+    return Objective(
+        loss=-torch.minimum(free, bounded).sum(), low=held & (ratio.detach() < low), high=held & (ratio.detach() > high)
+    )
 
 
 def _assert_rank(*values: Tensor) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -14,13 +14,34 @@ from torch import Tensor
 from sparring.arrays import F32
 from sparring.backend.datum import Datum
 from sparring.backend.local.base import BaseModel
+from sparring.backend.local.custom import decide, slopes_at
 from sparring.backend.local.head import HeadInput, HeadOutput, score
 from sparring.backend.local.lora import Adapter
-from sparring.backend.local.objectives import Scored, moves
+from sparring.backend.local.measures import measures
+from sparring.backend.local.objectives import moves, objective
 from sparring.backend.local.packing import MicroBatch, plan
-from sparring.backend.losses import Loss
+from sparring.backend.local.scored import scored_tokens, targets_of
+from sparring.backend.losses import Custom, Loss
 from sparring.backend.training import Adam, ForwardOutput, OptimOutput
 from sparring.errors import BackendError, NonFinite, SparringError
+
+SlopesOf = Callable[[MicroBatch, HeadOutput], Tensor]
+"""d loss / d value, f32[N], of a micro-batch that is scored."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """What was asked, and what it has come to so far: log-probs by datum, f32[T_i], and sums of metrics."""
+
+    data: Sequence[Datum]
+    entropy: bool
+    logprobs: list[F32]
+    metrics: dict[str, float] = field(default_factory=dict[str, float])
+
+    def count(self, metrics: Mapping[str, float]) -> None:
+        """Add metrics."""
+        for name, value in metrics.items():
+            self.metrics[name] = self.metrics.get(name, 0.0) + value
 
 
 class Trainer:
@@ -37,15 +58,14 @@ class Trainer:
         self.broken: BaseException | None = None
         self._token_budget, self._between = token_budget, between
 
-    def forward(self, data: Sequence[Datum], loss: Loss) -> ForwardOutput:
+    def forward(self, data: Sequence[Datum], loss: Loss, *, entropy: bool = False) -> ForwardOutput:
         """Log-probs and metrics."""
-        with torch.no_grad():
-            return self._run(data, loss, train=False)
+        return self._run(data, loss, train=False, entropy=entropy)
 
-    def forward_backward(self, data: Sequence[Datum], loss: Loss) -> ForwardOutput:
+    def forward_backward(self, data: Sequence[Datum], loss: Loss, *, entropy: bool = False) -> ForwardOutput:
         """The same, and adds gradients. Any failure marks the buffer broken."""
         try:
-            return self._run(data, loss, train=True)
+            return self._run(data, loss, train=True, entropy=entropy)
         except SparringError as error:
             self.broken = error
             raise
@@ -100,23 +120,40 @@ class Trainer:
         master.mul_(1 - adam.learning_rate * adam.weight_decay)
         master.addcdiv_(self.mean, root, value=-adam.learning_rate / (1 - adam.beta1**self.steps))
 
-    def _run(self, data: Sequence[Datum], loss: Loss, *, train: bool) -> ForwardOutput:
+    def _run(self, data: Sequence[Datum], loss: Loss, *, train: bool, entropy: bool) -> ForwardOutput:
+        call = _Call(data, entropy, [np.zeros(len(datum.tokens), np.float32) for datum in data])
         moving = [train and moves(loss, datum) for datum in data]
         batches = [(batch, True) for batch in self._planned(data, moving, wanted=True)]
         batches += [(batch, False) for batch in self._planned(data, moving, wanted=False)]
-        logprobs: list[F32] = [np.zeros(len(datum.tokens), np.float32) for datum in data]
-        metrics: dict[str, float] = {}
-        for number, (batch, moved) in enumerate(batches):
-            if number > 0:
-                self._between()
-            with torch.set_grad_enabled(moved):
-                output = self._micro_batch(batch, loss, train=moved)
-            values = output.logprobs.cpu().numpy()
-            for place in range(len(values)):
-                logprobs[batch.datum[place]][batch.token[place]] = values[place]
-            for name, value in output.metrics.items():
-                metrics[name] = metrics.get(name, 0.0) + value
-        return ForwardOutput(logprobs=tuple(logprobs), metrics=metrics)
+        if isinstance(loss, Custom):
+            self._run_custom(call, loss, batches)
+        else:
+            self._each(call, batches, lambda batch, output: self._slopes(call, loss, batch, output))
+        return ForwardOutput(logprobs=tuple(call.logprobs), metrics=call.metrics)
+
+    def _run_custom(self, call: _Call, loss: Custom, batches: Sequence[tuple[MicroBatch, bool]]) -> None:
+        """One pass where all data are in one micro-batch; else one for the log-probs and one for the gradient."""
+        slopes: list[F32] = []
+
+        def call_it() -> None:
+            decided = decide(loss, call.data, call.logprobs)
+            call.count(decided.metrics)
+            slopes.extend(decided.slopes)
+
+        def at_once(batch: MicroBatch, output: HeadOutput) -> Tensor:
+            call_it()
+            return slopes_at(slopes, batch).to(output.values.device)
+
+        if len(batches) == 1:
+            self._each(call, batches, at_once)
+            return
+        train = any(moved for _, moved in batches)
+        self._each(call, [(batch, False) for batch, _ in batches], lambda _, output: torch.zeros_like(output.values))
+        call_it()
+        moving = [train and bool(slope.any()) for slope in slopes]
+        again = replace(call, entropy=False, logprobs=[lp.copy() for lp in call.logprobs], metrics={})
+        sloped = [(batch, True) for batch in self._planned(call.data, moving, wanted=True)]
+        self._each(again, sloped, lambda batch, output: slopes_at(slopes, batch).to(output.values.device))
 
     def _planned(self, data: Sequence[Datum], moving: Sequence[bool], *, wanted: bool) -> list[MicroBatch]:
         """Micro-batches of the data that have a gradient, or of the rest, which is scored without the work of one."""
@@ -127,38 +164,63 @@ class Trainer:
         batches = plan(part, token_budget=self._token_budget, share=self.base.shares_prefixes)
         return [replace(batch, datum=chosen[batch.datum]) for batch in batches]
 
-    def _micro_batch(self, batch: MicroBatch, loss: Loss, *, train: bool) -> HeadOutput:
+    def _each(self, call: _Call, batches: Sequence[tuple[MicroBatch, bool]], slopes_of: SlopesOf) -> None:
+        """Score micro-batches, and go backward through those that are marked."""
+        for number, (batch, moved) in enumerate(batches):
+            if number > 0:
+                self._between()
+            with torch.set_grad_enabled(moved):
+                self._micro_batch(call, batch, slopes_of, train=moved)
+
+    def _micro_batch(self, call: _Call, batch: MicroBatch, slopes_of: SlopesOf, *, train: bool) -> None:
         device = self.base.device
         with self.base.call.rows([(self.adapter.weights, len(batch.tokens))]):
             hidden = self.base.hidden_states(batch, train=train)
             states = hidden.flatten(0, 1)[torch.from_numpy(batch.source).to(device)]
+            targets = targets_of(call.data, batch, device)
             given = HeadInput(
                 hidden=states.detach(),
-                targets=torch.from_numpy(batch.targets).to(device),
+                targets=targets.tokens,
+                weights=targets.weights,
                 temperature=torch.from_numpy(batch.temperature).to(device),
-                scored=Scored(
-                    q=torch.from_numpy(batch.q).to(device),
-                    advantages=torch.from_numpy(batch.advantages).to(device),
-                    weights=torch.from_numpy(batch.weights).to(device),
-                ),
             )
-            output = score(self.base.head, given, loss, gradient=train)
-            _assert_finite(output, batch)
-            if output.grad_hidden is not None and len(batch.source):
-                states.backward(output.grad_hidden)
-        return output
+            output = score(self.base.head, given, gradient=train, entropy=call.entropy)
+            _keep(call, batch, output)
+            slopes = slopes_of(batch, output)
+            _assert_finite(slopes, batch, call.logprobs)
+            if output.gradient is not None and len(batch.source):
+                states.backward(output.gradient.mul_(slopes[:, None]))
+
+    def _slopes(self, call: _Call, loss: Loss, batch: MicroBatch, output: HeadOutput) -> Tensor:
+        """By autograd through the loss; counts its metrics."""
+        scored = scored_tokens(call.data, batch, loss, self.base.device)
+        with torch.enable_grad():
+            values = output.values.detach().requires_grad_(True)
+            result = objective(loss, values, scored)
+            (slopes,) = torch.autograd.grad(result.loss, values)
+        call.count(measures(loss, output.logprobs, scored.q, result))
+        return slopes
 
 
-def _assert_finite(output: HeadOutput, batch: MicroBatch) -> None:
-    """Raises `NonFinite` naming the data whose log-probs or gradients cannot be used."""
-    bad = ~torch.isfinite(output.logprobs.cpu()).numpy()
-    if bad.any():
-        data = sorted({int(index) for index in batch.datum[bad]})
+def _keep(call: _Call, batch: MicroBatch, output: HeadOutput) -> None:
+    """Take a micro-batch's log-probs and entropies. Raises `NonFinite` naming the data whose log-probs cannot be used."""
+    values = output.logprobs.cpu().numpy()
+    if not np.isfinite(values).all():
+        data = sorted({int(index) for index in batch.datum[~np.isfinite(values)]})
         raise NonFinite(f"the log-probs of data {data} are not finite: the weights have diverged")
-    bad = ~torch.isfinite(output.slopes.cpu()).numpy()
+    for place in range(len(values)):
+        call.logprobs[batch.datum[place]][batch.token[place]] = values[place]
+    if output.entropy is not None:
+        call.count({"entropy_sum": output.entropy.sum().item(), "entropy_tokens": float(len(values))})
+
+
+def _assert_finite(slopes: Tensor, batch: MicroBatch, logprobs: Sequence[F32]) -> None:
+    """Raises `NonFinite` naming the data whose gradients cannot be used."""
+    bad = ~torch.isfinite(slopes.cpu()).numpy()
     if bad.any():
+        places = zip(batch.datum[bad], batch.token[bad], batch.q[bad], strict=True)
+        furthest = max(float(logprobs[datum][token] - q) for datum, token, q in places)
         data = sorted({int(index) for index in batch.datum[bad]})
-        furthest = (output.logprobs.cpu().numpy() - batch.q)[bad].max()
         raise NonFinite(
             f"the gradient of data {data} is not finite: the trainer finds their tokens up to exp({furthest:.0f}) times "
             "as likely as the sampler did; were these the sampler's log-probs?"

@@ -1,0 +1,137 @@
+"""Metrics of calls: what they measure by hand, that they add up, and what people read of them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparring.backend.local.measures import distances, histogram, measures
+from sparring.backend.local.objectives import Objective
+from sparring.backend.losses import PPO, CrossEntropy
+from sparring.backend.totals import BIN, LAST_BIN, NARROWEST, add_up, rates
+
+
+def test_metrics_by_hand() -> None:
+    lp, q = torch.tensor([-1.0, -2.0]), torch.tensor([-1.0, -1.0])
+    flags = torch.tensor([False, True])
+    result = Objective(loss=torch.tensor(-0.2), low=flags, high=~flags, truncated=flags)
+    ratio = math.exp(-1)
+    assert measures(PPO(), lp, q, result) == pytest.approx(
+        {
+            "loss": -0.2,
+            "tokens": 2,
+            "nll_sum": 3,
+            "ratio_sum": 1 + ratio,
+            "ratio_squared_sum": 1 + ratio**2,
+            "kl_k1_sum": 1,
+            "kl_k2_sum": 0.5,
+            "kl_k3_sum": ratio - 1 + 1,
+            "log_ratio_bin/0": 1,
+            "log_ratio_bin/-80": 1,
+            "clipped": 2,
+            "clipped_low": 1,
+            "clipped_high": 1,
+            "truncated": 1,
+        }
+    )
+
+
+def test_cross_entropy_needs_no_sampler() -> None:
+    found = measures(CrossEntropy(), torch.tensor([-1.0]), torch.zeros(1), Objective(loss=torch.tensor(1.0)))
+    assert found == {"tokens": 1, "loss": 1, "nll_sum": 1}
+
+
+def test_rates_by_hand() -> None:
+    totals = {
+        "tokens": 4.0,
+        "nll_sum": 6.0,
+        "entropy_sum": 3.0,
+        "entropy_tokens": 2.0,
+        "ratio_sum": 2.0,
+        "ratio_squared_sum": 4.0,
+        "kl_k1_sum": 1.0,
+        "kl_k2_sum": 4.0,
+        "kl_k3_sum": 2.0,
+        "clipped": 3.0,
+        "clipped_low": 1.0,
+        "clipped_high": 2.0,
+        "truncated": 4.0,
+    }
+    want = {
+        "entropy": 1.5,
+        "entropy_exact": 1.5,
+        "ratio_mean": 0.5,
+        "ess": 0.25,
+        "kl_k1": 0.25,
+        "kl_k2": 1.0,
+        "kl": 0.5,
+        "clip_fraction": 0.75,
+        "clip_fraction_low": 0.25,
+        "clip_fraction_high": 0.5,
+        "truncated_fraction": 1.0,
+    }
+    assert rates(totals) == pytest.approx(want)
+    assert rates({"tokens": 2.0, "nll_sum": 1.0, "loss": 3.0}) == {"entropy": 0.5}
+    assert rates({}) == {}
+
+
+@given(st.lists(st.tuples(st.floats(-20, 0), st.floats(-20, 0)), min_size=1, max_size=30))
+def test_k3_is_never_negative_and_ess_is_a_share(pairs: list[tuple[float, float]]) -> None:
+    lp, q = (torch.tensor(values, dtype=torch.float64) for values in zip(*pairs, strict=True))
+    found = rates({"tokens": float(len(pairs)), **distances(lp, q)})
+    assert found["kl"] >= 0
+    assert found["kl_k2"] >= 0
+    assert 0 < found["ess"] <= 1 + 1e-9
+    assert found["ratio_p01"] <= found["ratio_p50"] <= found["ratio_p99"]
+
+
+@given(st.lists(st.floats(-40, 40), min_size=1, max_size=200), st.integers(0, 200))
+def test_histograms_of_parts_add_up_to_that_of_the_whole(values: list[float], cut: int) -> None:
+    parts = [histogram(torch.tensor(part, dtype=torch.float64)) for part in (values[:cut], values[cut:])]
+    whole = histogram(torch.tensor(values, dtype=torch.float64))
+    assert add_up(parts) == whole
+    assert sum(whole.values()) == len(values)
+
+
+@given(st.floats(-31, 31))
+def test_a_bin_holds_what_it_says(value: float) -> None:
+    ((name, count),) = histogram(torch.tensor([value], dtype=torch.float64)).items()
+    number = int(name.removeprefix(BIN))
+    assert count == 1
+    if number == 0:
+        assert abs(value) <= NARROWEST
+    else:
+        upper = NARROWEST * 10 ** (abs(number) / 16)
+        assert upper / 10 ** (1 / 16) * (1 - 1e-9) <= abs(value) <= upper * (1 + 1e-9)
+        assert (number > 0) == (value > 0)
+        found = rates({"tokens": 1.0, name: 1.0})
+        assert math.log(found["ratio_p50"]) == pytest.approx(value, rel=0.08)
+
+
+def test_what_is_far_beyond_is_in_the_last_bins() -> None:
+    found = histogram(torch.tensor([-1e4, 1e4, 32.0]))
+    assert found == {f"{BIN}{-LAST_BIN}": 1, f"{BIN}{LAST_BIN}": 2}
+
+
+def test_quantiles_are_near_those_of_the_values() -> None:
+    values = np.random.default_rng(0).normal(0, 0.1, 10_000)
+    found = rates({"tokens": 1e4, **histogram(torch.tensor(values))})
+    for share in (1, 50, 99):
+        want = np.quantile(values, share / 100)
+        assert math.log(found[f"ratio_p{share:02d}"]) == pytest.approx(want, rel=0.1, abs=5e-3)
+
+
+def test_the_histogram_of_agreement_is_one_bin() -> None:
+    assert histogram(torch.zeros(5)) == {f"{BIN}0": 5}
+    assert rates({"tokens": 5.0, **histogram(torch.zeros(5))})["ratio_p99"] == 1
+    assert histogram(torch.zeros(0)) == {}
+
+
+def test_shapes_are_asserted() -> None:
+    with pytest.raises((AssertionError, TypeError)):
+        distances(torch.zeros(2), torch.zeros(3))
