@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from sparring.arrays import F32, I32
-from sparring.backend.local.attention import Pass, decoding_view, forward, prompt_view, refuse_unknown_attention
+from sparring.backend.local.attention import Pass, decoding_view, forward, prompt_view
 from sparring.backend.local.base import BaseModel
 from sparring.backend.local.cache import KeyValueCache
 from sparring.backend.local.client import Engine, TorchSamplingClient
@@ -64,7 +64,6 @@ class TorchSampler:
     """Draws from adapters on one base. Registers itself with the engine; `open` makes clients, on any thread.
 
     `slots` bounds how many sequences are drawn at once, `cache_tokens` slots x tokens of the longest; more wait in order.
-    Raises `UnsupportedError` for a model whose attention is not plainly causal.
     """
 
     def __init__(
@@ -80,7 +79,6 @@ class TorchSampler:
         for name, value in {"slots": slots, "cache_tokens": cache_tokens, "prefill_tokens": prefill_tokens}.items():
             if value < 1:
                 raise SettingError(f"{name}={value!r}: must be at least 1")
-        refuse_unknown_attention(base.config)
         if deterministic and base.dtype != torch.float32:
             raise SettingError(
                 f"deterministic=True with {base.dtype}: only float32 products are independent of their place"

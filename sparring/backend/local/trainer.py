@@ -124,7 +124,7 @@ class Trainer:
         if not len(chosen):
             return []
         part = [data[index] for index in chosen]
-        batches = plan(part, token_budget=self._token_budget, share=self.base.shares_prefixes)
+        batches = plan(part, token_budget=self._token_budget, share=True)
         return [replace(batch, datum=chosen[batch.datum]) for batch in batches]
 
     def _micro_batch(self, batch: MicroBatch, loss: Loss, *, train: bool) -> HeadOutput:
