@@ -17,16 +17,27 @@ T_co = TypeVar("T_co", covariant=True)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lora:
-    """A low-rank adapter on every linear layer of attention and MLP: y = Wx + (alpha / rank) * B(A(x)) (arXiv 2106.09685)."""
+    """A low-rank adapter: y = Wx + (alpha / rank) * B(A(x)) (arXiv 2106.09685).
+
+    attention, mlp   on every linear layer of these
+    unembedding      on the output layer too; where that is tied to the input embedding, the latter stays as it is
+    seed             of A's first values (B begins as zero); None takes the seed of the model
+    """
 
     rank: int = 32
     alpha: float = 32.0
+    attention: bool = True
+    mlp: bool = True
+    unembedding: bool = False
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise SettingError(f"lora.rank={self.rank!r}: must be at least 1")
-        if not self.alpha > 0:
-            raise SettingError(f"lora.alpha={self.alpha!r}: must be above 0; 0 would train nothing")
+        if not 0 < self.alpha < inf:
+            raise SettingError(f"lora.alpha={self.alpha!r}: must be a finite number above 0; 0 would train nothing")
+        if not (self.attention or self.mlp or self.unembedding):
+            raise SettingError(f"{self!r}: an adapter on no layer; set attention, mlp or unembedding to True")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -66,3 +68,10 @@ def plain(folder: Path) -> PreTrainedModel:
     assert isinstance(model, PreTrainedModel)
     model.float().eval()
     return model
+
+
+def full_pass(model: torch.nn.Module, tokens: np.ndarray, *, temperature: float = 1.0) -> torch.Tensor:
+    """Log-prob of every token but the first, f32[T - 1], by one pass of a transformers or PEFT model."""
+    ids = torch.from_numpy(np.asarray(tokens, np.int64))[None]
+    scores = torch.log_softmax(model(input_ids=ids).logits[0, :-1] / temperature, dim=-1)
+    return scores.gather(1, ids[0, 1:, None])[:, 0]

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from torch import Tensor
 from transformers import Gemma2Config, Gemma3Config, Gemma3TextConfig, LlamaConfig, PreTrainedConfig, Qwen3NextConfig
 
 from sparring.backend.local import LocalBackend, row_attention
@@ -18,7 +17,7 @@ from sparring.backend.local.supported import layer_windows, part_of, refuse_unsu
 from sparring.backend.losses import PPO, CrossEntropy
 from sparring.backend.sampling import SamplingParams
 from sparring.errors import UnsupportedError
-from tests.backend.architectures import SIZES, WINDOW, plain
+from tests.backend.architectures import SIZES, WINDOW, full_pass, plain
 from tests.backend.batches import LORA, gradient, groups, plain_loss, relative, spread, trainer
 
 
@@ -26,13 +25,6 @@ from tests.backend.batches import LORA, gradient, groups, plain_loss, relative, 
 def anyio_backend() -> str:
     """One event loop is enough: what is compared here happens on the engine thread."""
     return "asyncio"
-
-
-def _logprobs(model: torch.nn.Module, tokens: np.ndarray, *, temperature: float = 1.0) -> Tensor:
-    """Log-prob of every token but the first, f32[T - 1], by a full forward pass."""
-    ids = torch.from_numpy(np.asarray(tokens, np.int64))[None]
-    scores = torch.log_softmax(model(input_ids=ids).logits[0, :-1] / temperature, dim=-1)
-    return scores.gather(1, ids[0, 1:, None])[:, 0]
 
 
 async def test_logprobs_equal_transformers(backend: LocalBackend, architecture: Path) -> None:
@@ -43,7 +35,7 @@ async def test_logprobs_equal_transformers(backend: LocalBackend, architecture: 
     theirs = plain(architecture)
     with torch.no_grad():
         for datum, got in zip(data, output.logprobs, strict=True):
-            want = _logprobs(theirs, datum.tokens)
+            want = full_pass(theirs, datum.tokens)
             np.testing.assert_allclose(got[datum.mask], want[datum.mask[1:]], rtol=1e-4, atol=2e-5)
 
 
@@ -56,13 +48,13 @@ async def test_adapters_equal_pefts(backend: LocalBackend, architecture: Path, t
     peft = PeftModel.from_pretrained(plain(architecture), str(tmp_path / "adapter"), is_trainable=True)
     output = await model.forward_backward(data, CrossEntropy())
     for datum, got in zip(data, output.logprobs, strict=True):
-        want = _logprobs(peft, datum.tokens)
+        want = full_pass(peft, datum.tokens)
         np.testing.assert_allclose(got[datum.mask], want.detach()[datum.mask[1:]], rtol=1e-4, atol=2e-5)
         (-want[torch.from_numpy(datum.mask[1:])].sum()).backward()
     theirs = {name: p.grad for name, p in peft.named_parameters() if p.grad is not None}
-    assert len(theirs) == 2 * len(ours.base.targets)
+    assert len(theirs) == 2 * len(ours.adapter.targets)
     weights = ours.adapter.weights
-    for target, a, b in zip(ours.base.targets, weights.grad_a, weights.grad_b, strict=True):
+    for target, a, b in zip(ours.adapter.targets, weights.grad_a, weights.grad_b, strict=True):
         for letter, got_grad in (("A", a), ("B", b)):
             assert relative(got_grad, theirs[f"base_model.model.{target.name}.lora_{letter}.default.weight"]) < 1e-5
 
@@ -93,8 +85,8 @@ async def test_sampled_logprobs_equal_a_full_pass(backend: LocalBackend, archite
         for drawn in await sampler.sample(prompt, params, n=3):
             whole = np.concatenate([prompt, drawn.tokens])
             with torch.no_grad():
-                want = _logprobs(peft, whole, temperature=0.8)[length - 1 :]
-                unheated = _logprobs(peft, whole)
+                want = full_pass(peft, whole, temperature=0.8)[length - 1 :]
+                unheated = full_pass(peft, whole)
             np.testing.assert_allclose(drawn.logprobs, want, rtol=1e-4, atol=1e-4)
             np.testing.assert_allclose((await sampler.logprobs(whole))[1:], unheated, rtol=1e-4, atol=1e-4)
 

@@ -32,7 +32,7 @@ class BaseModel:
     body       the transformer without its head: (input_ids i64[B, T], ...) -> last_hidden_state [B, T, D]
     head       the output embedding, [V, D], frozen
     call       which adapters the rows of a forward pass go through; set it round every call of `body`
-    targets    the layers that adapters apply to, in the order of an adapter's weights
+    targets    the layers that adapters may apply to; the last is the output layer, which `Readout` takes care of
     windows    what the layers' attention looks back on: a number of tokens, or None for all; each kind once
 
     Raises `UnsupportedError` for an architecture that is not computed exactly here; see `supported`.
@@ -56,7 +56,7 @@ class BaseModel:
         self.windows: tuple[int | None, ...] = tuple(dict.fromkeys(layer_windows(self.config, name)))
         self.head: Tensor = head.weight
         install_norms(self.model)
-        self.targets: tuple[Target, ...] = self._install()
+        self.targets: tuple[Target, ...] = (*self._install(), self._output_target(head))
 
     @property
     def context_length(self) -> int:
@@ -133,15 +133,23 @@ class BaseModel:
         linear = [(name, module) for name, module in self.body.named_modules() if isinstance(module, nn.Linear)]
         if not linear:
             raise SettingError(f"model {self.name!r}: {type(self.model).__name__} has no linear layers to adapt")
-        for name, _ in linear:
-            part_of(name, self.name)
+        targets = tuple(
+            Target(
+                name=f"{prefix}.{name}",
+                inputs=module.in_features,
+                outputs=module.out_features,
+                part=part_of(name, self.name),
+            )
+            for name, module in linear
+        )
         for index, (name, module) in enumerate(linear):
             parent, _, child = name.rpartition(".")
             self.body.get_submodule(parent).register_module(child, LoraLinear(module, self.call, index))
-        return tuple(
-            Target(name=f"{prefix}.{name}", inputs=module.in_features, outputs=module.out_features)
-            for name, module in linear
-        )
+        return targets
+
+    def _output_target(self, head: nn.Linear) -> Target:
+        name = next(name for name, module in self.model.named_modules() if module is head)
+        return Target(name=name, inputs=head.in_features, outputs=head.out_features, part="unembedding")
 
 
 def seen_by(branch: NDArray[np.int64], positions: NDArray[np.int64], window: int | None) -> Bool[Tensor, "R L L"]:

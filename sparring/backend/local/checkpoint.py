@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -57,7 +57,7 @@ def write_state(folder: Path, adapter: Adapter, state: State, *, base_name: str,
     manifest = {
         "schema": SCHEMA,
         "base": {"name": base_name, "fingerprint": fingerprint},
-        "lora": {"rank": adapter.lora.rank, "alpha": adapter.lora.alpha},
+        "lora": asdict(replace(adapter.lora, seed=None)),
         "steps": state.steps,
         "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
     }
@@ -152,8 +152,8 @@ def _check_fits(folder: Path, manifest: Mapping[str, Any], adapter: Adapter, fin
             f"state {str(folder)!r} belongs to another base model ({base['name']!r}, fingerprint "
             f"{base['fingerprint'][:12]}, not {fingerprint[:12]}): create the model from that base"
         )
-    lora = Lora(rank=manifest["lora"]["rank"], alpha=manifest["lora"]["alpha"])
-    if lora != adapter.lora:
+    lora = Lora(**manifest["lora"])
+    if lora != replace(adapter.lora, seed=None):
         raise SettingError(
             f"state {str(folder)!r} was saved with {lora!r}, this model has {adapter.lora!r}: create it with those"
         )

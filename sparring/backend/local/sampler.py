@@ -29,6 +29,7 @@ from sparring.backend.local.cache import KeyValueCache
 from sparring.backend.local.client import Engine, TorchSamplingClient
 from sparring.backend.local.draw import draw, uniforms
 from sparring.backend.local.lora import AdapterWeights, Segment
+from sparring.backend.local.readout import read_out
 from sparring.backend.local.request import Drawn, Group, Request
 from sparring.backend.local.scheduler import Scheduler
 from sparring.backend.sampling import SampledSequence, SamplingParams
@@ -158,7 +159,7 @@ class TorchSampler:
         found = [np.full(1, np.nan, np.float32)]
         for start in range(0, len(ids) - 1, self._prefill_tokens):
             part = hidden[start : min(start + self._prefill_tokens, len(ids) - 1)]
-            logprobs = torch.log_softmax(self._logits(part), dim=-1)
+            logprobs = torch.log_softmax(self._logits(part, [(adapter, len(part))]), dim=-1)
             found.append(logprobs.gather(1, ids[start + 1 : start + 1 + len(part), None])[:, 0].cpu().numpy())
         return np.concatenate(found)
 
@@ -244,7 +245,7 @@ class TorchSampler:
 
     def _begin(self, groups: Sequence[Group], hidden: Tensor) -> None:
         """Let groups run whose prompt is complete: copy keys and values to all members, draw each its first token."""
-        logits = self._logits(hidden)
+        logits = self._logits(hidden, [(group.members[0].request.adapter, 1) for group in groups])
         members, rows = [], []
         for row, group in enumerate(groups):
             length = len(group.prompt)
@@ -298,10 +299,10 @@ class TorchSampler:
         rows[:, order[:count]] = [[drawn.tokens[-1] for drawn in running], lengths[:count]]
         tokens, positions = self._tensor(rows)[..., None]
         hidden = forward(self._base, tokens, positions, segments, given)[:, 0]
-        logits = self._logits(hidden[:count] if place is None else hidden[self._tensor(place)])
+        logits = self._logits(hidden[:count], segments[:count])
         for drawn in running:
             drawn.length += 1
-        self._draw(running, logits)
+        self._draw(running, logits if place is None else logits[self._tensor(place)])
 
     def _decode_fixed(self, running: list[Drawn]) -> None:
         """Rows of one adapter, always `slots` of them, each looking at whole blocks of its own number."""
@@ -328,17 +329,19 @@ class TorchSampler:
         tokens = self._tensor([drawn.tokens[-1] for drawn in running] + [0] * (slots - count))
         segments: list[Segment] = [(running[0].request.adapter, slots)]
         hidden = forward(self._base, tokens[:, None], self._tensor(lengths)[:, None], segments, given)[:, 0]
-        logits = self._logits(hidden)[:count]
+        logits = self._logits(hidden, segments)[:count]
         for drawn in running:
             drawn.length += 1
         self._draw(running, logits)
 
-    def _logits(self, hidden: Tensor) -> Tensor:
-        """f32[B, V] of states [B, D]; in a fixed number of rows where that matters."""
+    def _logits(self, hidden: Tensor, segments: Sequence[Segment]) -> Tensor:
+        """f32[B, V] of states [B, D], which went through these adapters; in a fixed number of rows where that matters."""
         count = hidden.shape[0]
         if self._deterministic and count < self._cache.slots:
-            hidden = torch.cat([hidden, hidden.new_zeros(self._cache.slots - count, hidden.shape[1])])
-        return (hidden @ self._base.head.T)[:count].float()
+            padding = self._cache.slots - count
+            hidden = torch.cat([hidden, hidden.new_zeros(padding, hidden.shape[1])])
+            segments = [*segments, (segments[-1][0], padding)]
+        return read_out(self._base.head, hidden, segments)[:count].float()
 
     def _draw(self, drawn: Sequence[Drawn], logits: Tensor) -> None:
         """The next token of each sequence; those that are done leave."""

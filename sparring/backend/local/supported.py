@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig
 
 from sparring.errors import UnsupportedError
 
-Part = Literal["attention", "mlp"]
+Part = Literal["attention", "mlp", "unembedding"]
 
 PARTS: Mapping[str, Part] = {
     **dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj"), "attention"),

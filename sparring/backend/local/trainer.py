@@ -18,6 +18,7 @@ from sparring.backend.local.head import HeadInput, HeadOutput, score
 from sparring.backend.local.lora import Adapter
 from sparring.backend.local.objectives import Scored, moves
 from sparring.backend.local.packing import MicroBatch, plan
+from sparring.backend.local.readout import Readout
 from sparring.backend.losses import Loss
 from sparring.backend.training import Adam, ForwardOutput, OptimOutput
 from sparring.errors import BackendError, NonFinite, SparringError
@@ -36,6 +37,7 @@ class Trainer:
         self.steps = 0
         self.broken: BaseException | None = None
         self._token_budget, self._between = token_budget, between
+        self._readout = Readout(base.head, adapter)
 
     def forward(self, data: Sequence[Datum], loss: Loss) -> ForwardOutput:
         """Log-probs and metrics."""
@@ -101,6 +103,7 @@ class Trainer:
         master.addcdiv_(self.mean, root, value=-adam.learning_rate / (1 - adam.beta1**self.steps))
 
     def _run(self, data: Sequence[Datum], loss: Loss, *, train: bool) -> ForwardOutput:
+        self._readout.refresh()
         moving = [train and moves(loss, datum) for datum in data]
         batches = [(batch, True) for batch in self._planned(data, moving, wanted=True)]
         batches += [(batch, False) for batch in self._planned(data, moving, wanted=False)]
@@ -131,7 +134,7 @@ class Trainer:
         device = self.base.device
         with self.base.call.rows([(self.adapter.weights, len(batch.tokens))]):
             hidden = self.base.hidden_states(batch, train=train)
-            states = hidden.flatten(0, 1)[torch.from_numpy(batch.source).to(device)]
+            states = self._readout.states(hidden.flatten(0, 1)[torch.from_numpy(batch.source).to(device)])
             given = HeadInput(
                 hidden=states.detach(),
                 targets=torch.from_numpy(batch.targets).to(device),
@@ -142,9 +145,11 @@ class Trainer:
                     weights=torch.from_numpy(batch.weights).to(device),
                 ),
             )
-            output = score(self.base.head, given, loss, gradient=train)
+            output = score(self._readout.matrix, given, loss, gradient=train)
             _assert_finite(output, batch)
             if output.grad_hidden is not None and len(batch.source):
+                slopes = (output.slopes / given.temperature)[:, None]
+                self._readout.add_gradient(given.hidden, given.targets[:, None], slopes, given.temperature)
                 states.backward(output.grad_hidden)
         return output
 
