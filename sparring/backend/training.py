@@ -81,7 +81,8 @@ class OptimOutput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """What a model is, for `run.json`: `fingerprint` is a digest of base weights, tokenizer and template."""
+    """What a model is, for `run.json`: `fingerprint` is a digest of base weights, tokenizer and template; `architecture` the
+    name of its class in transformers; `lora` the adapter, None where all weights are trained or there are none."""
 
     model: str
     parameters: int
@@ -89,6 +90,8 @@ class ModelInfo:
     context_length: int
     dtype: str
     fingerprint: str
+    architecture: str = ""
+    lora: Lora | None = None
 
 
 class Pending(Awaitable[T_co], Protocol[T_co]):
@@ -127,8 +130,14 @@ class TrainingClient(Protocol):
         backend's own folder."""
         ...
 
-    def load_state(self, path: str) -> Pending[None]:
-        """Take weights and optimizer from a folder that `save_state` wrote."""
+    def load_state(self, path: str, *, optimizer: bool = True) -> Pending[None]:
+        """Take weights and optimizer from a folder that `save_state` wrote; gradients are dropped. Without `optimizer`, the
+        next step is an optimizer's first. A folder that is damaged or does not fit raises `SettingError`, changes nothing."""
+        ...
+
+    def unload(self) -> Pending[None]:
+        """Free weights and optimizer, after the calls so far. Samplers that are open go on; the model's own calls raise
+        `BackendError` from now on."""
         ...
 
     def digest(self) -> Pending[str]:
@@ -164,6 +173,11 @@ class Backend(Protocol):
     async def __aexit__(self, *exc: object) -> None: ...
     async def create_model(self, model: str, *, lora: Lora | None = None, seed: int = 0) -> TrainingClient:
         """Load `model` (a folder, a hub name, or a name that the backend documents) and give it a fresh adapter."""
+        ...
+
+    async def create_from_state(self, path: str, *, model: str | None = None, optimizer: bool = True) -> TrainingClient:
+        """The model that `save_state` wrote, on the base that it names, or on `model` where the same base lies elsewhere now.
+        Without `optimizer`, with its weights alone."""
         ...
 
     def capabilities(self) -> Capabilities: ...

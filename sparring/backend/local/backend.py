@@ -11,6 +11,7 @@ from anyio import to_thread
 
 from sparring.backend.chat import ChatRenderer
 from sparring.backend.local.base import BaseModel, load_base
+from sparring.backend.local.checkpoint import describe, state_folder
 from sparring.backend.local.dtype import Dtype, choose_dtype
 from sparring.backend.local.lora import Adapter
 from sparring.backend.local.model import LOSSES, TorchModel
@@ -92,6 +93,22 @@ class LocalBackend:
         folder = await to_thread.run_sync(resolve_model, model, self._cache)
         return await self._engine.submit(lambda: self._create(model, folder, lora, seed), "create_model")
 
+    async def create_from_state(self, path: str, *, model: str | None = None, optimizer: bool = True) -> TorchModel:
+        """What `save_state` wrote; without `optimizer` also an adapter folder of PEFT. See `Backend.create_from_state`.
+
+        Raises `SettingError` for a folder that is missing, damaged or of another base, `UnsupportedError` for an adapter that
+        is more than `Lora`.
+        """
+        folder = state_folder(path, self._cache / "states")
+        saved = await to_thread.run_sync(describe, folder)
+        created = await self.create_model(saved.base if model is None else model, lora=saved.lora)
+        try:
+            await created.load_state(str(folder), optimizer=optimizer)
+        except BaseException:
+            created.unload()
+            raise
+        return created
+
     def _create(self, name: str, folder: Path, lora: Lora, seed: int) -> TorchModel:
         loaded = self._load(folder)
         base = loaded.base
@@ -103,6 +120,8 @@ class LocalBackend:
             context_length=base.context_length,
             dtype=str(base.dtype).removeprefix("torch."),
             fingerprint=base.fingerprint,
+            architecture=type(base.model).__name__,
+            lora=adapter.lora,
         )
         return TorchModel(
             Trainer(base, adapter, token_budget=self._token_budget, between=self._engine.interleave),

@@ -16,7 +16,6 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import torch
@@ -24,12 +23,13 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from sparring.backend.local.lora import Adapter
+from sparring.backend.local.peft_folder import ADAPTER, ADAPTER_CONFIG, is_peft, read_peft
 from sparring.backend.training import Lora
-from sparring.errors import SettingError
+from sparring.errors import BackendError, SettingError
 
 SCHEMA = 1
 _MANIFEST = "manifest.json"
-_ADAPTER, _ADAPTER_CONFIG, _OPTIMIZER = "adapter_model.safetensors", "adapter_config.json", "optimizer.safetensors"
+_OPTIMIZER = "optimizer.safetensors"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,16 +42,35 @@ class State:
     steps: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """What a folder says of itself: the base's name and fingerprint ('' where it has none), the adapter, the steps taken."""
+
+    base: str
+    fingerprint: str
+    lora: Lora
+    steps: int
+    sha256: Mapping[str, str]
+
+
+def state_folder(name: str, states: Path) -> Path:
+    """An absolute path as it is, or a name below `states`."""
+    given = Path(name)
+    if not name or ".." in given.parts:
+        raise SettingError(f"state name {name!r}: give an absolute path, or a name without '..'")
+    return given if given.is_absolute() else states / given
+
+
 def adapter_files(adapter: Adapter, base_name: str) -> dict[str, bytes]:
     """The two files of a PEFT adapter folder: name and contents."""
     return {
-        _ADAPTER_CONFIG: _adapter_config(adapter, base_name),
-        _ADAPTER: save(_named(adapter), metadata={"format": "pt"}),
+        ADAPTER_CONFIG: _adapter_config(adapter, base_name),
+        ADAPTER: save(adapter.named(), metadata={"format": "pt"}),
     }
 
 
 def write_state(folder: Path, adapter: Adapter, state: State, *, base_name: str, fingerprint: str) -> None:
-    """Write a state folder, replacing one of the same name."""
+    """Write a state folder, replacing one of the same name. Raises `BackendError` where the disk does not take it."""
     files = adapter_files(adapter, base_name)
     files[_OPTIMIZER] = save({"mean": state.mean.cpu(), "square": state.square.cpu()})
     manifest = {
@@ -65,30 +84,51 @@ def write_state(folder: Path, adapter: Adapter, state: State, *, base_name: str,
     write_folder(folder, files)
 
 
-def read_state(folder: Path, adapter: Adapter, *, fingerprint: str) -> State:
-    """Read a state folder for a model with this adapter and base; everything is checked before anything is returned.
+def describe(folder: Path) -> Saved:
+    """What a state folder, or an adapter folder of PEFT, says of itself; its weights are not checked yet."""
+    if is_peft(folder):
+        peft = read_peft(folder)
+        return Saved(base=peft.base, fingerprint="", lora=peft.lora, steps=0, sha256={})
+    return _read_manifest(folder)
 
-    Raises `SettingError` for a folder that is missing, damaged, of another base, or of an adapter of another shape.
+
+def read_state(folder: Path, adapter: Adapter, *, fingerprint: str, optimizer: bool = True) -> State:
+    """Read a folder for a model with this adapter and base; everything is checked before anything is returned.
+
+    Without `optimizer`, moments and steps are those of a fresh one, and an adapter folder of PEFT will do. Raises `SettingError`
+    for a folder that is missing, damaged, of another base, or of an adapter of another shape.
     """
-    manifest = _read_manifest(folder)
-    _check_fits(folder, manifest, adapter, fingerprint)
-    contents = {name: _read_checked(folder, name, manifest) for name in (_ADAPTER, _OPTIMIZER)}
-    optimizer = load(contents[_OPTIMIZER])
-    master = torch.empty_like(adapter.master, device="cpu")
-    named, saved = _named(adapter), load(contents[_ADAPTER])
-    if {name: t.shape for name, t in named.items()} != {name: t.shape for name, t in saved.items()}:
-        raise SettingError(f"state {str(folder)!r}: its adapter has other layers or shapes than this model's")
-    torch.cat([saved[name].reshape(-1) for name in named], out=master)
-    return State(master=master, mean=optimizer["mean"], square=optimizer["square"], steps=int(manifest["steps"]))
+    if is_peft(folder):
+        if optimizer:
+            raise SettingError(
+                f"state {str(folder)!r}: no {_MANIFEST} there, only an adapter; load it with optimizer=False"
+            )
+        peft = read_peft(folder)
+        _check_lora(folder, peft.lora, adapter)
+        return _fresh(_master(folder, peft.weights, adapter))
+    saved = _read_manifest(folder)
+    if saved.fingerprint != fingerprint:
+        raise SettingError(
+            f"state {str(folder)!r} belongs to another base model ({saved.base!r}, fingerprint "
+            f"{saved.fingerprint[:12]}, not {fingerprint[:12]}): create the model from that base"
+        )
+    _check_lora(folder, saved.lora, adapter)
+    master = _master(folder, load(_read_checked(folder, ADAPTER, saved)), adapter)
+    if not optimizer:
+        return _fresh(master)
+    moments = load(_read_checked(folder, _OPTIMIZER, saved))
+    return State(master=master, mean=moments["mean"], square=moments["square"], steps=saved.steps)
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write files into a new folder under a temporary name, flush them, and rename it into place over an older one."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    """Write files into a new folder under a temporary name, flush them, and rename it into place over an older one.
+
+    Raises `BackendError` where that cannot be done; then an older folder is as it was.
+    """
     token = uuid4().hex[:8]
     fresh, old = (folder.with_name(f".{folder.name}.{kind}-{token}") for kind in ("new", "old"))
-    fresh.mkdir()
     try:
+        fresh.mkdir(parents=True)
         for name, content in files.items():
             with (fresh / name).open("wb") as file:
                 file.write(content)
@@ -99,18 +139,13 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
             folder.rename(old)
         fresh.rename(folder)
         _flush_folder(folder.parent)
+    except OSError as error:
+        raise BackendError(
+            f"{str(folder)!r} cannot be written ({error}): make room, or give another folder; the model is as it was"
+        ) from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
-
-
-def _named(adapter: Adapter) -> dict[str, Tensor]:
-    """The masters under PEFT's names, in the order of the flat layout."""
-    named: dict[str, Tensor] = {}
-    for target, a, b in zip(adapter.targets, adapter.master_a, adapter.master_b, strict=True):
-        named[f"base_model.model.{target.name}.lora_A.weight"] = a.cpu().contiguous().clone()
-        named[f"base_model.model.{target.name}.lora_B.weight"] = b.cpu().contiguous().clone()
-    return named
 
 
 def _adapter_config(adapter: Adapter, base_name: str) -> bytes:
@@ -130,41 +165,62 @@ def _adapter_config(adapter: Adapter, base_name: str) -> bytes:
     return json.dumps(config, indent=2).encode()
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def _read_manifest(folder: Path) -> Saved:
     path = folder / _MANIFEST
     try:
         manifest = json.loads(path.read_bytes())
-    except FileNotFoundError:
+        if manifest["schema"] != SCHEMA:
+            raise SettingError(
+                f"state {str(folder)!r}: its manifest is of schema {manifest['schema']!r}; this version reads {SCHEMA}"
+            )
+        return Saved(
+            base=manifest["base"]["name"],
+            fingerprint=manifest["base"]["fingerprint"],
+            lora=Lora(**manifest["lora"]),
+            steps=int(manifest["steps"]),
+            sha256=dict(manifest["sha256"]),
+        )
+    except (FileNotFoundError, NotADirectoryError):
         raise SettingError(
             f"state {str(folder)!r}: no {_MANIFEST} there; give a folder that save_state wrote"
         ) from None
-    except ValueError as error:
-        raise SettingError(f"state {str(folder)!r}: {_MANIFEST} is damaged ({error}); take an earlier state") from error
-    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
-        raise SettingError(f"state {str(folder)!r}: its manifest is not of schema {SCHEMA}, the one this version reads")
-    return manifest
+    except SettingError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise SettingError(
+            f"state {str(folder)!r}: {_MANIFEST} is damaged ({error!r}); take an earlier state"
+        ) from error
 
 
-def _check_fits(folder: Path, manifest: Mapping[str, Any], adapter: Adapter, fingerprint: str) -> None:
-    base = manifest["base"]
-    if base["fingerprint"] != fingerprint:
+def _check_lora(folder: Path, saved: Lora, adapter: Adapter) -> None:
+    if saved != replace(adapter.lora, seed=None):
         raise SettingError(
-            f"state {str(folder)!r} belongs to another base model ({base['name']!r}, fingerprint "
-            f"{base['fingerprint'][:12]}, not {fingerprint[:12]}): create the model from that base"
-        )
-    lora = Lora(**manifest["lora"])
-    if lora != replace(adapter.lora, seed=None):
-        raise SettingError(
-            f"state {str(folder)!r} was saved with {lora!r}, this model has {adapter.lora!r}: create it with those"
+            f"state {str(folder)!r} was saved with {saved!r}, this model has {adapter.lora!r}: create it with those"
         )
 
 
-def _read_checked(folder: Path, name: str, manifest: Mapping[str, Any]) -> bytes:
+def _master(folder: Path, weights: Mapping[str, Tensor], adapter: Adapter) -> Tensor:
+    """The saved weights in the layout of the adapter, f32[P]."""
+    named = adapter.named()
+    for name in sorted(named.keys() | weights.keys()):
+        wanted, found = (list(side[name].shape) if name in side else "nothing" for side in (named, weights))
+        if wanted != found:
+            raise SettingError(
+                f"state {str(folder)!r} is not of this model: it holds {found} as {name!r}, not {wanted}"
+            )
+    return torch.cat([weights[name].reshape(-1).to(torch.float32) for name in named])
+
+
+def _fresh(master: Tensor) -> State:
+    return State(master=master, mean=torch.zeros_like(master), square=torch.zeros_like(master), steps=0)
+
+
+def _read_checked(folder: Path, name: str, saved: Saved) -> bytes:
     try:
         content = (folder / name).read_bytes()
     except FileNotFoundError:
         raise SettingError(f"state {str(folder)!r}: {name} is missing; take an earlier state") from None
-    if hashlib.sha256(content).hexdigest() != manifest["sha256"][name]:
+    if hashlib.sha256(content).hexdigest() != saved.sha256.get(name):
         raise SettingError(
             f"state {str(folder)!r}: {name} is damaged (its sha256 is not the manifest's); take an earlier state"
         )

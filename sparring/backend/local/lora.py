@@ -39,7 +39,7 @@ class Target:
 class AdapterWeights:
     """What a call needs of an adapter, for the i-th target: `a[i]` [r, D], `b[i]` [O, r], both in compute dtype.
 
-    `places[j]` is the i of the base's j-th target, None where the adapter leaves that layer alone; the last is the output layer.
+    `places[j]` is the i of the base's j-th target (the last is the output layer), None where the adapter leaves that one alone.
     `grad_a` and `grad_b` are fp32 buffers that the backward pass adds to; empty in a snapshot, which nothing can train.
     """
 
@@ -218,6 +218,14 @@ class Adapter:
         """An immutable copy in compute dtype, for samplers."""
         a, b = self._views(self._compute.clone())
         return AdapterWeights(a=a, b=b, scale=self.weights.scale, places=self.weights.places)
+
+    def named(self) -> dict[str, Tensor]:
+        """The masters under PEFT's names, as copies on the CPU, in the order of the flat layout."""
+        named: dict[str, Tensor] = {}
+        for target, a, b in zip(self.targets, self.master_a, self.master_b, strict=True):
+            named[f"base_model.model.{target.name}.lora_A.weight"] = a.cpu().contiguous().clone()
+            named[f"base_model.model.{target.name}.lora_B.weight"] = b.cpu().contiguous().clone()
+        return named
 
     def _initialise(self, seed: int) -> None:
         """As PEFT does: A uniform by Kaiming with a = sqrt(5), B zero; from a generator of its own, on the CPU."""

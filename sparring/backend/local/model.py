@@ -13,7 +13,7 @@ import anyio
 import numpy as np
 
 from sparring.backend.datum import Datum
-from sparring.backend.local.checkpoint import State, read_state, write_state
+from sparring.backend.local.checkpoint import State, read_state, state_folder, write_state
 from sparring.backend.local.lora import AdapterWeights
 from sparring.backend.local.thread import EngineThread
 from sparring.backend.local.trainer import Trainer
@@ -23,7 +23,7 @@ from sparring.backend.pending import PendingResult, Unawaited
 from sparring.backend.renderer import Renderer
 from sparring.backend.sampling import SamplingClient
 from sparring.backend.training import Adam, ForwardOutput, ModelInfo, OptimOutput
-from sparring.errors import SettingError, UnsupportedError
+from sparring.errors import BackendError, SettingError, UnsupportedError
 
 T = TypeVar("T")
 LOSSES: tuple[type, ...] = (CrossEntropy, ImportanceSampling, PPO)
@@ -56,6 +56,7 @@ class TorchModel:
         self._open_sampler, self._states = open_sampler, states
         self._versions = Versions()
         self._published = -1
+        self._unloaded = False
         self._unawaited = Unawaited()
 
     @property
@@ -84,22 +85,28 @@ class TorchModel:
 
     def discard_gradients(self) -> PendingResult[None]:
         """Empty the gradient buffer, and with it what made it broken."""
-        return self._submit("discard_gradients", self._trainer.discard_gradients)
+        return self._submit("discard_gradients", lambda: self._trainer.discard_gradients())
 
     def save_state(self, name: str) -> PendingResult[str]:
         """Write weights and optimizer to a folder; the result is its absolute path. See `checkpoint` for the files."""
-        folder = self._folder(name)
+        folder = state_folder(name, self._states)
         return self._submit("save_state", lambda: self._save(folder))
 
-    def load_state(self, path: str) -> PendingResult[None]:
-        """Take weights and optimizer from a folder that `save_state` wrote; gradients are dropped. A folder that does not
-        fit raises `SettingError` and changes nothing."""
-        folder = self._folder(path)
-        return self._submit("load_state", lambda: self._load(folder))
+    def load_state(self, path: str, *, optimizer: bool = True) -> PendingResult[None]:
+        """Take weights and optimizer from a folder that `save_state` wrote; gradients are dropped. Without `optimizer` also
+        from an adapter folder of PEFT. A folder that does not fit raises `SettingError` and changes nothing."""
+        folder = state_folder(path, self._states)
+        return self._submit("load_state", lambda: self._load(folder, optimizer=optimizer))
+
+    def unload(self) -> PendingResult[None]:
+        """Free adapter, optimizer and the published weights that nobody samples from; the base stays, for other models."""
+        pending = self._submit("unload", self._unload)
+        self._unloaded = True
+        return pending
 
     def digest(self) -> PendingResult[str]:
         """Hex sha256 over trained weights and optimizer state."""
-        return self._submit("digest", self._trainer.digest)
+        return self._submit("digest", lambda: self._trainer.digest())
 
     def publish(self, version: int) -> PendingResult[None]:
         """Install the weights as they are after the calls so far under `version`, which must be above every earlier one."""
@@ -135,6 +142,7 @@ class TorchModel:
             self._engine.submit(lambda: self._versions.release(version) if taken else None, "release")
 
     def _submit(self, name: str, run: Callable[[], T]) -> PendingResult[T]:
+        self._refuse_if_unloaded()
         self._unawaited.check()
         return self._unawaited.track(self._engine.submit(run, name))
 
@@ -145,18 +153,21 @@ class TorchModel:
         write_state(folder, trainer.adapter, state, base_name=self._info.model, fingerprint=base.fingerprint)
         return str(folder)
 
-    def _load(self, folder: Path) -> None:
-        state = read_state(folder, self._trainer.adapter, fingerprint=self._trainer.base.fingerprint)
+    def _load(self, folder: Path, *, optimizer: bool) -> None:
+        fingerprint = self._trainer.base.fingerprint
+        state = read_state(folder, self._trainer.adapter, fingerprint=fingerprint, optimizer=optimizer)
         self._trainer.restore(state.master, state.mean, state.square, state.steps)
 
-    def _folder(self, name: str) -> Path:
-        """An absolute path as it is, or a name below the backend's folder."""
-        given = Path(name)
-        if not name or ".." in given.parts:
-            raise SettingError(f"state name {name!r}: give an absolute path, or a name without '..'")
-        return given if given.is_absolute() else self._states / given
+    def _unload(self) -> None:
+        del self._trainer  # what could still ask for it is refused, or ran before
+        self._versions.close()
+
+    def _refuse_if_unloaded(self) -> None:
+        if self._unloaded:
+            raise BackendError(f"model {self._info.model!r} was unloaded; create one from a state that it saved")
 
     def _check_data(self, data: Sequence[Datum], loss: Loss) -> None:
+        self._refuse_if_unloaded()
         if not isinstance(loss, LOSSES):
             names = ", ".join(kind.__name__ for kind in LOSSES)
             raise UnsupportedError(f"loss {loss!r}: this backend computes {names}")

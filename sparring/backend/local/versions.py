@@ -19,6 +19,7 @@ class Versions:
 
     def __init__(self) -> None:
         self._held: dict[int, _Held] = {}
+        self._closed = False
 
     @property
     def numbers(self) -> tuple[int, ...]:
@@ -45,6 +46,11 @@ class Versions:
         held.users -= 1
         self._free()
 
+    def close(self) -> None:
+        """The newest goes with its last user too."""
+        self._closed = True
+        self._free()
+
     def _free(self) -> None:
-        newest = max(self._held)
+        newest = None if self._closed else max(self._held)
         self._held = {number: held for number, held in self._held.items() if held.users > 0 or number == newest}
