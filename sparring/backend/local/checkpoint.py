@@ -95,8 +95,8 @@ def describe(folder: Path) -> Saved:
 def read_state(folder: Path, adapter: Adapter, *, fingerprint: str, optimizer: bool = True) -> State:
     """Read a folder for a model with this adapter and base; everything is checked before anything is returned.
 
-    Without `optimizer`, moments and steps are those of a fresh one, and an adapter folder of PEFT will do. Raises `SettingError`
-    for a folder that is missing, damaged, of another base, or of an adapter of another shape.
+    Without `optimizer`, moments and steps are those of a fresh one, and an adapter folder of PEFT will do. Raises
+    `SettingError` for a folder that is missing, damaged, of another base, or of an adapter of another shape.
     """
     if is_peft(folder):
         if optimizer:

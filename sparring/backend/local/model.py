@@ -85,7 +85,8 @@ class TorchModel:
 
     def discard_gradients(self) -> PendingResult[None]:
         """Empty the gradient buffer, and with it what made it broken."""
-        return self._submit("discard_gradients", lambda: self._trainer.discard_gradients())
+        self._refuse_if_unloaded()
+        return self._submit("discard_gradients", self._trainer.discard_gradients)
 
     def save_state(self, name: str) -> PendingResult[str]:
         """Write weights and optimizer to a folder; the result is its absolute path. See `checkpoint` for the files."""
@@ -106,7 +107,8 @@ class TorchModel:
 
     def digest(self) -> PendingResult[str]:
         """Hex sha256 over trained weights and optimizer state."""
-        return self._submit("digest", lambda: self._trainer.digest())
+        self._refuse_if_unloaded()
+        return self._submit("digest", self._trainer.digest)
 
     def publish(self, version: int) -> PendingResult[None]:
         """Install the weights as they are after the calls so far under `version`, which must be above every earlier one."""

@@ -80,7 +80,7 @@ def add_matrix_gradient(
     scale: Float[Tensor, "N K"],
     temperature: Float[Tensor, " N"],
 ) -> None:
-    """Add d loss / d matrix of its last X columns: G^T states, with G = onehot(scale) - softmax sum(scale), d loss / d logits."""
+    """Add d loss / d matrix of its last X columns: G^T states, G = d loss / d logits = onehot(scale) - softmax sum(scale)."""
     columns = states[:, states.shape[1] - buffer.shape[1] :]
     chunk = max(1, CHUNK_BYTES // (4 * matrix.shape[0]))
     for start in range(0, states.shape[0], chunk):
