@@ -136,6 +136,9 @@ class ScriptedModel:
         self._weights, self._gradient = bytes.fromhex(stored["weights"]), b""
         return _done("load_state", None)
 
+    def export(self, folder: str, form: Literal["adapter", "merged"] = "adapter") -> PendingResult[str]:
+        raise UnsupportedError(f"export({folder!r}): the scripted backend has no weights to export")
+
     def unload(self) -> PendingResult[None]:
         self._refuse_if_unloaded()
         self._unloaded = True

@@ -135,6 +135,11 @@ class TrainingClient(Protocol):
         next step is an optimizer's first. A folder that is damaged or does not fit raises `SettingError`, changes nothing."""
         ...
 
+    def export(self, folder: str, form: Literal["adapter", "merged"] = "adapter") -> Pending[str]:
+        """Write the weights for others to load: an adapter folder of PEFT, or a whole model of transformers with the adapter
+        merged in. `folder` is an absolute path or a name below the backend's own folder, and must not be there yet."""
+        ...
+
     def unload(self) -> Pending[None]:
         """Free weights and optimizer, after the calls so far. Samplers that are open go on; the model's own calls raise
         `BackendError` from now on."""

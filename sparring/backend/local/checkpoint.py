@@ -13,12 +13,13 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from uuid import uuid4
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -121,7 +122,17 @@ def read_state(folder: Path, adapter: Adapter, *, fingerprint: str, optimizer: b
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write files into a new folder under a temporary name, flush them, and rename it into place over an older one.
+    """Write files into a folder, whole or not at all; see `write_whole`."""
+
+    def fill(fresh: Path) -> None:
+        for name, content in files.items():
+            (fresh / name).write_bytes(content)
+
+    write_whole(folder, fill)
+
+
+def write_whole(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Let `fill` write files into a new folder, flush them, and rename it into place over an older one.
 
     Raises `BackendError` where that cannot be done; then an older folder is as it was.
     """
@@ -129,17 +140,14 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     fresh, old = (folder.with_name(f".{folder.name}.{kind}-{token}") for kind in ("new", "old"))
     try:
         fresh.mkdir(parents=True)
-        for name, content in files.items():
-            with (fresh / name).open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        _flush_folder(fresh)
+        fill(fresh)
+        for path in [*fresh.iterdir(), fresh]:
+            _flush(path)
         if folder.exists():
             folder.rename(old)
         fresh.rename(folder)
-        _flush_folder(folder.parent)
-    except OSError as error:
+        _flush(folder.parent)
+    except (OSError, SafetensorError) as error:
         raise BackendError(
             f"{str(folder)!r} cannot be written ({error}): make room, or give another folder; the model is as it was"
         ) from error
@@ -227,8 +235,8 @@ def _read_checked(folder: Path, name: str, saved: Saved) -> bytes:
     return content
 
 
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

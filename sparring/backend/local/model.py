@@ -14,6 +14,7 @@ import numpy as np
 
 from sparring.backend.datum import Datum
 from sparring.backend.local.checkpoint import State, read_state, state_folder, write_state
+from sparring.backend.local.export import export_adapter, export_merged
 from sparring.backend.local.lora import AdapterWeights
 from sparring.backend.local.thread import EngineThread
 from sparring.backend.local.trainer import Trainer
@@ -99,6 +100,13 @@ class TorchModel:
         folder = state_folder(path, self._states)
         return self._submit("load_state", lambda: self._load(folder, optimizer=optimizer))
 
+    def export(self, folder: str, form: Literal["adapter", "merged"] = "adapter") -> PendingResult[str]:
+        """Write an adapter folder of PEFT, or a merged folder of transformers; the result is its path. See `export`."""
+        if form not in ("adapter", "merged"):
+            raise SettingError(f"form={form!r}: must be 'adapter' or 'merged'")
+        path = state_folder(folder, self._states.with_name("exports"))
+        return self._submit("export", lambda: self._export(path, merge=form == "merged"))
+
     def unload(self) -> PendingResult[None]:
         """Free adapter, optimizer and the published weights that nobody samples from; the base stays, for other models."""
         pending = self._submit("unload", self._unload)
@@ -131,9 +139,11 @@ class TorchModel:
             )
             return self._open_sampler(weights, version=number, release=lambda: None)
         taken: list[AdapterWeights] = []
+        opening = self._submit("sampler", lambda: taken.append(self._versions.take(version)))
         try:
-            await self._submit("sampler", lambda: taken.append(self._versions.take(version)))
+            await opening
         except anyio.get_cancelled_exc_class():
+            opening.retrieved = True  # nobody waits for it any more, so nobody has to hear that it failed
             self._release(version, taken)
             raise
         return self._open_sampler(taken[0], version=version, release=lambda: self._release(version, taken))
@@ -159,6 +169,13 @@ class TorchModel:
         fingerprint = self._trainer.base.fingerprint
         state = read_state(folder, self._trainer.adapter, fingerprint=fingerprint, optimizer=optimizer)
         self._trainer.restore(state.master, state.mean, state.square, state.steps)
+
+    def _export(self, folder: Path, *, merge: bool) -> str:
+        if merge:
+            export_merged(folder, self._trainer.base, self._trainer.adapter)
+        else:
+            export_adapter(folder, self._trainer.adapter, base_name=self._info.model)
+        return str(folder)
 
     def _unload(self) -> None:
         del self._trainer  # what could still ask for it is refused, or ran before
