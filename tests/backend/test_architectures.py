@@ -18,7 +18,7 @@ from sparring.backend.losses import PPO, CrossEntropy
 from sparring.backend.sampling import SamplingParams
 from sparring.errors import UnsupportedError
 from tests.backend.architectures import SIZES, WINDOW, full_pass, plain
-from tests.backend.batches import LORA, gradient, groups, plain_loss, relative, spread, trainer
+from tests.backend.batches import LORA, gradient, groups, lora_of, plain_loss, relative, spread
 
 
 @pytest.fixture
@@ -43,8 +43,8 @@ async def test_adapters_equal_pefts(backend: LocalBackend, architecture: Path, t
     """Outputs, and the gradient of every A and B, in calls that share prefixes and pack rows."""
     model = await backend.create_model(str(architecture), lora=LORA)
     spread(model)
-    ours, data = trainer(model), groups(2, 3)
-    write_folder(tmp_path / "adapter", adapter_files(ours.adapter, "tiny"))
+    adapter, data = lora_of(model), groups(2, 3)
+    write_folder(tmp_path / "adapter", adapter_files(adapter, "tiny"))
     peft = PeftModel.from_pretrained(plain(architecture), str(tmp_path / "adapter"), is_trainable=True)
     output = await model.forward_backward(data, CrossEntropy())
     for datum, got in zip(data, output.logprobs, strict=True):
@@ -52,9 +52,9 @@ async def test_adapters_equal_pefts(backend: LocalBackend, architecture: Path, t
         np.testing.assert_allclose(got[datum.mask], want.detach()[datum.mask[1:]], rtol=1e-4, atol=2e-5)
         (-want[torch.from_numpy(datum.mask[1:])].sum()).backward()
     theirs = {name: p.grad for name, p in peft.named_parameters() if p.grad is not None}
-    assert len(theirs) == 2 * len(ours.adapter.targets)
-    weights = ours.adapter.weights
-    for target, a, b in zip(ours.adapter.targets, weights.grad_a, weights.grad_b, strict=True):
+    assert len(theirs) == 2 * len(adapter.targets)
+    weights = adapter.weights
+    for target, a, b in zip(adapter.targets, weights.grad_a, weights.grad_b, strict=True):
         for letter, got_grad in (("A", a), ("B", b)):
             assert relative(got_grad, theirs[f"base_model.model.{target.name}.lora_{letter}.default.weight"]) < 1e-5
 
@@ -76,7 +76,7 @@ async def test_sampled_logprobs_equal_a_full_pass(backend: LocalBackend, archite
     """Of every token drawn with an adapter, prompts longer and shorter than a window, against PEFT."""
     model = await backend.create_model(str(architecture), lora=LORA)
     spread(model)
-    write_folder(tmp_path / "adapter", adapter_files(trainer(model).adapter, "tiny"))
+    write_folder(tmp_path / "adapter", adapter_files(lora_of(model), "tiny"))
     peft = PeftModel.from_pretrained(plain(architecture), str(tmp_path / "adapter"))
     sampler = await model.sampler()
     for length in (2, 3 * WINDOW):

@@ -116,7 +116,9 @@ def test_another_base_is_refused_and_named(base: BaseModel, adapter: Adapter, tm
 @pytest.mark.parametrize("lora", [Lora(rank=8, alpha=8.0), Lora(rank=4, alpha=4.0)])
 def test_another_adapter_is_refused_and_named(lora: Lora, base: BaseModel, adapter: Adapter, tmp_path: Path) -> None:
     _write(tmp_path / "state", base, adapter)
-    with pytest.raises(SettingError, match=r"was saved with Lora\(rank=4, alpha=8.0, .*, this model has Lora"):
+    with pytest.raises(
+        SettingError, match=r"was saved with lora=Lora\(rank=4, alpha=8.0, .*, this model has lora=Lora"
+    ):
         read_state(tmp_path / "state", _adapter(base, lora), fingerprint=base.fingerprint)
 
 

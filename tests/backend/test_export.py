@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -83,9 +84,10 @@ async def test_exporting_changes_neither_model_nor_base(backend: LocalBackend, t
 async def test_a_folder_that_is_there_is_not_touched(model: TorchModel, tmp_path: Path) -> None:
     (tmp_path / "exports").mkdir()
     (tmp_path / "exports" / "mine").write_text("precious")
-    for form in ("adapter", "merged"):
+    forms: tuple[Literal["adapter"], Literal["merged"]] = ("adapter", "merged")
+    for form in forms:
         with pytest.raises(SettingError, match="exports/mine': it is there already; give a folder that is not"):
-            await model.export("mine", form)  # type: ignore[arg-type]
+            await model.export("mine", form)
     assert (tmp_path / "exports" / "mine").read_text() == "precious"
     with pytest.raises(SettingError, match="form='gguf': must be 'adapter' or 'merged'"):
         model.export("other", "gguf")  # type: ignore[arg-type]

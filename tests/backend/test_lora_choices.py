@@ -20,7 +20,7 @@ from sparring.backend.sampling import SamplingClient, SamplingParams
 from sparring.backend.training import Adam, Lora
 from sparring.errors import SettingError
 from tests.backend.architectures import full_pass, plain
-from tests.backend.batches import groups, relative, spread, trainer
+from tests.backend.batches import groups, lora_of, relative, spread
 from tests.backend.drawing import all_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True` and a tied layer")
@@ -44,7 +44,7 @@ def lora(request: pytest.FixtureRequest) -> Lora:
 
 
 def _peft(model: TorchModel, folder: Path, scratch: Path) -> torch.nn.Module:
-    write_folder(scratch, adapter_files(trainer(model).adapter, "tiny"))
+    write_folder(scratch, adapter_files(lora_of(model), "tiny"))
     return PeftModel.from_pretrained(plain(folder), str(scratch), is_trainable=True)
 
 
@@ -61,7 +61,7 @@ async def test_outputs_and_gradients_equal_pefts(
         np.testing.assert_allclose(got[datum.mask], want.detach()[datum.mask[1:]], rtol=1e-4, atol=2e-5)
         (-want[torch.from_numpy(datum.mask[1:])].sum()).backward()
     theirs = {name: p.grad for name, p in peft.named_parameters() if p.grad is not None}
-    adapter = trainer(model).adapter
+    adapter = lora_of(model)
     assert len(theirs) == 2 * len(adapter.targets)
     for target, a, b in zip(adapter.targets, adapter.weights.grad_a, adapter.weights.grad_b, strict=True):
         for letter, grad in (("A", a), ("B", b)):

@@ -13,14 +13,15 @@ from sparring.backend.chat import ChatRenderer
 from sparring.backend.local.base import BaseModel, load_base
 from sparring.backend.local.checkpoint import describe, state_folder
 from sparring.backend.local.dtype import Dtype, choose_dtype
-from sparring.backend.local.lora import Adapter
+from sparring.backend.local.full import FullModel
+from sparring.backend.local.lora import Adapter, Trained
 from sparring.backend.local.model import LOSSES, TorchModel
 from sparring.backend.local.sampler import TorchSampler
 from sparring.backend.local.thread import EngineThread
 from sparring.backend.local.trainer import Trainer
 from sparring.backend.models import default_cache, resolve_model
 from sparring.backend.training import Capabilities, Lora, ModelInfo
-from sparring.errors import SettingError, UnsupportedError
+from sparring.errors import SettingError
 
 DETERMINISTIC_THREADS = 2
 """How many threads a deterministic backend computes with, so that its sums do not depend on how many cores there are."""
@@ -86,10 +87,9 @@ class LocalBackend:
     async def create_model(self, model: str, *, lora: Lora | None = None, seed: int = 0) -> TorchModel:
         """A fresh adapter on `model`: a folder, a hub name, or "smollm2-135m-instruct". A base is loaded once and shared.
 
-        Raises `SettingError` for a model that is not there or cannot be used, `UnsupportedError` without `lora`.
+        Without `lora`, all weights are trained: copies, so that the base can still be shared. Raises `SettingError` for a model
+        that is not there, `UnsupportedError` for one that is not computed exactly here.
         """
-        if lora is None:
-            raise UnsupportedError("lora=None: this backend trains adapters only; give lora=Lora(rank=32, alpha=32)")
         folder = await to_thread.run_sync(resolve_model, model, self._cache)
         return await self._engine.submit(lambda: self._create(model, folder, lora, seed), "create_model")
 
@@ -109,10 +109,14 @@ class LocalBackend:
             raise
         return created
 
-    def _create(self, name: str, folder: Path, lora: Lora, seed: int) -> TorchModel:
+    def _create(self, name: str, folder: Path, lora: Lora | None, seed: int) -> TorchModel:
         loaded = self._load(folder)
         base = loaded.base
-        adapter = Adapter(base.targets, lora, seed=seed, dtype=base.dtype, device=base.device)
+        adapter: Trained = (
+            FullModel(base.named_parameters, head=base.head)
+            if lora is None
+            else Adapter(base.targets, lora, seed=seed, dtype=base.dtype, device=base.device)
+        )
         info = ModelInfo(
             model=name,
             parameters=base.parameters,

@@ -57,6 +57,8 @@ class BaseModel:
         self.head: Tensor = head.weight
         install_norms(self.model)
         self.targets: tuple[Target, ...] = (*self._install(), self._output_target(head))
+        self.named_parameters: dict[str, nn.Parameter] = dict(self.model.named_parameters())
+        self.call.parameters = tuple(self.named_parameters.values())
 
     @property
     def context_length(self) -> int:

@@ -1,7 +1,8 @@
-"""A model's state as a folder: the adapter in PEFT's format, the optimizer, and a manifest that vouches for both.
+"""A model's state as a folder: the adapter in PEFT's format (or all weights), the optimizer, a manifest that vouches for both.
 
-    adapter_config.json, adapter_model.safetensors    what PEFT, vLLM and others load; fp32
-    optimizer.safetensors                             `mean` and `square`, f32[P] in the adapter's layout
+    adapter_config.json, adapter_model.safetensors    what PEFT, vLLM and others load; fp32. Of a model without an adapter
+                                                      instead model.safetensors, all weights under the base's names; fp32
+    optimizer.safetensors                             `mean` and `square`, f32[P] in the layout of what is trained
     manifest.json                                     schema, base fingerprint, rank, alpha, steps, sha256 of each file
 
 A folder is written under another name, flushed to disk and renamed: it is there whole or not at all.
@@ -23,14 +24,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from sparring.backend.local.lora import Adapter
+from sparring.backend.local.lora import Adapter, Trained
 from sparring.backend.local.peft_folder import ADAPTER, ADAPTER_CONFIG, is_peft, read_peft
 from sparring.backend.training import Lora
 from sparring.errors import BackendError, SettingError
 
 SCHEMA = 1
 _MANIFEST = "manifest.json"
-_OPTIMIZER = "optimizer.safetensors"
+_OPTIMIZER, _FULL = "optimizer.safetensors", "model.safetensors"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +50,7 @@ class Saved:
 
     base: str
     fingerprint: str
-    lora: Lora
+    lora: Lora | None
     steps: int
     sha256: Mapping[str, str]
 
@@ -70,14 +71,14 @@ def adapter_files(adapter: Adapter, base_name: str) -> dict[str, bytes]:
     }
 
 
-def write_state(folder: Path, adapter: Adapter, state: State, *, base_name: str, fingerprint: str) -> None:
+def write_state(folder: Path, adapter: Trained, state: State, *, base_name: str, fingerprint: str) -> None:
     """Write a state folder, replacing one of the same name. Raises `BackendError` where the disk does not take it."""
-    files = adapter_files(adapter, base_name)
+    files = _weight_files(adapter, base_name)
     files[_OPTIMIZER] = save({"mean": state.mean.cpu(), "square": state.square.cpu()})
     manifest = {
         "schema": SCHEMA,
         "base": {"name": base_name, "fingerprint": fingerprint},
-        "lora": asdict(replace(adapter.lora, seed=None)),
+        "lora": None if adapter.lora is None else asdict(replace(adapter.lora, seed=None)),
         "steps": state.steps,
         "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
     }
@@ -93,7 +94,7 @@ def describe(folder: Path) -> Saved:
     return _read_manifest(folder)
 
 
-def read_state(folder: Path, adapter: Adapter, *, fingerprint: str, optimizer: bool = True) -> State:
+def read_state(folder: Path, adapter: Trained, *, fingerprint: str, optimizer: bool = True) -> State:
     """Read a folder for a model with this adapter and base; everything is checked before anything is returned.
 
     Without `optimizer`, moments and steps are those of a fresh one, and an adapter folder of PEFT will do. Raises
@@ -114,7 +115,7 @@ def read_state(folder: Path, adapter: Adapter, *, fingerprint: str, optimizer: b
             f"{saved.fingerprint[:12]}, not {fingerprint[:12]}): create the model from that base"
         )
     _check_lora(folder, saved.lora, adapter)
-    master = _master(folder, load(_read_checked(folder, ADAPTER, saved)), adapter)
+    master = _master(folder, load(_read_checked(folder, _FULL if saved.lora is None else ADAPTER, saved)), adapter)
     if not optimizer:
         return _fresh(master)
     moments = load(_read_checked(folder, _OPTIMIZER, saved))
@@ -156,6 +157,12 @@ def write_whole(folder: Path, fill: Callable[[Path], None]) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def _weight_files(adapter: Trained, base_name: str) -> dict[str, bytes]:
+    if isinstance(adapter, Adapter):
+        return adapter_files(adapter, base_name)
+    return {_FULL: save(adapter.named(), metadata={"format": "pt"})}
+
+
 def _adapter_config(adapter: Adapter, base_name: str) -> bytes:
     config = {
         "peft_type": "LORA",
@@ -184,7 +191,7 @@ def _read_manifest(folder: Path) -> Saved:
         return Saved(
             base=manifest["base"]["name"],
             fingerprint=manifest["base"]["fingerprint"],
-            lora=Lora(**manifest["lora"]),
+            lora=None if manifest["lora"] is None else Lora(**manifest["lora"]),
             steps=int(manifest["steps"]),
             sha256=dict(manifest["sha256"]),
         )
@@ -200,14 +207,16 @@ def _read_manifest(folder: Path) -> Saved:
         ) from error
 
 
-def _check_lora(folder: Path, saved: Lora, adapter: Adapter) -> None:
-    if saved != replace(adapter.lora, seed=None):
+def _check_lora(folder: Path, saved: Lora | None, adapter: Trained) -> None:
+    """None stands for all weights."""
+    own = adapter.lora
+    if saved != (None if own is None else replace(own, seed=None)):
         raise SettingError(
-            f"state {str(folder)!r} was saved with {saved!r}, this model has {adapter.lora!r}: create it with those"
+            f"state {str(folder)!r} was saved with lora={saved!r}, this model has lora={own!r}: create it with those"
         )
 
 
-def _master(folder: Path, weights: Mapping[str, Tensor], adapter: Adapter) -> Tensor:
+def _master(folder: Path, weights: Mapping[str, Tensor], adapter: Trained) -> Tensor:
     """The saved weights in the layout of the adapter, f32[P]."""
     named = adapter.named()
     for name in sorted(named.keys() | weights.keys()):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional
 
+from sparring.backend.local.full import FullModel, FullWeights, installed
 from sparring.backend.local.supported import Part
 from sparring.backend.training import Lora
 
@@ -62,8 +63,14 @@ def chosen(targets: Sequence[Target], lora: Lora) -> tuple[Target, ...]:
     return tuple(target for target in targets if parts[target.part])
 
 
-Segment = tuple[AdapterWeights | None, int]
-"""An adapter (None: the base alone) and how many consecutive rows of the call go through it."""
+Weights = AdapterWeights | FullWeights
+"""What a model trains or samples with, besides the base."""
+
+Segment = tuple[Weights | None, int]
+"""Weights (None: the base alone) and how many consecutive rows of the call go through it."""
+
+
+AdapterSegment = tuple[AdapterWeights | None, int]
 
 
 def merged(segments: Sequence[Segment]) -> tuple[Segment, ...]:
@@ -81,27 +88,33 @@ class AdapterCall:
     """The adapters of the forward pass that is running, shared by all layers of one base. Engine thread only.
 
     `rows([(first, 5), (None, 2)])` sends rows 0-4 through `first` and rows 5-6 through the base alone. A forward pass outside
-    of a with-block is a mistake and raises.
+    of a with-block is a mistake and raises. `parameters` are the base's, where full weights go.
     """
 
-    __slots__ = ("_segments",)
+    __slots__ = ("_segments", "parameters")
 
     def __init__(self) -> None:
-        self._segments: tuple[Segment, ...] | None = None
+        self._segments: tuple[AdapterSegment, ...] | None = None
+        self.parameters: tuple[nn.Parameter, ...] = ()
 
     @property
-    def segments(self) -> tuple[Segment, ...]:
+    def segments(self) -> tuple[AdapterSegment, ...]:
         """The segments of the running pass, in row order."""
         assert self._segments is not None, "a forward pass outside of `with call.rows(...)`: which adapter is not said"
         return self._segments
 
     @contextmanager
     def rows(self, segments: Sequence[Segment]) -> Iterator[None]:
-        """Use these adapters inside the block; neighbours with the same adapter are merged. Blocks do not nest."""
+        """Use these weights inside the block; neighbours with the same ones are merged. Blocks do not nest. Full weights stand
+        in the base's own parameters, so that they are alone in a pass."""
         assert self._segments is None, "adapter calls do not nest"
-        self._segments = merged(segments)
+        parts = merged(segments)
+        full = [weights for weights, _ in parts if isinstance(weights, FullWeights)]
+        assert not full or len(parts) == 1, "full weights share a pass with others"
+        self._segments = tuple((None if isinstance(w, FullWeights) else w, count) for w, count in parts)
         try:
-            yield
+            with installed(self.parameters, full[0]) if full else nullcontext():
+                yield
         finally:
             self._segments = None
 
@@ -158,7 +171,7 @@ class LoraLinear(nn.Module):
         parts = torch.split(x, [count for _, count in segments])
         return torch.cat([self._one(part, segments[i][0]) for i, part in enumerate(parts)])
 
-    def _without_gradient(self, x: Tensor, segments: Sequence[Segment]) -> Tensor:
+    def _without_gradient(self, x: Tensor, segments: Sequence[AdapterSegment]) -> Tensor:
         """The base once for all rows, then each adapter on its own: rows of several versions cost hardly more than of one."""
         assert sum(count for _, count in segments) == x.shape[0], (segments, x.shape)
         y = functional.linear(x, self.weight, self.bias)
@@ -239,3 +252,7 @@ class Adapter:
         parts = flat.split([rows * columns for rows, columns in self._shapes])
         views = [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
         return tuple(views[0::2]), tuple(views[1::2])
+
+
+Trained = Adapter | FullModel
+"""The trained part of a model: masters, gradient, weights in compute dtype, names for files."""

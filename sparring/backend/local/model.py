@@ -15,7 +15,7 @@ import numpy as np
 from sparring.backend.datum import Datum
 from sparring.backend.local.checkpoint import State, read_state, state_folder, write_state
 from sparring.backend.local.export import export_adapter, export_merged
-from sparring.backend.local.lora import AdapterWeights
+from sparring.backend.local.lora import Weights
 from sparring.backend.local.thread import EngineThread
 from sparring.backend.local.trainer import Trainer
 from sparring.backend.local.versions import Versions
@@ -33,7 +33,7 @@ LOSSES: tuple[type, ...] = (CrossEntropy, ImportanceSampling, PPO)
 class OpenSampler(Protocol):
     """Makes a sampling client of an adapter's weights; `release` is called once, when the client is closed."""
 
-    def __call__(self, weights: AdapterWeights, *, version: int, release: Callable[[], None]) -> SamplingClient: ...
+    def __call__(self, weights: Weights, *, version: int, release: Callable[[], None]) -> SamplingClient: ...
 
 
 class TorchModel:
@@ -138,7 +138,7 @@ class TorchModel:
                 "sampler", lambda: (self._trainer.steps, self._trainer.adapter.snapshot())
             )
             return self._open_sampler(weights, version=number, release=lambda: None)
-        taken: list[AdapterWeights] = []
+        taken: list[Weights] = []
         opening = self._submit("sampler", lambda: taken.append(self._versions.take(version)))
         try:
             await opening
@@ -148,7 +148,7 @@ class TorchModel:
             raise
         return self._open_sampler(taken[0], version=version, release=lambda: self._release(version, taken))
 
-    def _release(self, version: int, taken: list[AdapterWeights]) -> None:
+    def _release(self, version: int, taken: list[Weights]) -> None:
         """A client of a published version was closed, or its opening was cancelled, perhaps before the version was taken."""
         if not self._engine.closed:
             self._engine.submit(lambda: self._versions.release(version) if taken else None, "release")

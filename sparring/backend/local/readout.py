@@ -14,17 +14,19 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd import Function
 
+from sparring.backend.local.full import FullWeights
 from sparring.backend.local.head import CHUNK_BYTES
-from sparring.backend.local.lora import Adapter, AdapterWeights, Segment, merged
+from sparring.backend.local.lora import AdapterWeights, Segment, Weights, merged
 
 
 def read_out(head: Float[Tensor, "V D"], hidden: Float[Tensor, "N D"], segments: Sequence[Segment]) -> Tensor:
-    """Logits [N, V] of rows that went through these adapters, in compute dtype. Without gradients."""
-    logits = hidden @ head.T
+    """Logits [N, V] of rows that went through these weights, in compute dtype. Without gradients."""
+    first = segments[0][0]
+    logits = hidden @ (first.matrix if isinstance(first, FullWeights) else head).T
     start = 0
     for adapter, count in merged(segments):
-        place = None if adapter is None else adapter.places[-1]
-        if adapter is not None and place is not None:
+        place = adapter.places[-1] if isinstance(adapter, AdapterWeights) else None
+        if isinstance(adapter, AdapterWeights) and place is not None:
             low = hidden[start : start + count] @ adapter.a[place].T
             logits[start : start + count].addmm_(low, adapter.b[place].T, alpha=adapter.scale)
         start += count
@@ -32,25 +34,30 @@ def read_out(head: Float[Tensor, "V D"], hidden: Float[Tensor, "N D"], segments:
 
 
 class Readout:
-    """The output layer of a model in training. `matrix` [V, C] is W, or a copy of it with the adapter's B beside it."""
+    """The output layer of a model in training. `matrix` [V, C] is W, or a copy of it with the adapter's B beside it; `buffer`
+    the gradient of what is trained of it, its last columns: B's, all of W's, or None."""
 
-    def __init__(self, head: Float[Tensor, "V D"], adapter: Adapter) -> None:
-        self._weights, self._place = adapter.weights, adapter.weights.places[-1]
+    def __init__(self, head: Float[Tensor, "V D"], weights: Weights) -> None:
+        self._low: tuple[AdapterWeights, int] | None = None
         self._hidden = head.shape[1]
-        self.matrix = head.detach()
-        if self._place is not None:
-            self.matrix = torch.cat([self.matrix, self._weights.b[self._place]], dim=1)
+        self.matrix, self.buffer = head.detach(), None
+        if isinstance(weights, FullWeights):
+            self.matrix, self.buffer = weights.matrix, weights.grads[weights.head]
+        elif (place := weights.places[-1]) is not None:
+            self._low = weights, place
+            self.matrix, self.buffer = torch.cat([self.matrix, weights.b[place]], dim=1), weights.grad_b[place]
 
     def refresh(self) -> None:
         """Take the adapter's weights as they are now."""
-        if self._place is not None:
-            self.matrix[:, self._hidden :] = self._weights.b[self._place]
+        if self._low is not None:
+            weights, place = self._low
+            self.matrix[:, self._hidden :] = weights.b[place]
 
     def states(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N C"]:
         """What the matrix is multiplied with. Gradients flow to `hidden` and to the buffer of A."""
-        if self._place is None:
+        if self._low is None:
             return hidden
-        return torch.cat([hidden, _Low.apply(hidden, self._weights, self._place)], dim=1)  # type: ignore[no-untyped-call]
+        return torch.cat([hidden, _Low.apply(hidden, *self._low)], dim=1)  # type: ignore[no-untyped-call]
 
     def add_gradient(
         self,
@@ -59,16 +66,9 @@ class Readout:
         scale: Float[Tensor, "N K"],
         temperature: Float[Tensor, " N"],
     ) -> None:
-        """Add d loss / d B to its buffer; `scale` is d loss / d log-prob of each of K targets, divided by the temperature."""
-        if self._place is not None:
-            add_matrix_gradient(
-                self._weights.grad_b[self._place],
-                self.matrix,
-                states,
-                targets=targets,
-                scale=scale,
-                temperature=temperature,
-            )
+        """Add to the buffer; `scale` is d loss / d log-prob of each of K targets, divided by the temperature."""
+        if self.buffer is not None:
+            add_matrix_gradient(self.buffer, self.matrix, states, targets=targets, scale=scale, temperature=temperature)
 
 
 def add_matrix_gradient(

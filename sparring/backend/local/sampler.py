@@ -28,9 +28,9 @@ from sparring.backend.local.base import BaseModel
 from sparring.backend.local.cache import KeyValueCache
 from sparring.backend.local.client import Engine, TorchSamplingClient
 from sparring.backend.local.draw import draw, uniforms
-from sparring.backend.local.lora import AdapterWeights, Segment
+from sparring.backend.local.lora import Segment, Weights
 from sparring.backend.local.readout import read_out
-from sparring.backend.local.request import Drawn, Group, Request
+from sparring.backend.local.request import Drawn, Group, Request, passes
 from sparring.backend.local.scheduler import Scheduler
 from sparring.backend.sampling import SampledSequence, SamplingParams
 from sparring.errors import BackendError, ContextFull, SettingError
@@ -100,7 +100,7 @@ class TorchSampler:
         return self._base.context_length
 
     def open(
-        self, weights: AdapterWeights | None, *, version: int, release: Callable[[], None] = lambda: None
+        self, weights: Weights | None, *, version: int, release: Callable[[], None] = lambda: None
     ) -> TorchSamplingClient:
         """A client of these weights, which must never change (None: of the base alone)."""
         return TorchSamplingClient(self, self._engine, weights, version=version, release=release)
@@ -111,7 +111,7 @@ class TorchSampler:
         params: SamplingParams,
         n: int,
         *,
-        adapter: AdapterWeights | None,
+        adapter: Weights | None,
         version: int,
     ) -> Request:
         """Check and queue a request. Raises `SettingError` and `ContextFull` as `SamplingClient.sample` says."""
@@ -151,7 +151,7 @@ class TorchSampler:
         )
 
     @torch.inference_mode()
-    def logprobs(self, adapter: AdapterWeights | None, tokens: I32) -> F32:
+    def logprobs(self, adapter: Weights | None, tokens: I32) -> F32:
         """Log-prob of each token given those before it, f32[T], the first NaN. Engine thread only."""
         ids = torch.from_numpy(tokens).long().to(self._base.device)
         with self._base.call.rows([(adapter, 1)]):
@@ -237,7 +237,8 @@ class TorchSampler:
             return taken
         for group in filling[1:]:
             widest = max(width, _whole(group.rest, block))
-            if group.done or widest * (len(taken) + 1) > self._prefill_tokens:
+            together = passes([taken[0].members[0], group.members[0]])
+            if group.done or len(together) > 1 or widest * (len(taken) + 1) > self._prefill_tokens:
                 break
             taken.append(group)
             width = widest
@@ -263,7 +264,8 @@ class TorchSampler:
         running = list(self._schedule.running)
         self._decode_steps += 1
         if not self._deterministic:
-            self._decode(running, in_order=in_order)
+            for part in passes(running):
+                self._decode(part, in_order=in_order and len(part) == len(running))
             return
         by_adapter = sorted(running, key=lambda drawn: id(drawn.request.adapter))
         for _, rows in groupby(by_adapter, key=lambda drawn: id(drawn.request.adapter)):

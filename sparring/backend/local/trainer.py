@@ -15,7 +15,7 @@ from sparring.arrays import F32
 from sparring.backend.datum import Datum
 from sparring.backend.local.base import BaseModel
 from sparring.backend.local.head import HeadInput, HeadOutput, score
-from sparring.backend.local.lora import Adapter
+from sparring.backend.local.lora import Trained
 from sparring.backend.local.objectives import Scored, moves
 from sparring.backend.local.packing import MicroBatch, plan
 from sparring.backend.local.readout import Readout
@@ -25,19 +25,21 @@ from sparring.errors import BackendError, NonFinite, SparringError
 
 
 class Trainer:
-    """Adapter, optimizer moments and gradient buffer on a shared base. `between` is called between two micro-batches.
+    """What is trained (an adapter, or all weights), its optimizer's moments and gradient buffer, on a shared base.
+
+    `between` is called between two micro-batches.
 
     `mean` and `square` are AdamW's moments, f32[P] in the layout of the adapter; `steps` counts optimizer steps. `broken` is
     what left the gradient buffer half-filled; until `discard_gradients` no step is taken.
     """
 
-    def __init__(self, base: BaseModel, adapter: Adapter, *, token_budget: int, between: Callable[[], None]) -> None:
+    def __init__(self, base: BaseModel, adapter: Trained, *, token_budget: int, between: Callable[[], None]) -> None:
         self.base, self.adapter = base, adapter
         self.mean, self.square = torch.zeros_like(adapter.master), torch.zeros_like(adapter.master)
         self.steps = 0
         self.broken: BaseException | None = None
         self._token_budget, self._between = token_budget, between
-        self._readout = Readout(base.head, adapter)
+        self._readout = Readout(base.head, adapter.weights)
 
     def forward(self, data: Sequence[Datum], loss: Loss) -> ForwardOutput:
         """Log-probs and metrics."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparring.backend.local.lora import AdapterWeights
+from sparring.backend.local.lora import Weights
 from sparring.errors import SettingError
 
 
 @dataclass(slots=True)
 class _Held:
-    weights: AdapterWeights
+    weights: Weights
     users: int = 0
 
 
@@ -26,13 +26,13 @@ class Versions:
         """The versions that can be sampled from, oldest first."""
         return tuple(sorted(self._held))
 
-    def publish(self, version: int, weights: AdapterWeights) -> None:
+    def publish(self, version: int, weights: Weights) -> None:
         """Add a version newer than all others; older ones without users are freed."""
         assert all(version > number for number in self._held), (version, self.numbers)
         self._held[version] = _Held(weights)
         self._free()
 
-    def take(self, version: int) -> AdapterWeights:
+    def take(self, version: int) -> Weights:
         """The weights of a version, held until as many calls of `release`. Raises `SettingError` for one that is not there."""
         if version not in self._held:
             raise SettingError(f"version={version!r} is not published or was freed; there are {list(self.numbers)}")
