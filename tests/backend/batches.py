@@ -77,7 +77,7 @@ def spread(model: TorchModel, seed: int = 0) -> None:
 
 async def gradient(model: TorchModel, data: Sequence[Datum], loss: Loss) -> torch.Tensor:
     await model.forward_backward(data, loss)
-    grad = lora_of(model).grad.clone()
+    grad = trainer(model).adapter.grad.clone()
     await model.discard_gradients()
     return grad
 

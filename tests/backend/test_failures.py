@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from sparring.backend.datum import Datum
 from sparring.backend.local.head import HeadOutput
@@ -56,12 +57,12 @@ async def test_an_unknown_loss_is_refused(model: TorchModel) -> None:
 async def test_a_failure_while_computing_breaks_the_buffer_until_it_is_discarded(
     model: TorchModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: Trainer, batch: MicroBatch, loss: Loss, *, train: bool) -> HeadOutput:
+    def fail(self: Trainer, hidden: Tensor, batch: MicroBatch, loss: Loss, *, train: bool) -> tuple[Tensor, HeadOutput]:
         raise ZeroDivisionError("planted")
 
     before = await model.digest()
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_micro_batch", fail)
+        patch.setattr(Trainer, "_score", fail)
         failed, stepped = model.forward_backward(groups(), CrossEntropy()), model.optim_step(Adam())
         with pytest.raises(BackendError, match="forward_backward failed: planted"):
             await failed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import torch
 from anyio import to_thread
 
 from sparring.backend.chat import ChatRenderer
+from sparring.backend.datum import Datum
 from sparring.backend.local.base import BaseModel, load_base
 from sparring.backend.local.checkpoint import describe, state_folder
 from sparring.backend.local.dtype import Dtype, choose_dtype
@@ -18,9 +19,11 @@ from sparring.backend.local.lora import Adapter, Trained
 from sparring.backend.local.model import LOSSES, TorchModel
 from sparring.backend.local.sampler import TorchSampler
 from sparring.backend.local.thread import EngineThread
-from sparring.backend.local.trainer import Trainer
+from sparring.backend.local.trainer import Trainer, forward_backward_together
+from sparring.backend.losses import Loss
 from sparring.backend.models import default_cache, resolve_model
-from sparring.backend.training import Capabilities, Lora, ModelInfo
+from sparring.backend.pending import PendingResult
+from sparring.backend.training import Capabilities, ForwardOutput, Lora, ModelInfo
 from sparring.errors import SettingError
 
 DETERMINISTIC_THREADS = 2
@@ -108,6 +111,26 @@ class LocalBackend:
             created.unload()
             raise
         return created
+
+    def forward_backward(
+        self, calls: Sequence[tuple[TorchModel, Sequence[Datum], Loss]]
+    ) -> PendingResult[list[ForwardOutput]]:
+        """`forward_backward` of several models on one base, in shared passes: the outputs in the order of the calls.
+
+        Gradients are those of calls one by one. Data that make one model's gradient non-finite raise `NonFinite` and break its
+        buffer alone. Raises `SettingError` for models of several bases, the same model twice, or data that a model cannot take.
+        """
+        models = [model for model, _, _ in calls]
+        shares = [model.share(data, loss) for model, data, loss in calls]
+        if not shares or len({id(share.trainer.base) for share in shares}) > 1:
+            names = sorted({model.info.model for model in models})
+            raise SettingError(f"forward_backward of models {names!r} together: they must be of one base")
+        if len({id(model) for model in models}) < len(models):
+            raise SettingError(f"forward_backward of {len(models)} calls together: each model may have one of them")
+        pending = self._engine.submit(lambda: forward_backward_together(shares), "forward_backward")
+        for model in models:
+            model.follow(pending)
+        return pending
 
     def _create(self, name: str, folder: Path, lora: Lora | None, seed: int) -> TorchModel:
         loaded = self._load(folder)

@@ -19,7 +19,7 @@ from transformers.utils import logging
 from sparring.backend.local import row_attention
 from sparring.backend.local.lora import AdapterCall, LoraLinear, Target
 from sparring.backend.local.norms import install_norms
-from sparring.backend.local.packing import MicroBatch
+from sparring.backend.local.packing import Rows
 from sparring.backend.local.supported import layer_windows, part_of, refuse_unsupported
 from sparring.errors import SettingError
 
@@ -90,8 +90,8 @@ class BaseModel:
         """How many numbers the frozen base has."""
         return sum(p.numel() for p in self.model.parameters())
 
-    def hidden_states(self, batch: MicroBatch, *, train: bool) -> Float[Tensor, "R L D"]:
-        """The last hidden states of a micro-batch; inside `with call.rows(...)`. `train` lets gradients flow to adapters."""
+    def hidden_states(self, batch: Rows, *, train: bool) -> Float[Tensor, "R L D"]:
+        """The last hidden states of a pass; inside `with call.rows(...)`. `train` lets gradients flow to adapters."""
         embedded = self.model.get_input_embeddings()(torch.from_numpy(batch.tokens).to(self.device))
         if train:
             embedded.requires_grad_(True)  # the embedding is frozen: this is where the graph begins
@@ -107,7 +107,7 @@ class BaseModel:
         )
         return output.last_hidden_state  # type: ignore[no-any-return]
 
-    def _by_products(self, embedded: Tensor, batch: MicroBatch) -> Tensor:
+    def _by_products(self, embedded: Tensor, batch: Rows) -> Tensor:
         branch, positions = batch.branch, batch.positions
         if batch.plain:  # one row stands for all
             branch, positions = np.zeros_like(branch[:1]), np.arange(branch.shape[1])[None]
@@ -122,7 +122,7 @@ class BaseModel:
             )
         return output.last_hidden_state  # type: ignore[no-any-return]
 
-    def _masks(self, batch: MicroBatch) -> Tensor | dict[str, Tensor]:
+    def _masks(self, batch: Rows) -> Tensor | dict[str, Tensor]:
         """In the form that transformers' models take: one mask, or one for each type of layer."""
         masks = {w: seen_by(batch.branch, batch.positions, w)[:, None].to(self.device) for w in self.windows}
         if len(masks) == 1:

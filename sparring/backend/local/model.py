@@ -17,7 +17,7 @@ from sparring.backend.local.checkpoint import State, read_state, state_folder, w
 from sparring.backend.local.export import export_adapter, export_merged
 from sparring.backend.local.lora import Weights
 from sparring.backend.local.thread import EngineThread
-from sparring.backend.local.trainer import Trainer
+from sparring.backend.local.trainer import Share, Trainer
 from sparring.backend.local.versions import Versions
 from sparring.backend.losses import PPO, CrossEntropy, ImportanceSampling, Loss
 from sparring.backend.pending import PendingResult, Unawaited
@@ -79,6 +79,16 @@ class TorchModel:
         """The same, and adds the gradient of the summed loss to the buffer."""
         self._check_data(data, loss)
         return self._submit("forward_backward", lambda: self._trainer.forward_backward(data, loss))
+
+    def share(self, data: Sequence[Datum], loss: Loss) -> Share:
+        """This model's part of a call that several make together: see `LocalBackend.forward_backward`."""
+        self._check_data(data, loss)
+        self._unawaited.check()
+        return Share(self._trainer, data, loss)
+
+    def follow(self, pending: PendingResult[T]) -> PendingResult[T]:
+        """Let a failure of an operation that others submitted too be raised by this model's next call, if nobody awaits it."""
+        return self._unawaited.track(pending)
 
     def optim_step(self, adam: Adam) -> PendingResult[OptimOutput]:
         """Apply the buffered gradient and empty the buffer. A non-finite gradient raises `NonFinite` and changes nothing."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from sparring.backend.local.head import HeadInput, HeadOutput, score
 from sparring.backend.local.lora import Trained
 from sparring.backend.local.objectives import Scored, moves
 from sparring.backend.local.packing import MicroBatch, plan
+from sparring.backend.local.passes import Wanted, Work, run
 from sparring.backend.local.readout import Readout
 from sparring.backend.losses import Loss
 from sparring.backend.training import Adam, ForwardOutput, OptimOutput
@@ -38,24 +39,24 @@ class Trainer:
         self.mean, self.square = torch.zeros_like(adapter.master), torch.zeros_like(adapter.master)
         self.steps = 0
         self.broken: BaseException | None = None
-        self._token_budget, self._between = token_budget, between
+        self.token_budget, self.between = token_budget, between
         self._readout = Readout(base.head, adapter.weights)
 
     def forward(self, data: Sequence[Datum], loss: Loss) -> ForwardOutput:
         """Log-probs and metrics."""
-        with torch.no_grad():
-            return self._run(data, loss, train=False)
+        work = self.work(data, loss, train=False)
+        (result,) = run([work], self.base, token_budget=self.token_budget, between=self.between)
+        if isinstance(result, SparringError):
+            raise result
+        return result
 
     def forward_backward(self, data: Sequence[Datum], loss: Loss) -> ForwardOutput:
         """The same, and adds gradients. Any failure marks the buffer broken."""
-        try:
-            return self._run(data, loss, train=True)
-        except SparringError as error:
-            self.broken = error
-            raise
-        except Exception as error:
-            self.broken = BackendError(f"forward_backward failed: {error}")
-            raise self.broken from error
+        return forward_backward_together([Share(self, data, loss)])[0]
+
+    def work(self, data: Sequence[Datum], loss: Loss, *, train: bool, among: int = 1) -> Work:
+        """A call, for `run`; its micro-batches take the token budget's share of one `among` so many calls."""
+        return Work(weights=self.adapter.weights, wanted=self._wanted(data, loss, train=train, among=among))
 
     def optim_step(self, adam: Adam) -> OptimOutput:
         """One AdamW step on the masters (arXiv 1711.05101, as torch has it), after clipping by the whole gradient's norm."""
@@ -104,18 +105,20 @@ class Trainer:
         master.mul_(1 - adam.learning_rate * adam.weight_decay)
         master.addcdiv_(self.mean, root, value=-adam.learning_rate / (1 - adam.beta1**self.steps))
 
-    def _run(self, data: Sequence[Datum], loss: Loss, *, train: bool) -> ForwardOutput:
+    def _wanted(
+        self, data: Sequence[Datum], loss: Loss, *, train: bool, among: int
+    ) -> Generator[Wanted, None, ForwardOutput]:
         self._readout.refresh()
         moving = [train and moves(loss, datum) for datum in data]
-        batches = [(batch, True) for batch in self._planned(data, moving, wanted=True)]
-        batches += [(batch, False) for batch in self._planned(data, moving, wanted=False)]
+        budget = max(1, self.token_budget // among)
+        batches = [(batch, True) for batch in _planned(data, moving, wanted=True, token_budget=budget)]
+        batches += [(batch, False) for batch in _planned(data, moving, wanted=False, token_budget=budget)]
         logprobs: list[F32] = [np.zeros(len(datum.tokens), np.float32) for datum in data]
         metrics: dict[str, float] = {}
-        for number, (batch, moved) in enumerate(batches):
-            if number > 0:
-                self._between()
-            with torch.set_grad_enabled(moved):
-                output = self._micro_batch(batch, loss, train=moved)
+        for batch, moved in batches:
+            outputs: list[HeadOutput] = []
+            yield Wanted(batch=batch, train=moved, score=self._scoring(batch, loss, outputs, train=moved))
+            (output,) = outputs
             values = output.logprobs.cpu().numpy()
             for place in range(len(values)):
                 logprobs[batch.datum[place]][batch.token[place]] = values[place]
@@ -123,37 +126,90 @@ class Trainer:
                 metrics[name] = metrics.get(name, 0.0) + value
         return ForwardOutput(logprobs=tuple(logprobs), metrics=metrics)
 
-    def _planned(self, data: Sequence[Datum], moving: Sequence[bool], *, wanted: bool) -> list[MicroBatch]:
-        """Micro-batches of the data that have a gradient, or of the rest, which is scored without the work of one."""
-        chosen = np.array([index for index, moves_it in enumerate(moving) if moves_it is wanted], np.int64)
-        if not len(chosen):
-            return []
-        part = [data[index] for index in chosen]
-        batches = plan(part, token_budget=self._token_budget, share=True)
-        return [replace(batch, datum=chosen[batch.datum]) for batch in batches]
+    def _scoring(
+        self, batch: MicroBatch, loss: Loss, outputs: list[HeadOutput], *, train: bool
+    ) -> Callable[[Tensor], tuple[Tensor, Tensor] | None]:
+        """What is done with a micro-batch's hidden states; its output goes to the end of `outputs`."""
 
-    def _micro_batch(self, batch: MicroBatch, loss: Loss, *, train: bool) -> HeadOutput:
+        def scoring(hidden: Tensor) -> tuple[Tensor, Tensor] | None:
+            states, output = self._score(hidden, batch, loss, train=train)
+            outputs.append(output)
+            return None if output.grad_hidden is None or not len(batch.source) else (states, output.grad_hidden)
+
+        return scoring
+
+    def _score(self, hidden: Tensor, batch: MicroBatch, loss: Loss, *, train: bool) -> tuple[Tensor, HeadOutput]:
         device = self.base.device
-        with self.base.call.rows([(self.adapter.weights, len(batch.tokens))]):
-            hidden = self.base.hidden_states(batch, train=train)
-            states = self._readout.states(hidden.flatten(0, 1)[torch.from_numpy(batch.source).to(device)])
-            given = HeadInput(
-                hidden=states.detach(),
-                targets=torch.from_numpy(batch.targets).to(device),
-                temperature=torch.from_numpy(batch.temperature).to(device),
-                scored=Scored(
-                    q=torch.from_numpy(batch.q).to(device),
-                    advantages=torch.from_numpy(batch.advantages).to(device),
-                    weights=torch.from_numpy(batch.weights).to(device),
-                ),
-            )
-            output = score(self._readout.matrix, given, loss, gradient=train)
-            _assert_finite(output, batch)
-            if output.grad_hidden is not None and len(batch.source):
-                slopes = (output.slopes / given.temperature)[:, None]
-                self._readout.add_gradient(given.hidden, given.targets[:, None], slopes, given.temperature)
-                states.backward(output.grad_hidden)
-        return output
+        states = self._readout.states(hidden.flatten(0, 1)[torch.from_numpy(batch.source).to(device)])
+        given = HeadInput(
+            hidden=states.detach(),
+            targets=torch.from_numpy(batch.targets).to(device),
+            temperature=torch.from_numpy(batch.temperature).to(device),
+            scored=Scored(
+                q=torch.from_numpy(batch.q).to(device),
+                advantages=torch.from_numpy(batch.advantages).to(device),
+                weights=torch.from_numpy(batch.weights).to(device),
+            ),
+        )
+        output = score(self._readout.matrix, given, loss, gradient=train)
+        _assert_finite(output, batch)
+        if train:
+            slopes = (output.slopes / given.temperature)[:, None]
+            self._readout.add_gradient(given.hidden, given.targets[:, None], slopes, given.temperature)
+        return states, output
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One model's part of a call that several make together."""
+
+    trainer: Trainer
+    data: Sequence[Datum]
+    loss: Loss
+
+
+def forward_backward_together(shares: Sequence[Share]) -> list[ForwardOutput]:
+    """`forward_backward` of several models on one base, in as few passes as the token budget allows.
+
+    A model whose data fail leaves the others' gradients whole; its failure is raised when all are done. Any other failure
+    breaks the buffers of all.
+    """
+    first = shares[0].trainer
+    works = [one.trainer.work(one.data, one.loss, train=True, among=len(shares)) for one in shares]
+    try:
+        results = run(works, first.base, token_budget=first.token_budget, between=first.between)
+    except SparringError as error:
+        _mark_broken(shares, error)
+        raise
+    except Exception as error:
+        broken = BackendError(f"forward_backward failed: {error}")
+        _mark_broken(shares, broken)
+        raise broken from error
+    outputs: list[ForwardOutput] = []
+    failures: list[SparringError] = []
+    for one, result in zip(shares, results, strict=True):
+        if isinstance(result, SparringError):
+            one.trainer.broken = result
+            failures.append(result)
+        else:
+            outputs.append(result)
+    if failures:
+        raise failures[0]
+    return outputs
+
+
+def _mark_broken(shares: Sequence[Share], error: BaseException) -> None:
+    for one in shares:
+        one.trainer.broken = error
+
+
+def _planned(data: Sequence[Datum], moving: Sequence[bool], *, wanted: bool, token_budget: int) -> list[MicroBatch]:
+    """Micro-batches of the data that have a gradient, or of the rest, which is scored without the work of one."""
+    chosen = np.array([index for index, moves_it in enumerate(moving) if moves_it is wanted], np.int64)
+    if not len(chosen):
+        return []
+    batches = plan([data[index] for index in chosen], token_budget=token_budget, share=True)
+    return [replace(batch, datum=chosen[batch.datum]) for batch in batches]
 
 
 def _assert_finite(output: HeadOutput, batch: MicroBatch) -> None:
