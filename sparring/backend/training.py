@@ -102,7 +102,7 @@ class Pending(Awaitable[T_co], Protocol[T_co]):
 
 
 class TrainingClient(Protocol):
-    """One model: frozen base and adapter (or all weights), optimizer, gradient buffer. Operations run in the order of the calls.
+    """One model: frozen base and adapter (or all weights), optimizer, gradient buffer. Operations run in call order.
 
     Invalid input raises `SettingError` and leaves the model untouched. A failure while computing raises `BackendError`, marks
     the gradient buffer broken, and the next `optim_step` is refused with that cause until `discard_gradients()`.
@@ -177,8 +177,8 @@ class Backend(Protocol):
     async def __aenter__(self) -> "Backend": ...
     async def __aexit__(self, *exc: object) -> None: ...
     async def create_model(self, model: str, *, lora: Lora | None = None, seed: int = 0) -> TrainingClient:
-        """Load `model` (a folder, a hub name, or a name that the backend documents) and give it a fresh adapter; without `lora`,
-        all weights are trained."""
+        """Load `model` (a folder, a hub name, or a name that the backend documents) and give it a fresh adapter; without
+        `lora`, all weights are trained."""
         ...
 
     async def create_from_state(self, path: str, *, model: str | None = None, optimizer: bool = True) -> TrainingClient:
