@@ -57,6 +57,11 @@ class ScriptedBackend:
     async def create_model(self, model: str, *, lora: Lora | None = None, seed: int = 0) -> ScriptedModel:
         return ScriptedModel(model, seed, self._reply)
 
+    async def create_from_state(self, path: str, *, model: str | None = None, optimizer: bool = True) -> ScriptedModel:
+        created = ScriptedModel(_read(path)["model"] if model is None else model, 0, self._reply)
+        await created.load_state(path, optimizer=optimizer)
+        return created
+
     def capabilities(self) -> Capabilities:
         return Capabilities(losses=frozenset(LOSSES), deterministic=True, logprobs=False)
 
@@ -70,6 +75,7 @@ class ScriptedModel:
         self._gradient = b""
         self._reply = reply
         self._published: dict[int, bytes] = {}
+        self._unloaded = False
 
     @property
     def renderer(self) -> Renderer:
@@ -89,6 +95,7 @@ class ScriptedModel:
     def forward(self, data: Sequence[Datum], loss: Loss, *, entropy: bool = False) -> PendingResult[ForwardOutput]:
         if entropy:
             raise UnsupportedError("entropy=True: the scripted backend has no distribution")
+        self._refuse_if_unloaded()
         check_data(data, loss)
         tokens = sum(int(datum.mask.sum()) for datum in data)
         metrics = {"loss": 0.0, "tokens": float(tokens)}
@@ -106,32 +113,50 @@ class ScriptedModel:
         return output
 
     def optim_step(self, adam: Adam) -> PendingResult[OptimOutput]:
+        self._refuse_if_unloaded()
         self._weights = sha256(self._weights + self._gradient + repr(adam).encode()).digest()
         self._gradient = b""
         return _done("optim_step", OptimOutput(metrics={"gradient_norm": 0.0}))
 
     def discard_gradients(self) -> PendingResult[None]:
+        self._refuse_if_unloaded()
         self._gradient = b""
         return _done("discard_gradients", None)
 
     def save_state(self, name: str) -> PendingResult[str]:
+        self._refuse_if_unloaded()
         folder = Path(name)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "weights.json").write_text(json.dumps({"weights": self._weights.hex()}))
+        (folder / "weights.json").write_text(json.dumps({"model": self._model, "weights": self._weights.hex()}))
         return _done("save_state", str(folder))
 
-    def load_state(self, path: str) -> PendingResult[None]:
-        try:
-            stored = json.loads((Path(path) / "weights.json").read_text())
-        except OSError as error:
-            raise SettingError(f"checkpoint {path!r}: {error.strerror}") from error
+    def load_state(self, path: str, *, optimizer: bool = True) -> PendingResult[None]:
+        """The optimizer of this backend has no state: `optimizer` makes no difference."""
+        self._refuse_if_unloaded()
+        stored = _read(path)
+        if stored["model"] != self._model:
+            raise SettingError(f"checkpoint {path!r} is of model {stored['model']!r}, not {self._model!r}")
         self._weights, self._gradient = bytes.fromhex(stored["weights"]), b""
         return _done("load_state", None)
 
+    def export(self, folder: str, form: Literal["adapter", "merged"] = "adapter") -> PendingResult[str]:
+        raise UnsupportedError(f"export({folder!r}): the scripted backend has no weights to export")
+
+    def unload(self) -> PendingResult[None]:
+        self._refuse_if_unloaded()
+        self._unloaded = True
+        return _done("unload", None)
+
+    def _refuse_if_unloaded(self) -> None:
+        if self._unloaded:
+            raise BackendError(f"model {self._model!r} was unloaded; create one from a state that it saved")
+
     def digest(self) -> PendingResult[str]:
+        self._refuse_if_unloaded()
         return _done("digest", self._weights.hex())
 
     def publish(self, version: int) -> PendingResult[None]:
+        self._refuse_if_unloaded()
         if self._published and version < max(self._published):
             raise SettingError(f"publish({version!r}) after version {max(self._published)}: versions never go back")
         self._published[version] = self._weights
@@ -140,6 +165,7 @@ class ScriptedModel:
     async def sampler(
         self, kind: Literal["snapshot", "inflight"] = "snapshot", *, version: int | None = None
     ) -> SamplingClient:
+        self._refuse_if_unloaded()
         if kind != "snapshot":
             raise UnsupportedError(f"sampler({kind!r}): the scripted backend has 'snapshot' only")
         if version is None:
@@ -205,6 +231,17 @@ def _optional(datum: Datum) -> Iterator[NDArray[Any]]:
         if array is not None:
             yield np.frombuffer(name.encode(), np.uint8)
             yield array
+
+
+def _read(path: str) -> dict[str, str]:
+    """`model` and `weights` of a saved state."""
+    try:
+        stored = json.loads((Path(path) / "weights.json").read_text())
+        return {name: str(stored[name]) for name in ("model", "weights")}
+    except OSError as error:
+        raise SettingError(f"checkpoint {path!r}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise SettingError(f"checkpoint {path!r} is damaged ({error!r}); take an earlier one") from error
 
 
 def _up_to_stop(text: str, stop: Sequence[str]) -> str | None:

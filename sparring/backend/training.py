@@ -17,16 +17,27 @@ T_co = TypeVar("T_co", covariant=True)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lora:
-    """A low-rank adapter on every linear layer of attention and MLP: y = Wx + (alpha / rank) * B(A(x)) (arXiv 2106.09685)."""
+    """A low-rank adapter: y = Wx + (alpha / rank) * B(A(x)) (arXiv 2106.09685).
+
+    attention, mlp   on every linear layer of these
+    unembedding      on the output layer too; where that is tied to the input embedding, the latter stays as it is
+    seed             of A's first values (B begins as zero); None takes the seed of the model
+    """
 
     rank: int = 32
     alpha: float = 32.0
+    attention: bool = True
+    mlp: bool = True
+    unembedding: bool = False
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise SettingError(f"lora.rank={self.rank!r}: must be at least 1")
-        if not self.alpha > 0:
-            raise SettingError(f"lora.alpha={self.alpha!r}: must be above 0; 0 would train nothing")
+        if not 0 < self.alpha < inf:
+            raise SettingError(f"lora.alpha={self.alpha!r}: must be a finite number above 0; 0 would train nothing")
+        if not (self.attention or self.mlp or self.unembedding):
+            raise SettingError(f"{self!r}: an adapter on no layer; set attention, mlp or unembedding to True")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +81,8 @@ class OptimOutput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """What a model is, for `run.json`: `fingerprint` is a digest of base weights, tokenizer and template."""
+    """What a model is, for `run.json`: `fingerprint` is a digest of base weights, tokenizer and template; `architecture` the
+    name of its class in transformers; `lora` the adapter, None where all weights are trained or there are none."""
 
     model: str
     parameters: int
@@ -78,6 +90,8 @@ class ModelInfo:
     context_length: int
     dtype: str
     fingerprint: str
+    architecture: str = ""
+    lora: Lora | None = None
 
 
 class Pending(Awaitable[T_co], Protocol[T_co]):
@@ -88,7 +102,7 @@ class Pending(Awaitable[T_co], Protocol[T_co]):
 
 
 class TrainingClient(Protocol):
-    """One model: frozen base, adapter, optimizer, gradient buffer. Operations run in the order of the calls.
+    """One model: frozen base and adapter (or all weights), optimizer, gradient buffer. Operations run in call order.
 
     Invalid input raises `SettingError` and leaves the model untouched. A failure while computing raises `BackendError`, marks
     the gradient buffer broken, and the next `optim_step` is refused with that cause until `discard_gradients()`.
@@ -117,8 +131,19 @@ class TrainingClient(Protocol):
         backend's own folder."""
         ...
 
-    def load_state(self, path: str) -> Pending[None]:
-        """Take weights and optimizer from a folder that `save_state` wrote."""
+    def load_state(self, path: str, *, optimizer: bool = True) -> Pending[None]:
+        """Take weights and optimizer from a folder that `save_state` wrote; gradients are dropped. Without `optimizer`, the
+        next step is an optimizer's first. A folder that is damaged or does not fit raises `SettingError`, changes nothing."""
+        ...
+
+    def export(self, folder: str, form: Literal["adapter", "merged"] = "adapter") -> Pending[str]:
+        """Write the weights for others to load: an adapter folder of PEFT, or a whole model of transformers with the adapter
+        merged in. `folder` is an absolute path or a name below the backend's own folder, and must not be there yet."""
+        ...
+
+    def unload(self) -> Pending[None]:
+        """Free weights and optimizer, after the calls so far. Samplers that are open go on; the model's own calls raise
+        `BackendError` from now on."""
         ...
 
     def digest(self) -> Pending[str]:
@@ -153,7 +178,13 @@ class Backend(Protocol):
     async def __aenter__(self) -> "Backend": ...
     async def __aexit__(self, *exc: object) -> None: ...
     async def create_model(self, model: str, *, lora: Lora | None = None, seed: int = 0) -> TrainingClient:
-        """Load `model` (a folder, a hub name, or a name that the backend documents) and give it a fresh adapter."""
+        """Load `model` (a folder, a hub name, or a name that the backend documents) and give it a fresh adapter; without
+        `lora`, all weights are trained."""
+        ...
+
+    async def create_from_state(self, path: str, *, model: str | None = None, optimizer: bool = True) -> TrainingClient:
+        """The model that `save_state` wrote, on the base that it names, or on `model` where the same base lies elsewhere now.
+        Without `optimizer`, with its weights alone."""
         ...
 
     def capabilities(self) -> Capabilities: ...

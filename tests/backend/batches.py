@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from sparring.backend.datum import Datum
+from sparring.backend.local.lora import Adapter
 from sparring.backend.local.model import TorchModel
 from sparring.backend.local.trainer import Trainer
 from sparring.backend.losses import Loss
@@ -60,9 +61,15 @@ def trainer(model: TorchModel) -> Trainer:
     return model._trainer  # pyright: ignore[reportPrivateUsage]
 
 
+def lora_of(model: TorchModel) -> Adapter:
+    found = trainer(model).adapter
+    assert isinstance(found, Adapter)
+    return found
+
+
 def spread(model: TorchModel, seed: int = 0) -> None:
     """Give the adapter weights that matter: a fresh one's B is zero, and so is the gradient of its A."""
-    adapter = trainer(model).adapter
+    adapter = lora_of(model)
     generator = torch.Generator().manual_seed(seed)
     for b in adapter.master_b:
         b.normal_(0, 0.1, generator=generator)
@@ -82,7 +89,7 @@ def relative(got: torch.Tensor, want: torch.Tensor) -> float:
 
 def plain_loss(model: TorchModel, data: Sequence[Datum], loss: Loss) -> tuple[torch.Tensor, list[np.ndarray]]:
     """The gradient and log-probs by the plain way: one datum at a time, full logits, autograd through everything."""
-    base, adapter = trainer(model).base, trainer(model).adapter
+    base, adapter = trainer(model).base, lora_of(model)
     logprobs = []
     for datum in data:
         ids = torch.from_numpy(datum.tokens).long()[None]

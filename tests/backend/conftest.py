@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import anyio
 import pytest
@@ -21,6 +20,7 @@ from transformers import (
 
 from sparring.backend.local import LocalBackend
 from sparring.backend.local.model import TorchModel
+from tests.backend.architectures import ARCHITECTURES, SIZES, tiny
 from tests.backend.batches import LORA
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -46,21 +46,6 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def _sizes() -> dict[str, Any]:
-    return {
-        "vocab_size": 320,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 256,
-        "bos_token_id": 0,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
-    }
-
-
 def _save(model: PreTrainedModel, folder: Path) -> Path:
     """Spread weights (a fresh model's logits are all but equal), then model and tokenizer into a folder."""
     generator = torch.Generator().manual_seed(1)
@@ -76,14 +61,14 @@ def _save(model: PreTrainedModel, folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a random Llama: 2 layers, 32 wide, grouped-query attention, tied embeddings."""
-    model = LlamaForCausalLM(LlamaConfig(**_sizes(), tie_word_embeddings=True))
+    model = LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True))
     return _save(model, tmp_path_factory.mktemp("models") / "tiny-llama")
 
 
 @pytest.fixture(scope="session")
 def tiny_qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a random Qwen3: as the Llama, with norms on queries and keys, and an output layer of its own."""
-    model = Qwen3ForCausalLM(Qwen3Config(**_sizes(), head_dim=8, tie_word_embeddings=False))
+    model = Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=8, tie_word_embeddings=False))
     return _save(model, tmp_path_factory.mktemp("models") / "tiny-qwen3")
 
 
@@ -91,6 +76,12 @@ def tiny_qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_model(request: pytest.FixtureRequest, tiny_llama: Path, tiny_qwen3: Path) -> Path:
     """Each tiny model in turn."""
     return tiny_llama if request.param == "llama" else tiny_qwen3
+
+
+@pytest.fixture(scope="session", params=sorted(ARCHITECTURES))
+def architecture(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny model of each architecture in turn."""
+    return _save(tiny(ARCHITECTURES[request.param]), tmp_path_factory.mktemp("architectures") / request.param)
 
 
 @pytest.fixture

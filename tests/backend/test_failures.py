@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from sparring.backend.datum import Datum
 from sparring.backend.local.model import TorchModel
@@ -15,7 +16,7 @@ from sparring.backend.local.trainer import Trainer
 from sparring.backend.losses import PPO, CrossEntropy, ImportanceSampling
 from sparring.backend.training import Adam
 from sparring.errors import BackendError, NonFinite, SettingError, UnsupportedError
-from tests.backend.batches import diverged, groups, trainer
+from tests.backend.batches import diverged, groups, lora_of
 
 BAD_DATA: list[tuple[Callable[[], list[Datum]], str]] = [
     (list, "without data"),
@@ -36,12 +37,12 @@ async def test_bad_data_are_refused_and_touch_nothing(
     model: TorchModel, make: Callable[[], list[Datum]], message: str
 ) -> None:
     await model.forward_backward(groups(), CrossEntropy())
-    before, grad = await model.digest(), trainer(model).adapter.grad.clone()
+    before, grad = await model.digest(), lora_of(model).grad.clone()
     for call in (model.forward, model.forward_backward):
         with pytest.raises(SettingError, match=message):
             call(make(), CrossEntropy())
     assert await model.digest() == before
-    assert torch.equal(trainer(model).adapter.grad, grad)
+    assert torch.equal(lora_of(model).grad, grad)
     await model.optim_step(Adam())
 
 
@@ -55,12 +56,12 @@ async def test_an_unknown_loss_is_refused(model: TorchModel) -> None:
 async def test_a_failure_while_computing_breaks_the_buffer_until_it_is_discarded(
     model: TorchModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: Trainer, call: object, batch: MicroBatch, slopes_of: object, *, train: bool) -> None:
+    def fail(self: Trainer, call: object, loss: object, batch: MicroBatch, output: object) -> Tensor:
         raise ZeroDivisionError("planted")
 
     before = await model.digest()
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_micro_batch", fail)
+        patch.setattr(Trainer, "_slopes", fail)
         failed, stepped = model.forward_backward(groups(), CrossEntropy()), model.optim_step(Adam())
         with pytest.raises(BackendError, match="forward_backward failed: planted"):
             await failed
@@ -104,8 +105,8 @@ async def test_a_ratio_that_overflows_is_no_nan_without_a_name(model: TorchModel
 
 
 async def test_weights_that_are_not_finite_name_the_data(model: TorchModel) -> None:
-    trainer(model).adapter.master_b[0].fill_(torch.nan)
-    trainer(model).adapter.refresh()
+    lora_of(model).master_b[0].fill_(torch.nan)
+    lora_of(model).refresh()
     with pytest.raises(NonFinite, match=r"log-probs of data \[0, 1\] are not finite"):
         await model.forward_backward(groups(1, 2), CrossEntropy())
 
@@ -113,7 +114,7 @@ async def test_weights_that_are_not_finite_name_the_data(model: TorchModel) -> N
 async def test_a_gradient_that_is_not_finite_changes_nothing(model: TorchModel) -> None:
     await model.forward_backward(groups(), CrossEntropy())
     before = await model.digest()
-    trainer(model).adapter.grad[3] = torch.inf
+    lora_of(model).grad[3] = torch.inf
     with pytest.raises(NonFinite, match="optim_step 1: the gradient's norm is inf"):
         await model.optim_step(Adam())
     assert await model.digest() == before

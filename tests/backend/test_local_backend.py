@@ -15,7 +15,7 @@ from sparring.backend.losses import PPO, CrossEntropy, ImportanceSampling
 from sparring.backend.sampling import SamplingParams
 from sparring.backend.training import Adam, Lora
 from sparring.errors import BackendError, SettingError, UnsupportedError
-from tests.backend.batches import LORA, groups, spread, trainer
+from tests.backend.batches import LORA, groups, lora_of, spread, trainer
 
 
 async def test_a_loaded_state_continues_equally(backend: LocalBackend, tiny_llama: Path, tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ async def test_two_models_share_a_base_and_nothing_else(backend: LocalBackend, t
     first.forward_backward(groups(), CrossEntropy())
     await first.optim_step(Adam())
     assert await second.digest() == before
-    assert trainer(second).adapter.grad.count_nonzero() == 0
+    assert lora_of(second).grad.count_nonzero() == 0
 
 
 async def test_versions_never_go_back(model: TorchModel) -> None:
@@ -161,15 +161,10 @@ async def test_a_closed_backend_refuses(tiny_llama: Path, tmp_path: Path) -> Non
 async def test_info_and_capabilities(backend: LocalBackend, model: TorchModel, tiny_llama: Path) -> None:
     info = model.info
     assert (info.model, info.context_length, info.dtype) == (str(tiny_llama), 256, "float32")
-    assert info.trained_parameters == trainer(model).adapter.master.numel()
+    assert info.trained_parameters == lora_of(model).master.numel()
     assert info.parameters > 0 and len(info.fingerprint) == 64
     assert backend.capabilities().deterministic
     assert PPO in backend.capabilities().losses
-
-
-async def test_without_lora_is_refused(backend: LocalBackend, tiny_llama: Path) -> None:
-    with pytest.raises(UnsupportedError, match=r"lora=None: .*lora=Lora\(rank=32"):
-        await backend.create_model(str(tiny_llama))
 
 
 BAD_SETTINGS: list[tuple[dict[str, object], str]] = [

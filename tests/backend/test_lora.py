@@ -72,8 +72,8 @@ def test_outputs_and_gradients_equal_pefts(tiny_model: Path, tmp_path: Path) -> 
 
     assert _relative(got, want) < 1e-5
     gradients = {name: p.grad for name, p in peft.named_parameters() if p.grad is not None}
-    assert len(gradients) == 2 * len(base.targets)
-    for target, a, b in zip(base.targets, adapter.weights.grad_a, adapter.weights.grad_b, strict=True):
+    assert len(gradients) == 2 * len(adapter.targets)
+    for target, a, b in zip(adapter.targets, adapter.weights.grad_a, adapter.weights.grad_b, strict=True):
         want_a = gradients[f"base_model.model.{target.name}.lora_A.default.weight"]
         want_b = gradients[f"base_model.model.{target.name}.lora_B.default.weight"]
         assert _relative(a, want_a) < 1e-5, target

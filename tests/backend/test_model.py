@@ -14,7 +14,7 @@ from sparring.backend.local import LocalBackend
 from sparring.backend.local.model import TorchModel
 from sparring.backend.losses import PPO, CrossEntropy, ImportanceSampling, Loss
 from sparring.backend.training import Adam
-from tests.backend.batches import LORA, gradient, groups, plain_loss, relative, spread, trainer
+from tests.backend.batches import LORA, gradient, groups, lora_of, plain_loss, relative, spread, trainer
 
 
 @pytest.mark.parametrize("loss", [CrossEntropy(), ImportanceSampling(), PPO()])
@@ -28,7 +28,7 @@ async def test_gradients_and_logprobs_equal_the_plain_way(
     data = groups(temperature=temperature)
     want, want_logprobs = plain_loss(model, data, loss)
     output = await model.forward_backward(data, loss)
-    assert relative(trainer(model).adapter.grad, want) < 1e-5
+    assert relative(lora_of(model).grad, want) < 1e-5
     for got, lp in zip(output.logprobs, want_logprobs, strict=True):
         np.testing.assert_allclose(got, lp, rtol=1e-4, atol=2e-5)
     assert output.metrics["tokens"] == sum(int(datum.mask.sum()) for datum in data)
@@ -53,7 +53,7 @@ async def test_a_step_split_into_calls_is_the_same_step(model: TorchModel, calls
     for part in np.array_split(np.arange(len(data)), calls):
         model.forward_backward([data[i] for i in part], ImportanceSampling())
     await model.digest()
-    assert relative(trainer(model).adapter.grad, whole) < 1e-5
+    assert relative(lora_of(model).grad, whole) < 1e-5
 
 
 @pytest.mark.parametrize("layers", ["shared", "apart"])
@@ -73,12 +73,12 @@ async def test_forward_is_forward_backward_without_the_gradient(model: TorchMode
     assert all(np.array_equal(a, b) for a, b in zip(one.logprobs, two.logprobs, strict=True))
     await model.discard_gradients()
     await model.forward(data, PPO())
-    assert trainer(model).adapter.grad.count_nonzero() == 0
+    assert lora_of(model).grad.count_nonzero() == 0
 
 
 async def test_steps_equal_torchs_adamw(model: TorchModel) -> None:
     adam = Adam(learning_rate=1e-2, beta1=0.8, beta2=0.9, eps=1e-6, weight_decay=0.1, grad_clip_norm=0.5)
-    adapter = trainer(model).adapter
+    adapter = lora_of(model)
     theirs = torch.nn.Parameter(adapter.master.clone())
     optimizer = torch.optim.AdamW([theirs], lr=1e-2, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.1)
     for seed in range(4):
@@ -96,7 +96,7 @@ async def test_steps_equal_torchs_adamw(model: TorchModel) -> None:
 
 async def test_no_clipping_when_it_is_off(model: TorchModel) -> None:
     await model.forward_backward(groups(), CrossEntropy())
-    before = trainer(model).adapter.grad.clone()
+    before = lora_of(model).grad.clone()
     await model.optim_step(Adam(grad_clip_norm=0.0, beta1=0.0))
     torch.testing.assert_close(trainer(model).mean, before)
 

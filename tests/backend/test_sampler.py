@@ -48,7 +48,7 @@ def reference(folder: Path, base: BaseModel, adapter: AdapterWeights | None) -> 
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
         if adapter is not None:
-            for target, a, b in zip(base.targets, adapter.a, adapter.b, strict=True):
+            for target, a, b in zip(base.targets[:-1], adapter.a, adapter.b, strict=True):
                 model.get_submodule(target.name).weight += adapter.scale * (b @ a)
 
     def logits(tokens: I32) -> torch.Tensor:

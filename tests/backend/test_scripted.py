@@ -200,7 +200,7 @@ async def test_weights_are_saved_and_loaded(tmp_path: Path) -> None:
     await model.forward_backward([datum(3)], PPO())
     await model.optim_step(Adam())
     path = await model.save_state(str(tmp_path / "saved"))
-    other = await ScriptedBackend().create_model("another")
+    other = await ScriptedBackend().create_model("m", seed=1)
     await other.load_state(path)
     assert await other.digest() == await model.digest()
     with pytest.raises(SettingError, match="No such file"):

@@ -258,9 +258,9 @@ class CountedModel(ScriptedModel):
         self.log.append("step")
         return super().optim_step(adam)
 
-    def load_state(self, path: str) -> PendingResult[None]:
+    def load_state(self, path: str, *, optimizer: bool = True) -> PendingResult[None]:
         self.log.append(path)
-        return super().load_state(path)
+        return super().load_state(path, optimizer=optimizer)
 
     def publish(self, version: int) -> PendingResult[None]:
         self.log.append("publish")

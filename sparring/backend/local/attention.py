@@ -9,7 +9,7 @@ Letters: `B` rows of the pass, `S` slots that are read, `H` key-value heads, `G`
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -28,28 +28,44 @@ _NAME = "sparring_slots"
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """The first `width` cached tokens, with `bias` (0 or minus infinity) added to the scores: [S * H or 1, G * T or 1, W].
+    """The first `width` cached tokens, with a bias (0 or minus infinity) added to the scores: [S * H or 1, G * T or 1, W].
 
-    `rows` are the rows of the pass whose result is taken from this view; None takes all.
+    `bias` has one for each window that layers have. `rows` are the rows of the pass whose result is taken from this view;
+    None takes all.
     """
 
     width: int
-    bias: Tensor
+    bias: Mapping[int | None, Tensor]
     rows: Tensor | None = None
 
 
 def decoding_view(base: BaseModel, lengths: Tensor, width: int, rows: Tensor | None = None) -> View:
     """For one new token in each of S rows: it sees itself and the `lengths` i64[S] tokens before it."""
-    unseen = torch.arange(width, device=base.device) > lengths[:, None]
-    bias = torch.zeros(unseen.shape, dtype=base.dtype, device=base.device).masked_fill_(unseen, -torch.inf)
-    return View(width, bias.repeat_interleave(base.config.num_key_value_heads, dim=0)[:, None], rows)
+    place = torch.arange(width, device=base.device)
+    heads = base.config.num_key_value_heads
+
+    def bias(window: int | None) -> Tensor:
+        unseen = place > lengths[:, None]
+        if window is not None:
+            unseen |= place <= lengths[:, None] - window
+        scores = torch.zeros(unseen.shape, dtype=base.dtype, device=base.device).masked_fill_(unseen, -torch.inf)
+        return scores.repeat_interleave(heads, dim=0)[:, None]
+
+    return View(width, {window: bias(window) for window in base.windows}, rows)
 
 
 def prompt_view(base: BaseModel, start: int, tokens: int) -> View:
     """For `tokens` new tokens behind `start` others, in any number of rows: each sees itself and what is before it."""
-    bias = torch.full((tokens, start + tokens), -torch.inf, dtype=base.dtype, device=base.device).triu_(start + 1)
     groups = base.config.num_attention_heads // base.config.num_key_value_heads
-    return View(start + tokens, bias.repeat(groups, 1)[None])
+
+    def bias(window: int | None) -> Tensor:
+        seen = torch.ones((tokens, start + tokens), dtype=torch.bool, device=base.device).tril_(start)
+        if window is not None:
+            seen.triu_(start - window + 1)
+        scores = torch.zeros(seen.shape, dtype=base.dtype, device=base.device).masked_fill_(~seen, -torch.inf)
+        return scores.repeat(groups, 1)[None]
+
+    return View(start + tokens, {window: bias(window) for window in base.windows})
 
 
 @dataclass(slots=True)
@@ -75,7 +91,9 @@ class Pass:
     back: Tensor | None = None
     layers: int = 0
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int | None
+    ) -> Tensor:
         """Write key and value [B, H, T, D], attend with query [B, G * H, T, D]; the result is [B, T, G * H, D]."""
         self.layers += 1
         keys, values = self.cache.layer(layer)
@@ -85,7 +103,7 @@ class Pass:
         out: Tensor | None = None
         for view in self.views:
             looked = self._read(keys[..., : view.width]), self._read(values[:, :, : view.width])
-            seen = self._attend(query, *looked, view.bias, scaling)
+            seen = self._attend(query, *looked, view.bias[window], scaling)
             if view.rows is None:
                 out = seen
             else:
@@ -131,31 +149,22 @@ def _slot_attention(
     *,
     sparring_pass: Pass,
     scaling: float,
+    sliding_window: int | None = None,
     dropout: float = 0.0,
     **unknown: Any,
 ) -> tuple[Tensor, None]:
     """What transformers' attention modules call, in the form it prescribes."""
     extra = {name: given for name, given in unknown.items() if given is not None and name not in _HARMLESS}
     if extra:
-        raise UnsupportedError(f"attention with {sorted(extra)!r}: this sampler knows plain causal attention only")
+        raise UnsupportedError(f"attention with {sorted(extra)!r}: this sampler knows causal attention only")
     index = module.layer_idx
     assert isinstance(index, int)
-    return sparring_pass.attend(index, query, key, value, scaling).contiguous(), None
+    out = sparring_pass.attend(index, query, key, value, scaling=scaling, window=sliding_window)
+    return out.contiguous(), None
 
 
 _HARMLESS = frozenset({"position_ids", "use_cache", "is_causal"})
 AttentionInterface.register(_NAME, _slot_attention)
-
-
-def refuse_unknown_attention(config: PreTrainedConfig) -> None:
-    """Raise `UnsupportedError` for a model whose layers are not all plain causal attention."""
-    settings = config.to_dict()
-    kinds = set(settings.get("layer_types") or ["full_attention"])
-    if kinds != {"full_attention"}:
-        raise UnsupportedError(f"layer types {sorted(kinds)!r}: this sampler knows 'full_attention' only")
-    window = settings.get("sliding_window")
-    if window is not None and settings.get("use_sliding_window", True):
-        raise UnsupportedError(f"sliding_window={window!r}: this sampler knows attention over the whole context only")
 
 
 def forward(base: BaseModel, tokens: Tensor, positions: Tensor, segments: Sequence[Segment], given: Pass) -> Tensor:

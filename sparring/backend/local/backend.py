@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,17 +10,21 @@ import torch
 from anyio import to_thread
 
 from sparring.backend.chat import ChatRenderer
+from sparring.backend.datum import Datum
 from sparring.backend.local.base import BaseModel, load_base
+from sparring.backend.local.checkpoint import describe, state_folder
 from sparring.backend.local.dtype import Dtype, choose_dtype
-from sparring.backend.local.lora import Adapter
+from sparring.backend.local.full import FullModel
+from sparring.backend.local.lora import Adapter, Trained
 from sparring.backend.local.model import TorchModel
 from sparring.backend.local.sampler import TorchSampler
 from sparring.backend.local.thread import EngineThread
-from sparring.backend.local.trainer import Trainer
-from sparring.backend.losses import LOSSES
+from sparring.backend.local.trainer import Trainer, forward_backward_together
+from sparring.backend.losses import LOSSES, Loss
 from sparring.backend.models import default_cache, resolve_model
-from sparring.backend.training import Capabilities, Lora, ModelInfo
-from sparring.errors import SettingError, UnsupportedError
+from sparring.backend.pending import PendingResult
+from sparring.backend.training import Capabilities, ForwardOutput, Lora, ModelInfo
+from sparring.errors import SettingError
 
 DETERMINISTIC_THREADS = 2
 """How many threads a deterministic backend computes with, so that its sums do not depend on how many cores there are."""
@@ -86,17 +90,56 @@ class LocalBackend:
     async def create_model(self, model: str, *, lora: Lora | None = None, seed: int = 0) -> TorchModel:
         """A fresh adapter on `model`: a folder, a hub name, or "smollm2-135m-instruct". A base is loaded once and shared.
 
-        Raises `SettingError` for a model that is not there or cannot be used, `UnsupportedError` without `lora`.
+        Without `lora`, all weights are trained: copies, so that the base can still be shared. Raises `SettingError` for a model
+        that is not there, `UnsupportedError` for one that is not computed exactly here.
         """
-        if lora is None:
-            raise UnsupportedError("lora=None: this backend trains adapters only; give lora=Lora(rank=32, alpha=32)")
         folder = await to_thread.run_sync(resolve_model, model, self._cache)
         return await self._engine.submit(lambda: self._create(model, folder, lora, seed), "create_model")
 
-    def _create(self, name: str, folder: Path, lora: Lora, seed: int) -> TorchModel:
+    async def create_from_state(self, path: str, *, model: str | None = None, optimizer: bool = True) -> TorchModel:
+        """What `save_state` wrote; without `optimizer` also an adapter folder of PEFT. See `Backend.create_from_state`.
+
+        Raises `SettingError` for a folder that is missing, damaged or of another base, `UnsupportedError` for an adapter that
+        is more than `Lora`.
+        """
+        folder = state_folder(path, self._cache / "states")
+        saved = await to_thread.run_sync(describe, folder)
+        created = await self.create_model(saved.base if model is None else model, lora=saved.lora)
+        try:
+            await created.load_state(str(folder), optimizer=optimizer)
+        except BaseException:
+            created.unload()
+            raise
+        return created
+
+    def forward_backward(
+        self, calls: Sequence[tuple[TorchModel, Sequence[Datum], Loss]]
+    ) -> PendingResult[list[ForwardOutput]]:
+        """`forward_backward` of several models on one base, in shared passes: the outputs in the order of the calls.
+
+        Gradients are those of calls one by one. Data that make one model's gradient non-finite raise `NonFinite` and break its
+        buffer alone. Raises `SettingError` for models of several bases, the same model twice, or data that a model cannot take.
+        """
+        models = [model for model, _, _ in calls]
+        shares = [model.share(data, loss) for model, data, loss in calls]
+        if not shares or len({id(share.trainer.base) for share in shares}) > 1:
+            names = sorted({model.info.model for model in models})
+            raise SettingError(f"forward_backward of models {names!r} together: they must be of one base")
+        if len({id(model) for model in models}) < len(models):
+            raise SettingError(f"forward_backward of {len(models)} calls together: each model may have one of them")
+        pending = self._engine.submit(lambda: forward_backward_together(shares), "forward_backward")
+        for model in models:
+            model.follow(pending)
+        return pending
+
+    def _create(self, name: str, folder: Path, lora: Lora | None, seed: int) -> TorchModel:
         loaded = self._load(folder)
         base = loaded.base
-        adapter = Adapter(base.targets, lora, seed=seed, dtype=base.dtype, device=base.device)
+        adapter: Trained = (
+            FullModel(base.named_parameters, head=base.head)
+            if lora is None
+            else Adapter(base.targets, lora, seed=seed, dtype=base.dtype, device=base.device)
+        )
         info = ModelInfo(
             model=name,
             parameters=base.parameters,
@@ -104,6 +147,8 @@ class LocalBackend:
             context_length=base.context_length,
             dtype=str(base.dtype).removeprefix("torch."),
             fingerprint=base.fingerprint,
+            architecture=type(base.model).__name__,
+            lora=adapter.lora,
         )
         return TorchModel(
             Trainer(base, adapter, token_budget=self._token_budget, between=self._engine.interleave),

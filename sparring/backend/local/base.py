@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -18,11 +19,9 @@ from transformers.utils import logging
 from sparring.backend.local import row_attention
 from sparring.backend.local.lora import AdapterCall, LoraLinear, Target
 from sparring.backend.local.norms import install_norms
-from sparring.backend.local.packing import MicroBatch
-from sparring.errors import SettingError, UnsupportedError
-
-_LOGIT_TRANSFORMS = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
-"""What some configurations do to logits after the head, and the value that does nothing."""
+from sparring.backend.local.packing import Rows
+from sparring.backend.local.supported import layer_windows, part_of, refuse_unsupported
+from sparring.errors import SettingError
 
 _HASHED = (".safetensors", ".json", ".jinja", ".model", ".txt")
 
@@ -33,7 +32,10 @@ class BaseModel:
     body       the transformer without its head: (input_ids i64[B, T], ...) -> last_hidden_state [B, T, D]
     head       the output embedding, [V, D], frozen
     call       which adapters the rows of a forward pass go through; set it round every call of `body`
-    targets    the layers that adapters apply to, in the order of an adapter's weights
+    targets    the layers that adapters may apply to; the last is the output layer, which `Readout` takes care of
+    windows    what the layers' attention looks back on: a number of tokens, or None for all; each kind once
+
+    Raises `UnsupportedError` for an architecture that is not computed exactly here; see `supported`.
     """
 
     def __init__(
@@ -50,10 +52,13 @@ class BaseModel:
         if not isinstance(head, nn.Linear) or head.bias is not None:
             kind = type(head).__name__
             raise SettingError(f"model {name!r}: its output layer is {kind}; one linear layer without bias is needed")
-        self._refuse_logit_transforms()
+        refuse_unsupported(self.config, name)
+        self.windows: tuple[int | None, ...] = tuple(dict.fromkeys(layer_windows(self.config, name)))
         self.head: Tensor = head.weight
         install_norms(self.model)
-        self.targets: tuple[Target, ...] = self._install()
+        self.targets: tuple[Target, ...] = (*self._install(), self._output_target(head))
+        self.named_parameters: dict[str, nn.Parameter] = dict(self.model.named_parameters())
+        self.call.parameters = tuple(self.named_parameters.values())
 
     @property
     def context_length(self) -> int:
@@ -85,51 +90,44 @@ class BaseModel:
         """How many numbers the frozen base has."""
         return sum(p.numel() for p in self.model.parameters())
 
-    @property
-    def shares_prefixes(self) -> bool:
-        """Whether several branches may attend to one prefix in a row: not with sliding windows, which count columns."""
-        settings = self.config.to_dict()
-        layers = settings.get("layer_types")
-        if layers is not None:
-            return set(layers) == {"full_attention"}
-        return settings.get("sliding_window") is None
-
-    def hidden_states(self, batch: MicroBatch, *, train: bool) -> Float[Tensor, "R L D"]:
-        """The last hidden states of a micro-batch; inside `with call.rows(...)`. `train` lets gradients flow to adapters."""
+    def hidden_states(self, batch: Rows, *, train: bool) -> Float[Tensor, "R L D"]:
+        """The last hidden states of a pass; inside `with call.rows(...)`. `train` lets gradients flow to adapters."""
         embedded = self.model.get_input_embeddings()(torch.from_numpy(batch.tokens).to(self.device))
         if train:
             embedded.requires_grad_(True)  # the embedding is frozen: this is where the graph begins
-        short = batch.tokens.shape[1] <= row_attention.LONGEST
-        if self.shares_prefixes and self.device.type == "cpu" and short:
+        if self.device.type == "cpu" and batch.tokens.shape[1] <= row_attention.LONGEST:
             return self._by_products(embedded, batch)
         if batch.plain:
             return self.body(inputs_embeds=embedded, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
-        seen = _seen(torch.from_numpy(batch.branch).to(self.device))
-        positions = torch.from_numpy(batch.positions).to(self.device)
         output = self.body(
-            inputs_embeds=embedded, position_ids=positions, attention_mask=seen[:, None], use_cache=False
+            inputs_embeds=embedded,
+            position_ids=torch.from_numpy(batch.positions).to(self.device),
+            attention_mask=self._masks(batch),
+            use_cache=False,
         )
         return output.last_hidden_state  # type: ignore[no-any-return]
 
-    def _by_products(self, embedded: Tensor, batch: MicroBatch) -> Tensor:
-        branch = torch.from_numpy(batch.branch if not batch.plain else np.zeros_like(batch.branch[:1]))
+    def _by_products(self, embedded: Tensor, batch: Rows) -> Tensor:
+        branch, positions = batch.branch, batch.positions
+        if batch.plain:  # one row stands for all
+            branch, positions = np.zeros_like(branch[:1]), np.arange(branch.shape[1])[None]
+        seen = {window: seen_by(branch, positions, window) for window in self.windows}
         with row_attention.use_row_attention(self.config):
             output = self.body(
                 inputs_embeds=embedded,
                 position_ids=torch.from_numpy(batch.positions),
                 attention_mask=embedded.new_zeros((1, 1, 1, 1)),  # four dimensions: transformers makes none of its own
-                sparring_bias=row_attention.row_bias(_seen(branch), self.config, self.dtype),
+                sparring_bias={w: row_attention.row_bias(mask, self.config, self.dtype) for w, mask in seen.items()},
                 use_cache=False,
             )
         return output.last_hidden_state  # type: ignore[no-any-return]
 
-    def _refuse_logit_transforms(self) -> None:
-        for key, neutral in _LOGIT_TRANSFORMS.items():
-            value = self.config.to_dict().get(key)
-            if value is not None and value != neutral:
-                raise UnsupportedError(
-                    f"model {self.name!r}: {key}={value!r} changes the logits after the head; take a model without it"
-                )
+    def _masks(self, batch: Rows) -> Tensor | dict[str, Tensor]:
+        """In the form that transformers' models take: one mask, or one for each type of layer."""
+        masks = {w: seen_by(batch.branch, batch.positions, w)[:, None].to(self.device) for w in self.windows}
+        if len(masks) == 1:
+            return masks[self.windows[0]]
+        return {"full_attention" if window is None else "sliding_attention": mask for window, mask in masks.items()}
 
     def _install(self) -> tuple[Target, ...]:
         """Replace the linear layers and return them as targets."""
@@ -137,20 +135,31 @@ class BaseModel:
         linear = [(name, module) for name, module in self.body.named_modules() if isinstance(module, nn.Linear)]
         if not linear:
             raise SettingError(f"model {self.name!r}: {type(self.model).__name__} has no linear layers to adapt")
+        targets = tuple(
+            Target(
+                name=f"{prefix}.{name}",
+                inputs=module.in_features,
+                outputs=module.out_features,
+                part=part_of(name, self.name),
+            )
+            for name, module in linear
+        )
         for index, (name, module) in enumerate(linear):
             parent, _, child = name.rpartition(".")
             self.body.get_submodule(parent).register_module(child, LoraLinear(module, self.call, index))
-        return tuple(
-            Target(name=f"{prefix}.{name}", inputs=module.in_features, outputs=module.out_features)
-            for name, module in linear
-        )
+        return targets
+
+    def _output_target(self, head: nn.Linear) -> Target:
+        name = next(name for name, module in self.model.named_modules() if module is head)
+        return Target(name=name, inputs=head.in_features, outputs=head.out_features, part="unembedding")
 
 
-def _seen(branch: Int[Tensor, "R L"]) -> Bool[Tensor, "R L L"]:
-    """Who sees whom: nothing later; of what is earlier, the prefix (0) and the own branch."""
-    length = branch.shape[1]
-    earlier = torch.ones(length, length, dtype=torch.bool, device=branch.device).tril()
-    return ((branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None])) & earlier
+def seen_by(branch: NDArray[np.int64], positions: NDArray[np.int64], window: int | None) -> Bool[Tensor, "R L L"]:
+    """Who sees whom: nothing later; of what is earlier, the prefix (0) and the own branch, `window` tokens of it at most."""
+    own, place = torch.from_numpy(branch), torch.from_numpy(positions)
+    earlier = torch.ones(own.shape[1], own.shape[1], dtype=torch.bool).tril()
+    seen = ((own[:, None, :] == 0) | (own[:, None, :] == own[:, :, None])) & earlier
+    return seen if window is None else seen & (place[:, :, None] - place[:, None, :] < window)
 
 
 def load_base(folder: Path, *, dtype: torch.dtype, device: torch.device) -> BaseModel:

@@ -1,7 +1,8 @@
-"""A model's state as a folder: the adapter in PEFT's format, the optimizer, and a manifest that vouches for both.
+"""A model's state as a folder: the adapter in PEFT's format (or all weights), the optimizer, a manifest that vouches for both.
 
-    adapter_config.json, adapter_model.safetensors    what PEFT, vLLM and others load; fp32
-    optimizer.safetensors                             `mean` and `square`, f32[P] in the adapter's layout
+    adapter_config.json, adapter_model.safetensors    what PEFT, vLLM and others load; fp32. Of a model without an adapter
+                                                      instead model.safetensors, all weights under the base's names; fp32
+    optimizer.safetensors                             `mean` and `square`, f32[P] in the layout of what is trained
     manifest.json                                     schema, base fingerprint, rank, alpha, steps, sha256 of each file
 
 A folder is written under another name, flushed to disk and renamed: it is there whole or not at all.
@@ -13,23 +14,24 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from sparring.backend.local.lora import Adapter
+from sparring.backend.local.lora import Adapter, Trained
+from sparring.backend.local.peft_folder import ADAPTER, ADAPTER_CONFIG, is_peft, read_peft
 from sparring.backend.training import Lora
-from sparring.errors import SettingError
+from sparring.errors import BackendError, SettingError
 
 SCHEMA = 1
 _MANIFEST = "manifest.json"
-_ADAPTER, _ADAPTER_CONFIG, _OPTIMIZER = "adapter_model.safetensors", "adapter_config.json", "optimizer.safetensors"
+_OPTIMIZER, _FULL = "optimizer.safetensors", "model.safetensors"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,22 +44,41 @@ class State:
     steps: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """What a folder says of itself: the base's name and fingerprint ('' where it has none), the adapter, the steps taken."""
+
+    base: str
+    fingerprint: str
+    lora: Lora | None
+    steps: int
+    sha256: Mapping[str, str]
+
+
+def state_folder(name: str, states: Path) -> Path:
+    """An absolute path as it is, or a name below `states`."""
+    given = Path(name)
+    if not name or ".." in given.parts:
+        raise SettingError(f"state name {name!r}: give an absolute path, or a name without '..'")
+    return given if given.is_absolute() else states / given
+
+
 def adapter_files(adapter: Adapter, base_name: str) -> dict[str, bytes]:
     """The two files of a PEFT adapter folder: name and contents."""
     return {
-        _ADAPTER_CONFIG: _adapter_config(adapter, base_name),
-        _ADAPTER: save(_named(adapter), metadata={"format": "pt"}),
+        ADAPTER_CONFIG: _adapter_config(adapter, base_name),
+        ADAPTER: save(adapter.named(), metadata={"format": "pt"}),
     }
 
 
-def write_state(folder: Path, adapter: Adapter, state: State, *, base_name: str, fingerprint: str) -> None:
-    """Write a state folder, replacing one of the same name."""
-    files = adapter_files(adapter, base_name)
+def write_state(folder: Path, adapter: Trained, state: State, *, base_name: str, fingerprint: str) -> None:
+    """Write a state folder, replacing one of the same name. Raises `BackendError` where the disk does not take it."""
+    files = _weight_files(adapter, base_name)
     files[_OPTIMIZER] = save({"mean": state.mean.cpu(), "square": state.square.cpu()})
     manifest = {
         "schema": SCHEMA,
         "base": {"name": base_name, "fingerprint": fingerprint},
-        "lora": {"rank": adapter.lora.rank, "alpha": adapter.lora.alpha},
+        "lora": None if adapter.lora is None else asdict(replace(adapter.lora, seed=None)),
         "steps": state.steps,
         "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
     }
@@ -65,52 +86,81 @@ def write_state(folder: Path, adapter: Adapter, state: State, *, base_name: str,
     write_folder(folder, files)
 
 
-def read_state(folder: Path, adapter: Adapter, *, fingerprint: str) -> State:
-    """Read a state folder for a model with this adapter and base; everything is checked before anything is returned.
+def describe(folder: Path) -> Saved:
+    """What a state folder, or an adapter folder of PEFT, says of itself; its weights are not checked yet."""
+    if is_peft(folder):
+        peft = read_peft(folder)
+        return Saved(base=peft.base, fingerprint="", lora=peft.lora, steps=0, sha256={})
+    return _read_manifest(folder)
 
-    Raises `SettingError` for a folder that is missing, damaged, of another base, or of an adapter of another shape.
+
+def read_state(folder: Path, adapter: Trained, *, fingerprint: str, optimizer: bool = True) -> State:
+    """Read a folder for a model with this adapter and base; everything is checked before anything is returned.
+
+    Without `optimizer`, moments and steps are those of a fresh one, and an adapter folder of PEFT will do. Raises
+    `SettingError` for a folder that is missing, damaged, of another base, or of an adapter of another shape.
     """
-    manifest = _read_manifest(folder)
-    _check_fits(folder, manifest, adapter, fingerprint)
-    contents = {name: _read_checked(folder, name, manifest) for name in (_ADAPTER, _OPTIMIZER)}
-    optimizer = load(contents[_OPTIMIZER])
-    master = torch.empty_like(adapter.master, device="cpu")
-    named, saved = _named(adapter), load(contents[_ADAPTER])
-    if {name: t.shape for name, t in named.items()} != {name: t.shape for name, t in saved.items()}:
-        raise SettingError(f"state {str(folder)!r}: its adapter has other layers or shapes than this model's")
-    torch.cat([saved[name].reshape(-1) for name in named], out=master)
-    return State(master=master, mean=optimizer["mean"], square=optimizer["square"], steps=int(manifest["steps"]))
+    if is_peft(folder):
+        if optimizer:
+            raise SettingError(
+                f"state {str(folder)!r}: no {_MANIFEST} there, only an adapter; load it with optimizer=False"
+            )
+        peft = read_peft(folder)
+        _check_lora(folder, peft.lora, adapter)
+        return _fresh(_master(folder, peft.weights, adapter))
+    saved = _read_manifest(folder)
+    if saved.fingerprint != fingerprint:
+        raise SettingError(
+            f"state {str(folder)!r} belongs to another base model ({saved.base!r}, fingerprint "
+            f"{saved.fingerprint[:12]}, not {fingerprint[:12]}): create the model from that base"
+        )
+    _check_lora(folder, saved.lora, adapter)
+    master = _master(folder, load(_read_checked(folder, _FULL if saved.lora is None else ADAPTER, saved)), adapter)
+    if not optimizer:
+        return _fresh(master)
+    moments = load(_read_checked(folder, _OPTIMIZER, saved))
+    return State(master=master, mean=moments["mean"], square=moments["square"], steps=saved.steps)
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write files into a new folder under a temporary name, flush them, and rename it into place over an older one."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    """Write files into a folder, whole or not at all; see `write_whole`."""
+
+    def fill(fresh: Path) -> None:
+        for name, content in files.items():
+            (fresh / name).write_bytes(content)
+
+    write_whole(folder, fill)
+
+
+def write_whole(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Let `fill` write files into a new folder, flush them, and rename it into place over an older one.
+
+    Raises `BackendError` where that cannot be done; then an older folder is as it was.
+    """
     token = uuid4().hex[:8]
     fresh, old = (folder.with_name(f".{folder.name}.{kind}-{token}") for kind in ("new", "old"))
-    fresh.mkdir()
     try:
-        for name, content in files.items():
-            with (fresh / name).open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        _flush_folder(fresh)
+        fresh.mkdir(parents=True)
+        fill(fresh)
+        for path in [*fresh.iterdir(), fresh]:
+            _flush(path)
         if folder.exists():
             folder.rename(old)
         fresh.rename(folder)
-        _flush_folder(folder.parent)
+        _flush(folder.parent)
+    except (OSError, SafetensorError) as error:
+        raise BackendError(
+            f"{str(folder)!r} cannot be written ({error}): make room, or give another folder; the model is as it was"
+        ) from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _named(adapter: Adapter) -> dict[str, Tensor]:
-    """The masters under PEFT's names, in the order of the flat layout."""
-    named: dict[str, Tensor] = {}
-    for target, a, b in zip(adapter.targets, adapter.master_a, adapter.master_b, strict=True):
-        named[f"base_model.model.{target.name}.lora_A.weight"] = a.cpu().contiguous().clone()
-        named[f"base_model.model.{target.name}.lora_B.weight"] = b.cpu().contiguous().clone()
-    return named
+def _weight_files(adapter: Trained, base_name: str) -> dict[str, bytes]:
+    if isinstance(adapter, Adapter):
+        return adapter_files(adapter, base_name)
+    return {_FULL: save(adapter.named(), metadata={"format": "pt"})}
 
 
 def _adapter_config(adapter: Adapter, base_name: str) -> bytes:
@@ -130,49 +180,72 @@ def _adapter_config(adapter: Adapter, base_name: str) -> bytes:
     return json.dumps(config, indent=2).encode()
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def _read_manifest(folder: Path) -> Saved:
     path = folder / _MANIFEST
     try:
         manifest = json.loads(path.read_bytes())
-    except FileNotFoundError:
+        if manifest["schema"] != SCHEMA:
+            raise SettingError(
+                f"state {str(folder)!r}: its manifest is of schema {manifest['schema']!r}; this version reads {SCHEMA}"
+            )
+        return Saved(
+            base=manifest["base"]["name"],
+            fingerprint=manifest["base"]["fingerprint"],
+            lora=None if manifest["lora"] is None else Lora(**manifest["lora"]),
+            steps=int(manifest["steps"]),
+            sha256=dict(manifest["sha256"]),
+        )
+    except (FileNotFoundError, NotADirectoryError):
         raise SettingError(
             f"state {str(folder)!r}: no {_MANIFEST} there; give a folder that save_state wrote"
         ) from None
-    except ValueError as error:
-        raise SettingError(f"state {str(folder)!r}: {_MANIFEST} is damaged ({error}); take an earlier state") from error
-    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
-        raise SettingError(f"state {str(folder)!r}: its manifest is not of schema {SCHEMA}, the one this version reads")
-    return manifest
+    except SettingError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise SettingError(
+            f"state {str(folder)!r}: {_MANIFEST} is damaged ({error!r}); take an earlier state"
+        ) from error
 
 
-def _check_fits(folder: Path, manifest: Mapping[str, Any], adapter: Adapter, fingerprint: str) -> None:
-    base = manifest["base"]
-    if base["fingerprint"] != fingerprint:
+def _check_lora(folder: Path, saved: Lora | None, adapter: Trained) -> None:
+    """None stands for all weights."""
+    own = adapter.lora
+    if saved != (None if own is None else replace(own, seed=None)):
         raise SettingError(
-            f"state {str(folder)!r} belongs to another base model ({base['name']!r}, fingerprint "
-            f"{base['fingerprint'][:12]}, not {fingerprint[:12]}): create the model from that base"
-        )
-    lora = Lora(rank=manifest["lora"]["rank"], alpha=manifest["lora"]["alpha"])
-    if lora != adapter.lora:
-        raise SettingError(
-            f"state {str(folder)!r} was saved with {lora!r}, this model has {adapter.lora!r}: create it with those"
+            f"state {str(folder)!r} was saved with lora={saved!r}, this model has lora={own!r}: create it with those"
         )
 
 
-def _read_checked(folder: Path, name: str, manifest: Mapping[str, Any]) -> bytes:
+def _master(folder: Path, weights: Mapping[str, Tensor], adapter: Trained) -> Tensor:
+    """The saved weights in the layout of the adapter, f32[P]."""
+    named = adapter.named()
+    for name in sorted(named.keys() | weights.keys()):
+        wanted, found = (list(side[name].shape) if name in side else "nothing" for side in (named, weights))
+        if wanted != found:
+            raise SettingError(
+                f"state {str(folder)!r} is not of this model: it holds {found} as {name!r}, not {wanted}"
+            )
+    return torch.cat([weights[name].reshape(-1).to(torch.float32) for name in named])
+
+
+def _fresh(master: Tensor) -> State:
+    return State(master=master, mean=torch.zeros_like(master), square=torch.zeros_like(master), steps=0)
+
+
+def _read_checked(folder: Path, name: str, saved: Saved) -> bytes:
     try:
         content = (folder / name).read_bytes()
     except FileNotFoundError:
         raise SettingError(f"state {str(folder)!r}: {name} is missing; take an earlier state") from None
-    if hashlib.sha256(content).hexdigest() != manifest["sha256"][name]:
+    if hashlib.sha256(content).hexdigest() != saved.sha256.get(name):
         raise SettingError(
             f"state {str(folder)!r}: {name} is damaged (its sha256 is not the manifest's); take an earlier state"
         )
     return content
 
 
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

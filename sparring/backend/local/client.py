@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from sparring.arrays import F32, I32
-from sparring.backend.local.lora import AdapterWeights
+from sparring.backend.local.lora import Weights
 from sparring.backend.local.request import Request
 from sparring.backend.local.thread import Background
 from sparring.backend.pending import PendingResult
@@ -39,11 +39,11 @@ class Sampler(Protocol):
         params: SamplingParams,
         n: int,
         *,
-        adapter: AdapterWeights | None,
+        adapter: Weights | None,
         version: int,
     ) -> Request: ...
     def checked(self, tokens: Sequence[int] | I32) -> I32: ...
-    def logprobs(self, adapter: AdapterWeights | None, tokens: I32) -> F32: ...
+    def logprobs(self, adapter: Weights | None, tokens: I32) -> F32: ...
 
 
 class TorchSamplingClient:
@@ -53,7 +53,7 @@ class TorchSamplingClient:
         self,
         sampler: Sampler,
         engine: Engine,
-        weights: AdapterWeights | None,
+        weights: Weights | None,
         *,
         version: int,
         release: Callable[[], None],

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,28 +21,33 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional
 
+from sparring.backend.local.full import FullModel, FullWeights, installed
+from sparring.backend.local.supported import Part
 from sparring.backend.training import Lora
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """One linear layer that adapters apply to: its module name in the base model, and its shape."""
+    """One linear layer that adapters may apply to: its module name in the base model, its shape, what it belongs to."""
 
     name: str
     inputs: int
     outputs: int
+    part: Part = "attention"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterWeights:
     """What a call needs of an adapter, for the i-th target: `a[i]` [r, D], `b[i]` [O, r], both in compute dtype.
 
+    `places[j]` is the i of the base's j-th target (the last is the output layer), None where the adapter leaves that one alone.
     `grad_a` and `grad_b` are fp32 buffers that the backward pass adds to; empty in a snapshot, which nothing can train.
     """
 
     a: tuple[Tensor, ...]
     b: tuple[Tensor, ...]
     scale: float
+    places: tuple[int | None, ...]
     grad_a: tuple[Tensor, ...] = ()
     grad_b: tuple[Tensor, ...] = ()
 
@@ -52,41 +57,64 @@ class AdapterWeights:
         return bool(self.grad_a)
 
 
-Segment = tuple[AdapterWeights | None, int]
-"""An adapter (None: the base alone) and how many consecutive rows of the call go through it."""
+def chosen(targets: Sequence[Target], lora: Lora) -> tuple[Target, ...]:
+    """The targets that `lora` puts an adapter on, in their order."""
+    parts = {"attention": lora.attention, "mlp": lora.mlp, "unembedding": lora.unembedding}
+    return tuple(target for target in targets if parts[target.part])
+
+
+Weights = AdapterWeights | FullWeights
+"""What a model trains or samples with, besides the base."""
+
+Segment = tuple[Weights | None, int]
+"""Weights (None: the base alone) and how many consecutive rows of the call go through it."""
+
+
+AdapterSegment = tuple[AdapterWeights | None, int]
+
+
+def merged(segments: Sequence[Segment]) -> tuple[Segment, ...]:
+    """The same, with neighbours that have the same adapter as one."""
+    found: list[Segment] = []
+    for adapter, count in segments:
+        if found and found[-1][0] is adapter:
+            found[-1] = (adapter, found[-1][1] + count)
+        else:
+            found.append((adapter, count))
+    return tuple(found)
 
 
 class AdapterCall:
     """The adapters of the forward pass that is running, shared by all layers of one base. Engine thread only.
 
     `rows([(first, 5), (None, 2)])` sends rows 0-4 through `first` and rows 5-6 through the base alone. A forward pass outside
-    of a with-block is a mistake and raises.
+    of a with-block is a mistake and raises. `parameters` are the base's, where full weights go.
     """
 
-    __slots__ = ("_segments",)
+    __slots__ = ("_segments", "parameters")
 
     def __init__(self) -> None:
-        self._segments: tuple[Segment, ...] | None = None
+        self._segments: tuple[AdapterSegment, ...] | None = None
+        self.parameters: tuple[nn.Parameter, ...] = ()
 
     @property
-    def segments(self) -> tuple[Segment, ...]:
+    def segments(self) -> tuple[AdapterSegment, ...]:
         """The segments of the running pass, in row order."""
         assert self._segments is not None, "a forward pass outside of `with call.rows(...)`: which adapter is not said"
         return self._segments
 
     @contextmanager
     def rows(self, segments: Sequence[Segment]) -> Iterator[None]:
-        """Use these adapters inside the block; neighbours with the same adapter are merged. Blocks do not nest."""
+        """Use these weights inside the block; neighbours with the same ones are merged. Blocks do not nest. Full weights stand
+        in the base's own parameters, so that they are alone in a pass."""
         assert self._segments is None, "adapter calls do not nest"
-        merged: list[Segment] = []
-        for adapter, count in segments:
-            if merged and merged[-1][0] is adapter:
-                merged[-1] = (adapter, merged[-1][1] + count)
-            else:
-                merged.append((adapter, count))
-        self._segments = tuple(merged)
+        parts = merged(segments)
+        full = [weights for weights, _ in parts if isinstance(weights, FullWeights)]
+        assert not full or len(parts) == 1, "full weights share a pass with others"
+        self._segments = tuple((None if isinstance(w, FullWeights) else w, count) for w, count in parts)
         try:
-            yield
+            with installed(self.parameters, full[0]) if full else nullcontext():
+                yield
         finally:
             self._segments = None
 
@@ -143,26 +171,28 @@ class LoraLinear(nn.Module):
         parts = torch.split(x, [count for _, count in segments])
         return torch.cat([self._one(part, segments[i][0]) for i, part in enumerate(parts)])
 
-    def _without_gradient(self, x: Tensor, segments: Sequence[Segment]) -> Tensor:
+    def _without_gradient(self, x: Tensor, segments: Sequence[AdapterSegment]) -> Tensor:
         """The base once for all rows, then each adapter on its own: rows of several versions cost hardly more than of one."""
         assert sum(count for _, count in segments) == x.shape[0], (segments, x.shape)
         y = functional.linear(x, self.weight, self.bias)
         start = 0
         for adapter, count in segments:
-            if adapter is not None:
+            place = None if adapter is None else adapter.places[self._index]
+            if adapter is not None and place is not None:
                 rows, out = (whole[start : start + count].view(-1, whole.shape[-1]) for whole in (x, y))
-                out.addmm_(rows @ adapter.a[self._index].T, adapter.b[self._index].T, alpha=adapter.scale)
+                out.addmm_(rows @ adapter.a[place].T, adapter.b[place].T, alpha=adapter.scale)
             start += count
         return y
 
     def _one(self, x: Tensor, adapter: AdapterWeights | None) -> Tensor:
-        if adapter is None:
+        place = None if adapter is None else adapter.places[self._index]
+        if place is None:
             return functional.linear(x, self.weight, self.bias)
-        return _LoraFunction.apply(x, self.weight, self.bias, adapter, self._index)  # type: ignore[no-any-return, no-untyped-call]
+        return _LoraFunction.apply(x, self.weight, self.bias, adapter, place)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class Adapter:
-    """The trained part of a model: for each target A [r, D] and B [O, r], as fp32 masters in one flat buffer f32[P].
+    """The trained part of a model: A [r, D] and B [O, r] of each target that `lora` chooses, as fp32 masters in one f32[P].
 
     `weights` are the same numbers in compute dtype, with gradient buffers behind them; `refresh()` after every change of the
     masters casts them once. The layout of the flat buffers is A and B of each target in turn.
@@ -171,18 +201,21 @@ class Adapter:
     def __init__(
         self, targets: Sequence[Target], lora: Lora, *, seed: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        self.targets, self.lora = tuple(targets), lora
-        shapes = [shape for t in targets for shape in ((lora.rank, t.inputs), (t.outputs, lora.rank))]
+        self.targets, self.lora = chosen(targets, lora), lora
+        number = {target: place for place, target in enumerate(self.targets)}
+        places = tuple(number.get(target) for target in targets)
+        shapes = [shape for t in self.targets for shape in ((lora.rank, t.inputs), (t.outputs, lora.rank))]
         size = sum(rows * columns for rows, columns in shapes)
         self.master = torch.zeros(size, dtype=torch.float32, device=device)
         self.grad = torch.zeros(size, dtype=torch.float32, device=device)
         self._compute = torch.zeros(size, dtype=dtype, device=device)
         self._shapes = shapes
         self.master_a, self.master_b = self._views(self.master)
-        self._initialise(seed)
+        self._initialise(seed if lora.seed is None else lora.seed)
         a, b = self._views(self._compute)
         grad_a, grad_b = self._views(self.grad)
-        self.weights = AdapterWeights(a=a, b=b, scale=lora.alpha / lora.rank, grad_a=grad_a, grad_b=grad_b)
+        scale = lora.alpha / lora.rank
+        self.weights = AdapterWeights(a=a, b=b, scale=scale, places=places, grad_a=grad_a, grad_b=grad_b)
         self.refresh()
 
     @property
@@ -197,7 +230,15 @@ class Adapter:
     def snapshot(self) -> AdapterWeights:
         """An immutable copy in compute dtype, for samplers."""
         a, b = self._views(self._compute.clone())
-        return AdapterWeights(a=a, b=b, scale=self.weights.scale)
+        return AdapterWeights(a=a, b=b, scale=self.weights.scale, places=self.weights.places)
+
+    def named(self) -> dict[str, Tensor]:
+        """The masters under PEFT's names, as copies on the CPU, in the order of the flat layout."""
+        named: dict[str, Tensor] = {}
+        for target, a, b in zip(self.targets, self.master_a, self.master_b, strict=True):
+            named[f"base_model.model.{target.name}.lora_A.weight"] = a.cpu().contiguous().clone()
+            named[f"base_model.model.{target.name}.lora_B.weight"] = b.cpu().contiguous().clone()
+        return named
 
     def _initialise(self, seed: int) -> None:
         """As PEFT does: A uniform by Kaiming with a = sqrt(5), B zero; from a generator of its own, on the CPU."""
@@ -211,3 +252,7 @@ class Adapter:
         parts = flat.split([rows * columns for rows, columns in self._shapes])
         views = [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
         return tuple(views[0::2]), tuple(views[1::2])
+
+
+Trained = Adapter | FullModel
+"""The trained part of a model: masters, gradient, weights in compute dtype, names for files."""

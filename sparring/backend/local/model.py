@@ -14,17 +14,18 @@ import anyio
 from sparring.arrays import I32
 from sparring.backend.check_data import check_data
 from sparring.backend.datum import Datum
-from sparring.backend.local.checkpoint import State, read_state, write_state
-from sparring.backend.local.lora import AdapterWeights
+from sparring.backend.local.checkpoint import State, read_state, state_folder, write_state
+from sparring.backend.local.export import export_adapter, export_merged
+from sparring.backend.local.lora import Weights
 from sparring.backend.local.thread import EngineThread
-from sparring.backend.local.trainer import Trainer
+from sparring.backend.local.trainer import Share, Trainer
 from sparring.backend.local.versions import Versions
 from sparring.backend.losses import Loss
 from sparring.backend.pending import PendingResult, Unawaited
 from sparring.backend.renderer import Renderer
 from sparring.backend.sampling import SamplingClient
 from sparring.backend.training import Adam, ForwardOutput, ModelInfo, OptimOutput
-from sparring.errors import SettingError, UnsupportedError
+from sparring.errors import BackendError, SettingError, UnsupportedError
 
 T = TypeVar("T")
 
@@ -32,7 +33,7 @@ T = TypeVar("T")
 class OpenSampler(Protocol):
     """Makes a sampling client of an adapter's weights; `release` is called once, when the client is closed."""
 
-    def __call__(self, weights: AdapterWeights, *, version: int, release: Callable[[], None]) -> SamplingClient: ...
+    def __call__(self, weights: Weights, *, version: int, release: Callable[[], None]) -> SamplingClient: ...
 
 
 class TorchModel:
@@ -56,6 +57,7 @@ class TorchModel:
         self._open_sampler, self._states = open_sampler, states
         self._versions = Versions()
         self._published = -1
+        self._unloaded = False
         self._unawaited = Unawaited()
 
     @property
@@ -81,27 +83,52 @@ class TorchModel:
         self._check_data(data, loss)
         return self._submit("forward_backward", lambda: self._trainer.forward_backward(data, loss, entropy=entropy))
 
+    def share(self, data: Sequence[Datum], loss: Loss) -> Share:
+        """This model's part of a call that several make together: see `LocalBackend.forward_backward`."""
+        self._check_data(data, loss)
+        self._unawaited.check()
+        return Share(self._trainer, data, loss)
+
+    def follow(self, pending: PendingResult[T]) -> PendingResult[T]:
+        """Let a failure of an operation that others submitted too be raised by this model's next call, if nobody awaits it."""
+        return self._unawaited.track(pending)
+
     def optim_step(self, adam: Adam) -> PendingResult[OptimOutput]:
         """Apply the buffered gradient and empty the buffer. A non-finite gradient raises `NonFinite` and changes nothing."""
         return self._submit("optim_step", lambda: self._trainer.optim_step(adam))
 
     def discard_gradients(self) -> PendingResult[None]:
         """Empty the gradient buffer, and with it what made it broken."""
+        self._refuse_if_unloaded()
         return self._submit("discard_gradients", self._trainer.discard_gradients)
 
     def save_state(self, name: str) -> PendingResult[str]:
         """Write weights and optimizer to a folder; the result is its absolute path. See `checkpoint` for the files."""
-        folder = self._folder(name)
+        folder = state_folder(name, self._states)
         return self._submit("save_state", lambda: self._save(folder))
 
-    def load_state(self, path: str) -> PendingResult[None]:
-        """Take weights and optimizer from a folder that `save_state` wrote; gradients are dropped. A folder that does not
-        fit raises `SettingError` and changes nothing."""
-        folder = self._folder(path)
-        return self._submit("load_state", lambda: self._load(folder))
+    def load_state(self, path: str, *, optimizer: bool = True) -> PendingResult[None]:
+        """Take weights and optimizer from a folder that `save_state` wrote; gradients are dropped. Without `optimizer` also
+        from an adapter folder of PEFT. A folder that does not fit raises `SettingError` and changes nothing."""
+        folder = state_folder(path, self._states)
+        return self._submit("load_state", lambda: self._load(folder, optimizer=optimizer))
+
+    def export(self, folder: str, form: Literal["adapter", "merged"] = "adapter") -> PendingResult[str]:
+        """Write an adapter folder of PEFT, or a merged folder of transformers; the result is its path. See `export`."""
+        if form not in ("adapter", "merged"):
+            raise SettingError(f"form={form!r}: must be 'adapter' or 'merged'")
+        path = state_folder(folder, self._states.with_name("exports"))
+        return self._submit("export", lambda: self._export(path, merge=form == "merged"))
+
+    def unload(self) -> PendingResult[None]:
+        """Free adapter, optimizer and the published weights that nobody samples from; the base stays, for other models."""
+        pending = self._submit("unload", self._unload)
+        self._unloaded = True
+        return pending
 
     def digest(self) -> PendingResult[str]:
         """Hex sha256 over trained weights and optimizer state."""
+        self._refuse_if_unloaded()
         return self._submit("digest", self._trainer.digest)
 
     def publish(self, version: int) -> PendingResult[None]:
@@ -124,20 +151,23 @@ class TorchModel:
                 "sampler", lambda: (self._trainer.steps, self._trainer.adapter.snapshot())
             )
             return self._open_sampler(weights, version=number, release=lambda: None)
-        taken: list[AdapterWeights] = []
+        taken: list[Weights] = []
+        opening = self._submit("sampler", lambda: taken.append(self._versions.take(version)))
         try:
-            await self._submit("sampler", lambda: taken.append(self._versions.take(version)))
+            await opening
         except anyio.get_cancelled_exc_class():
+            opening.retrieved = True  # nobody waits for it any more, so nobody has to hear that it failed
             self._release(version, taken)
             raise
         return self._open_sampler(taken[0], version=version, release=lambda: self._release(version, taken))
 
-    def _release(self, version: int, taken: list[AdapterWeights]) -> None:
+    def _release(self, version: int, taken: list[Weights]) -> None:
         """A client of a published version was closed, or its opening was cancelled, perhaps before the version was taken."""
         if not self._engine.closed:
             self._engine.submit(lambda: self._versions.release(version) if taken else None, "release")
 
     def _submit(self, name: str, run: Callable[[], T]) -> PendingResult[T]:
+        self._refuse_if_unloaded()
         self._unawaited.check()
         return self._unawaited.track(self._engine.submit(run, name))
 
@@ -148,18 +178,28 @@ class TorchModel:
         write_state(folder, trainer.adapter, state, base_name=self._info.model, fingerprint=base.fingerprint)
         return str(folder)
 
-    def _load(self, folder: Path) -> None:
-        state = read_state(folder, self._trainer.adapter, fingerprint=self._trainer.base.fingerprint)
+    def _load(self, folder: Path, *, optimizer: bool) -> None:
+        fingerprint = self._trainer.base.fingerprint
+        state = read_state(folder, self._trainer.adapter, fingerprint=fingerprint, optimizer=optimizer)
         self._trainer.restore(state.master, state.mean, state.square, state.steps)
 
-    def _folder(self, name: str) -> Path:
-        """An absolute path as it is, or a name below the backend's folder."""
-        given = Path(name)
-        if not name or ".." in given.parts:
-            raise SettingError(f"state name {name!r}: give an absolute path, or a name without '..'")
-        return given if given.is_absolute() else self._states / given
+    def _export(self, folder: Path, *, merge: bool) -> str:
+        if merge:
+            export_merged(folder, self._trainer.base, self._trainer.adapter)
+        else:
+            export_adapter(folder, self._trainer.adapter, base_name=self._info.model)
+        return str(folder)
+
+    def _unload(self) -> None:
+        del self._trainer  # what could still ask for it is refused, or ran before
+        self._versions.close()
+
+    def _refuse_if_unloaded(self) -> None:
+        if self._unloaded:
+            raise BackendError(f"model {self._info.model!r} was unloaded; create one from a state that it saved")
 
     def _check_data(self, data: Sequence[Datum], loss: Loss) -> None:
+        self._refuse_if_unloaded()
         check_data(data, loss)
         base = self._trainer.base
         for index, datum in enumerate(data):

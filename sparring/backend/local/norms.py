@@ -22,7 +22,7 @@ _SAME_FORMULA = (LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm)
 
 
 class RootMeanSquareNorm(nn.Module):
-    """weight * x / sqrt(mean(x^2) + eps) over the last dimension (arXiv 1910.07467), with a frozen weight [D]."""
+    """weight * x / sqrt(mean(x^2) + eps) over the last dimension (arXiv 1910.07467), with a weight [D] that begins frozen."""
 
     def __init__(self, weight: Tensor, eps: float) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class RootMeanSquareNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
-        """Gradients flow to `x`."""
+        """Gradients flow to `x`, and to the weight where it is trained."""
         return _Norm.apply(x, self.weight, self.eps)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -43,12 +43,15 @@ class _Norm(Function):
         return torch.mul(x, scale).to(x.dtype).mul_(weight)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
         x, weight, scale = ctx.saved_tensors
         slope = (grads[0] * weight).to(torch.float32)
         normal = torch.mul(x, scale)
+        grad_weight = None
+        if ctx.needs_input_grad[1]:
+            grad_weight = torch.mul(grads[0], normal).flatten(0, -2).sum(0).to(weight.dtype)
         along = torch.linalg.vecdot(slope, normal).div_(x.shape[-1])[..., None]
-        return slope.sub_(normal.mul_(along)).mul_(scale).to(x.dtype), None, None
+        return slope.sub_(normal.mul_(along)).mul_(scale).to(x.dtype), grad_weight, None
 
 
 def install_norms(model: nn.Module) -> int:

@@ -32,13 +32,43 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MicroBatch:
-    """One forward pass. Padding stands at the end of a row, where nothing real sees it.
+class Rows:
+    """What a forward pass computes. Padding stands at the end of a row, where nothing real sees it.
 
     tokens      i64[R, L]
     positions   i64[R, L]   place of each token in its datum
     branch      i64[R, L]   0 for a prefix, 1, 2, ... for its branches, -1 for padding
     plain       whether no row has a prefix: then attention is causal and nothing else
+    """
+
+    tokens: I64
+    positions: I64
+    branch: I64
+    plain: bool
+
+
+def stack(parts: Sequence[Rows]) -> Rows:
+    """Rows of several micro-batches under each other, padded to the longest."""
+    if len(parts) == 1:
+        return parts[0]
+    longest = max(part.tokens.shape[1] for part in parts)
+
+    def padded(fields: Sequence[I64], value: int) -> I64:
+        widths = [((0, 0), (0, longest - field.shape[1])) for field in fields]
+        return np.concatenate([np.pad(f, w, constant_values=value) for f, w in zip(fields, widths, strict=True)])
+
+    return Rows(
+        tokens=padded([part.tokens for part in parts], 0),
+        positions=padded([part.positions for part in parts], 0),
+        branch=padded([part.branch for part in parts], -1),
+        plain=all(part.plain for part in parts),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MicroBatch:
+    """Data of one model for one forward pass: `rows`' fields, and which of the hidden states are scored.
+
     source      i64[N]      index into the flattened [R * L] of the state that predicts each scored token
     targets     i64[N]      the scored tokens
     q, advantages, weights, temperature   f32[N]
@@ -57,6 +87,11 @@ class MicroBatch:
     temperature: F32
     datum: I64
     token: I64
+
+    @property
+    def rows(self) -> Rows:
+        """What is computed."""
+        return Rows(tokens=self.tokens, positions=self.positions, branch=self.branch, plain=self.plain)
 
 
 def plan(data: Sequence[Datum], *, token_budget: int, share: bool, longest_tree: int = 1024) -> list[MicroBatch]:

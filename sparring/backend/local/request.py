@@ -10,7 +10,8 @@ import numpy as np
 
 from sparring.arrays import I32
 from sparring.backend.local.draw import Shape, draw_key
-from sparring.backend.local.lora import AdapterWeights
+from sparring.backend.local.full import FullWeights
+from sparring.backend.local.lora import Weights
 from sparring.backend.pending import PendingResult
 from sparring.backend.sampling import SampledSequence, SamplingParams, Stop
 
@@ -26,7 +27,7 @@ class Request:
         params: SamplingParams,
         n: int,
         *,
-        adapter: AdapterWeights | None,
+        adapter: Weights | None,
         version: int,
         decode: Decode,
     ) -> None:
@@ -140,3 +141,12 @@ class Group:
     def rest(self) -> int:
         """How many tokens of the prompt are still to be computed."""
         return len(self.prompt) - self.done
+
+
+def passes(drawn: Sequence[Drawn]) -> list[list[Drawn]]:
+    """Which sequences may go through one forward pass: all those on adapters together, those of each full model apart."""
+    found: dict[int, list[Drawn]] = {}
+    for one in drawn:
+        weights = one.request.adapter
+        found.setdefault(id(weights) if isinstance(weights, FullWeights) else 0, []).append(one)
+    return list(found.values())

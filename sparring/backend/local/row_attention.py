@@ -9,7 +9,7 @@ Letters: `R` rows, `H` query heads, `K` key-value heads, `L` tokens, `D` head wi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -53,19 +53,20 @@ def _row_attention(
     value: Float[Tensor, "R K L D"],
     attention_mask: Tensor | None,
     *,
-    sparring_bias: Float[Tensor, "RK GL L"],
+    sparring_bias: Mapping[int | None, Float[Tensor, "RK GL L"]],
     scaling: float,
+    sliding_window: int | None = None,
     dropout: float = 0.0,
     **unknown: Any,
 ) -> tuple[Float[Tensor, "R L H D"], None]:
-    """What transformers' attention modules call, in the form it prescribes."""
+    """What transformers' attention modules call, in the form it prescribes; the layer's window chooses its bias."""
     extra = {name: given for name, given in unknown.items() if given is not None and name not in _HARMLESS}
     if extra:
         raise UnsupportedError(f"attention with {sorted(extra)!r}: only plain attention is supported here")
     rows, heads, length, width = query.shape
     kv_heads = key.shape[1]
     asked = query.reshape(rows * kv_heads, heads // kv_heads * length, width)
-    scores = torch.baddbmm(sparring_bias, asked, key.flatten(0, 1).transpose(1, 2), alpha=scaling)
+    scores = torch.baddbmm(sparring_bias[sliding_window], asked, key.flatten(0, 1).transpose(1, 2), alpha=scaling)
     out = torch.bmm(torch.softmax(scores, dim=-1), value.flatten(0, 1))
     return out.view(rows, heads, length, width).transpose(1, 2).contiguous(), None
 

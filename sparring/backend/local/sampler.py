@@ -23,13 +23,14 @@ import torch
 from torch import Tensor
 
 from sparring.arrays import F32, I32
-from sparring.backend.local.attention import Pass, decoding_view, forward, prompt_view, refuse_unknown_attention
+from sparring.backend.local.attention import Pass, decoding_view, forward, prompt_view
 from sparring.backend.local.base import BaseModel
 from sparring.backend.local.cache import KeyValueCache
 from sparring.backend.local.client import Engine, TorchSamplingClient
 from sparring.backend.local.draw import draw, uniforms
-from sparring.backend.local.lora import AdapterWeights, Segment
-from sparring.backend.local.request import Drawn, Group, Request
+from sparring.backend.local.lora import Segment, Weights
+from sparring.backend.local.readout import read_out
+from sparring.backend.local.request import Drawn, Group, Request, passes
 from sparring.backend.local.scheduler import Scheduler
 from sparring.backend.sampling import SampledSequence, SamplingParams
 from sparring.errors import BackendError, ContextFull, SettingError
@@ -64,7 +65,6 @@ class TorchSampler:
     """Draws from adapters on one base. Registers itself with the engine; `open` makes clients, on any thread.
 
     `slots` bounds how many sequences are drawn at once, `cache_tokens` slots x tokens of the longest; more wait in order.
-    Raises `UnsupportedError` for a model whose attention is not plainly causal.
     """
 
     def __init__(
@@ -80,7 +80,6 @@ class TorchSampler:
         for name, value in {"slots": slots, "cache_tokens": cache_tokens, "prefill_tokens": prefill_tokens}.items():
             if value < 1:
                 raise SettingError(f"{name}={value!r}: must be at least 1")
-        refuse_unknown_attention(base.config)
         if deterministic and base.dtype != torch.float32:
             raise SettingError(
                 f"deterministic=True with {base.dtype}: only float32 products are independent of their place"
@@ -101,7 +100,7 @@ class TorchSampler:
         return self._base.context_length
 
     def open(
-        self, weights: AdapterWeights | None, *, version: int, release: Callable[[], None] = lambda: None
+        self, weights: Weights | None, *, version: int, release: Callable[[], None] = lambda: None
     ) -> TorchSamplingClient:
         """A client of these weights, which must never change (None: of the base alone)."""
         return TorchSamplingClient(self, self._engine, weights, version=version, release=release)
@@ -112,7 +111,7 @@ class TorchSampler:
         params: SamplingParams,
         n: int,
         *,
-        adapter: AdapterWeights | None,
+        adapter: Weights | None,
         version: int,
     ) -> Request:
         """Check and queue a request. Raises `SettingError` and `ContextFull` as `SamplingClient.sample` says."""
@@ -152,7 +151,7 @@ class TorchSampler:
         )
 
     @torch.inference_mode()
-    def logprobs(self, adapter: AdapterWeights | None, tokens: I32) -> F32:
+    def logprobs(self, adapter: Weights | None, tokens: I32) -> F32:
         """Log-prob of each token given those before it, f32[T], the first NaN. Engine thread only."""
         ids = torch.from_numpy(tokens).long().to(self._base.device)
         with self._base.call.rows([(adapter, 1)]):
@@ -160,7 +159,7 @@ class TorchSampler:
         found = [np.full(1, np.nan, np.float32)]
         for start in range(0, len(ids) - 1, self._prefill_tokens):
             part = hidden[start : min(start + self._prefill_tokens, len(ids) - 1)]
-            logprobs = torch.log_softmax(self._logits(part), dim=-1)
+            logprobs = torch.log_softmax(self._logits(part, [(adapter, len(part))]), dim=-1)
             found.append(logprobs.gather(1, ids[start + 1 : start + 1 + len(part), None])[:, 0].cpu().numpy())
         return np.concatenate(found)
 
@@ -238,7 +237,8 @@ class TorchSampler:
             return taken
         for group in filling[1:]:
             widest = max(width, _whole(group.rest, block))
-            if group.done or widest * (len(taken) + 1) > self._prefill_tokens:
+            together = passes([taken[0].members[0], group.members[0]])
+            if group.done or len(together) > 1 or widest * (len(taken) + 1) > self._prefill_tokens:
                 break
             taken.append(group)
             width = widest
@@ -246,7 +246,7 @@ class TorchSampler:
 
     def _begin(self, groups: Sequence[Group], hidden: Tensor) -> None:
         """Let groups run whose prompt is complete: copy keys and values to all members, draw each its first token."""
-        logits = self._logits(hidden)
+        logits = self._logits(hidden, [(group.members[0].request.adapter, 1) for group in groups])
         members, rows = [], []
         for row, group in enumerate(groups):
             length = len(group.prompt)
@@ -264,7 +264,8 @@ class TorchSampler:
         running = list(self._schedule.running)
         self._decode_steps += 1
         if not self._deterministic:
-            self._decode(running, in_order=in_order)
+            for part in passes(running):
+                self._decode(part, in_order=in_order and len(part) == len(running))
             return
         by_adapter = sorted(running, key=lambda drawn: id(drawn.request.adapter))
         for _, rows in groupby(by_adapter, key=lambda drawn: id(drawn.request.adapter)):
@@ -300,10 +301,10 @@ class TorchSampler:
         rows[:, order[:count]] = [[drawn.tokens[-1] for drawn in running], lengths[:count]]
         tokens, positions = self._tensor(rows)[..., None]
         hidden = forward(self._base, tokens, positions, segments, given)[:, 0]
-        logits = self._logits(hidden[:count] if place is None else hidden[self._tensor(place)])
+        logits = self._logits(hidden[:count], segments[:count])
         for drawn in running:
             drawn.length += 1
-        self._draw(running, logits)
+        self._draw(running, logits if place is None else logits[self._tensor(place)])
 
     def _decode_fixed(self, running: list[Drawn]) -> None:
         """Rows of one adapter, always `slots` of them, each looking at whole blocks of its own number."""
@@ -330,17 +331,19 @@ class TorchSampler:
         tokens = self._tensor([drawn.tokens[-1] for drawn in running] + [0] * (slots - count))
         segments: list[Segment] = [(running[0].request.adapter, slots)]
         hidden = forward(self._base, tokens[:, None], self._tensor(lengths)[:, None], segments, given)[:, 0]
-        logits = self._logits(hidden)[:count]
+        logits = self._logits(hidden, segments)[:count]
         for drawn in running:
             drawn.length += 1
         self._draw(running, logits)
 
-    def _logits(self, hidden: Tensor) -> Tensor:
-        """f32[B, V] of states [B, D]; in a fixed number of rows where that matters."""
+    def _logits(self, hidden: Tensor, segments: Sequence[Segment]) -> Tensor:
+        """f32[B, V] of states [B, D], which went through these adapters; in a fixed number of rows where that matters."""
         count = hidden.shape[0]
         if self._deterministic and count < self._cache.slots:
-            hidden = torch.cat([hidden, hidden.new_zeros(self._cache.slots - count, hidden.shape[1])])
-        return (hidden @ self._base.head.T)[:count].float()
+            padding = self._cache.slots - count
+            hidden = torch.cat([hidden, hidden.new_zeros(padding, hidden.shape[1])])
+            segments = [*segments, (segments[-1][0], padding)]
+        return read_out(self._base.head, hidden, segments)[:count].float()
 
     def _draw(self, drawn: Sequence[Drawn], logits: Tensor) -> None:
         """The next token of each sequence; those that are done leave."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -16,10 +16,12 @@ from sparring.backend.datum import Datum
 from sparring.backend.local.base import BaseModel
 from sparring.backend.local.custom import decide, slopes_at
 from sparring.backend.local.head import HeadInput, HeadOutput, score
-from sparring.backend.local.lora import Adapter
+from sparring.backend.local.lora import Trained
 from sparring.backend.local.measures import measures
 from sparring.backend.local.objectives import moves, objective
 from sparring.backend.local.packing import MicroBatch, plan
+from sparring.backend.local.passes import Wanted, Work, run
+from sparring.backend.local.readout import Readout
 from sparring.backend.local.scored import scored_tokens, targets_of
 from sparring.backend.losses import Custom, Loss
 from sparring.backend.training import Adam, ForwardOutput, OptimOutput
@@ -45,33 +47,39 @@ class _Call:
 
 
 class Trainer:
-    """Adapter, optimizer moments and gradient buffer on a shared base. `between` is called between two micro-batches.
+    """What is trained (an adapter, or all weights), its optimizer's moments and gradient buffer, on a shared base.
+
+    `between` is called between two micro-batches.
 
     `mean` and `square` are AdamW's moments, f32[P] in the layout of the adapter; `steps` counts optimizer steps. `broken` is
     what left the gradient buffer half-filled; until `discard_gradients` no step is taken.
     """
 
-    def __init__(self, base: BaseModel, adapter: Adapter, *, token_budget: int, between: Callable[[], None]) -> None:
+    def __init__(self, base: BaseModel, adapter: Trained, *, token_budget: int, between: Callable[[], None]) -> None:
         self.base, self.adapter = base, adapter
         self.mean, self.square = torch.zeros_like(adapter.master), torch.zeros_like(adapter.master)
         self.steps = 0
         self.broken: BaseException | None = None
-        self._token_budget, self._between = token_budget, between
+        self.token_budget, self.between = token_budget, between
+        self._readout = Readout(base.head, adapter.weights)
 
     def forward(self, data: Sequence[Datum], loss: Loss, *, entropy: bool = False) -> ForwardOutput:
         """Log-probs and metrics."""
-        return self._run(data, loss, train=False, entropy=entropy)
+        work = self.work(data, loss, train=False, entropy=entropy)
+        (result,) = run([work], self.base, token_budget=self.token_budget, between=self.between)
+        if isinstance(result, SparringError):
+            raise result
+        return result
 
     def forward_backward(self, data: Sequence[Datum], loss: Loss, *, entropy: bool = False) -> ForwardOutput:
         """The same, and adds gradients. Any failure marks the buffer broken."""
-        try:
-            return self._run(data, loss, train=True, entropy=entropy)
-        except SparringError as error:
-            self.broken = error
-            raise
-        except Exception as error:
-            self.broken = BackendError(f"forward_backward failed: {error}")
-            raise self.broken from error
+        return forward_backward_together([Share(self, data, loss, entropy)])[0]
+
+    def work(self, data: Sequence[Datum], loss: Loss, *, train: bool, entropy: bool = False, among: int = 1) -> Work:
+        """A call, for `run`; its micro-batches take the token budget's share of one `among` so many calls."""
+        call = _Call(data, entropy, [np.zeros(len(datum.tokens), np.float32) for datum in data])
+        budget = max(1, self.token_budget // among)
+        return Work(weights=self.adapter.weights, wanted=self._wanted(call, loss, train=train, budget=budget))
 
     def optim_step(self, adam: Adam) -> OptimOutput:
         """One AdamW step on the masters (arXiv 1711.05101, as torch has it), after clipping by the whole gradient's norm."""
@@ -120,18 +128,20 @@ class Trainer:
         master.mul_(1 - adam.learning_rate * adam.weight_decay)
         master.addcdiv_(self.mean, root, value=-adam.learning_rate / (1 - adam.beta1**self.steps))
 
-    def _run(self, data: Sequence[Datum], loss: Loss, *, train: bool, entropy: bool) -> ForwardOutput:
-        call = _Call(data, entropy, [np.zeros(len(datum.tokens), np.float32) for datum in data])
-        moving = [train and moves(loss, datum) for datum in data]
-        batches = [(batch, True) for batch in self._planned(data, moving, wanted=True)]
-        batches += [(batch, False) for batch in self._planned(data, moving, wanted=False)]
+    def _wanted(self, call: _Call, loss: Loss, *, train: bool, budget: int) -> Generator[Wanted, None, ForwardOutput]:
+        self._readout.refresh()
+        moving = [train and moves(loss, datum) for datum in call.data]
+        batches = [(batch, True) for batch in _planned(call.data, moving, wanted=True, token_budget=budget)]
+        batches += [(batch, False) for batch in _planned(call.data, moving, wanted=False, token_budget=budget)]
         if isinstance(loss, Custom):
-            self._run_custom(call, loss, batches)
+            yield from self._custom(call, loss, batches, budget)
         else:
-            self._each(call, batches, lambda batch, output: self._slopes(call, loss, batch, output))
+            yield from self._each(call, batches, lambda batch, output: self._slopes(call, loss, batch, output))
         return ForwardOutput(logprobs=tuple(call.logprobs), metrics=call.metrics)
 
-    def _run_custom(self, call: _Call, loss: Custom, batches: Sequence[tuple[MicroBatch, bool]]) -> None:
+    def _custom(
+        self, call: _Call, loss: Custom, batches: Sequence[tuple[MicroBatch, bool]], budget: int
+    ) -> Iterator[Wanted]:
         """One pass where all data are in one micro-batch; else one for the log-probs and one for the gradient."""
         slopes: list[F32] = []
 
@@ -145,38 +155,30 @@ class Trainer:
             return slopes_at(slopes, batch).to(output.values.device)
 
         if len(batches) == 1:
-            self._each(call, batches, at_once)
+            yield from self._each(call, batches, at_once)
             return
         train = any(moved for _, moved in batches)
-        self._each(call, [(batch, False) for batch, _ in batches], lambda _, output: torch.zeros_like(output.values))
+        unmoved = [(batch, False) for batch, _ in batches]
+        yield from self._each(call, unmoved, lambda _, output: torch.zeros_like(output.values))
         call_it()
         moving = [train and bool(slope.any()) for slope in slopes]
         again = replace(call, entropy=False, logprobs=[lp.copy() for lp in call.logprobs], metrics={})
-        sloped = [(batch, True) for batch in self._planned(call.data, moving, wanted=True)]
-        self._each(again, sloped, lambda batch, output: slopes_at(slopes, batch).to(output.values.device))
+        sloped = [(batch, True) for batch in _planned(call.data, moving, wanted=True, token_budget=budget)]
+        yield from self._each(again, sloped, lambda batch, output: slopes_at(slopes, batch).to(output.values.device))
 
-    def _planned(self, data: Sequence[Datum], moving: Sequence[bool], *, wanted: bool) -> list[MicroBatch]:
-        """Micro-batches of the data that have a gradient, or of the rest, which is scored without the work of one."""
-        chosen = np.array([index for index, moves_it in enumerate(moving) if moves_it is wanted], np.int64)
-        if not len(chosen):
-            return []
-        part = [data[index] for index in chosen]
-        batches = plan(part, token_budget=self._token_budget, share=self.base.shares_prefixes)
-        return [replace(batch, datum=chosen[batch.datum]) for batch in batches]
+    def _each(self, call: _Call, batches: Sequence[tuple[MicroBatch, bool]], slopes_of: SlopesOf) -> Iterator[Wanted]:
+        """Micro-batches to score, those that are marked with gradients."""
+        for batch, moved in batches:
+            yield Wanted(batch=batch, train=moved, score=self._scoring(call, batch, slopes_of, train=moved))
 
-    def _each(self, call: _Call, batches: Sequence[tuple[MicroBatch, bool]], slopes_of: SlopesOf) -> None:
-        """Score micro-batches, and go backward through those that are marked."""
-        for number, (batch, moved) in enumerate(batches):
-            if number > 0:
-                self._between()
-            with torch.set_grad_enabled(moved):
-                self._micro_batch(call, batch, slopes_of, train=moved)
+    def _scoring(
+        self, call: _Call, batch: MicroBatch, slopes_of: SlopesOf, *, train: bool
+    ) -> Callable[[Tensor], tuple[Tensor, Tensor] | None]:
+        """What is done with a micro-batch's hidden states."""
 
-    def _micro_batch(self, call: _Call, batch: MicroBatch, slopes_of: SlopesOf, *, train: bool) -> None:
-        device = self.base.device
-        with self.base.call.rows([(self.adapter.weights, len(batch.tokens))]):
-            hidden = self.base.hidden_states(batch, train=train)
-            states = hidden.flatten(0, 1)[torch.from_numpy(batch.source).to(device)]
+        def scoring(hidden: Tensor) -> tuple[Tensor, Tensor] | None:
+            device = self.base.device
+            states = self._readout.states(hidden.flatten(0, 1)[torch.from_numpy(batch.source).to(device)])
             targets = targets_of(call.data, batch, device)
             given = HeadInput(
                 hidden=states.detach(),
@@ -184,12 +186,17 @@ class Trainer:
                 weights=targets.weights,
                 temperature=torch.from_numpy(batch.temperature).to(device),
             )
-            output = score(self.base.head, given, gradient=train, entropy=call.entropy)
+            output = score(self._readout.matrix, given, gradient=train, entropy=call.entropy)
             _keep(call, batch, output)
             slopes = slopes_of(batch, output)
             _assert_finite(slopes, batch, call.logprobs)
-            if output.gradient is not None and len(batch.source):
-                states.backward(output.gradient.mul_(slopes[:, None]))
+            if output.gradient is None or not len(batch.source):
+                return None
+            scale = given.weights * (slopes / given.temperature)[:, None]
+            self._readout.add_gradient(given.hidden, given.targets, scale, given.temperature)
+            return states, output.gradient.mul_(slopes[:, None])
+
+        return scoring
 
     def _slopes(self, call: _Call, loss: Loss, batch: MicroBatch, output: HeadOutput) -> Tensor:
         """By autograd through the loss; counts its metrics."""
@@ -200,6 +207,60 @@ class Trainer:
             (slopes,) = torch.autograd.grad(result.loss, values)
         call.count(measures(loss, output.logprobs, scored.q, result))
         return slopes
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One model's part of a call that several make together."""
+
+    trainer: Trainer
+    data: Sequence[Datum]
+    loss: Loss
+    entropy: bool = False
+
+
+def forward_backward_together(shares: Sequence[Share]) -> list[ForwardOutput]:
+    """`forward_backward` of several models on one base, in as few passes as the token budget allows.
+
+    A model whose data fail leaves the others' gradients whole; its failure is raised when all are done. Any other failure
+    breaks the buffers of all.
+    """
+    first = shares[0].trainer
+    works = [one.trainer.work(one.data, one.loss, train=True, entropy=one.entropy, among=len(shares)) for one in shares]
+    try:
+        results = run(works, first.base, token_budget=first.token_budget, between=first.between)
+    except SparringError as error:
+        _mark_broken(shares, error)
+        raise
+    except Exception as error:
+        broken = BackendError(f"forward_backward failed: {error}")
+        _mark_broken(shares, broken)
+        raise broken from error
+    outputs: list[ForwardOutput] = []
+    failures: list[SparringError] = []
+    for one, result in zip(shares, results, strict=True):
+        if isinstance(result, SparringError):
+            one.trainer.broken = result
+            failures.append(result)
+        else:
+            outputs.append(result)
+    if failures:
+        raise failures[0]
+    return outputs
+
+
+def _mark_broken(shares: Sequence[Share], error: BaseException) -> None:
+    for one in shares:
+        one.trainer.broken = error
+
+
+def _planned(data: Sequence[Datum], moving: Sequence[bool], *, wanted: bool, token_budget: int) -> list[MicroBatch]:
+    """Micro-batches of the data that have a gradient, or of the rest, which is scored without the work of one."""
+    chosen = np.array([index for index, moves_it in enumerate(moving) if moves_it is wanted], np.int64)
+    if not len(chosen):
+        return []
+    batches = plan([data[index] for index in chosen], token_budget=token_budget, share=True)
+    return [replace(batch, datum=chosen[batch.datum]) for batch in batches]
 
 
 def _keep(call: _Call, batch: MicroBatch, output: HeadOutput) -> None:

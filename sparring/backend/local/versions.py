@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparring.backend.local.lora import AdapterWeights
+from sparring.backend.local.lora import Weights
 from sparring.errors import SettingError
 
 
 @dataclass(slots=True)
 class _Held:
-    weights: AdapterWeights
+    weights: Weights
     users: int = 0
 
 
@@ -19,19 +19,20 @@ class Versions:
 
     def __init__(self) -> None:
         self._held: dict[int, _Held] = {}
+        self._closed = False
 
     @property
     def numbers(self) -> tuple[int, ...]:
         """The versions that can be sampled from, oldest first."""
         return tuple(sorted(self._held))
 
-    def publish(self, version: int, weights: AdapterWeights) -> None:
+    def publish(self, version: int, weights: Weights) -> None:
         """Add a version newer than all others; older ones without users are freed."""
         assert all(version > number for number in self._held), (version, self.numbers)
         self._held[version] = _Held(weights)
         self._free()
 
-    def take(self, version: int) -> AdapterWeights:
+    def take(self, version: int) -> Weights:
         """The weights of a version, held until as many calls of `release`. Raises `SettingError` for one that is not there."""
         if version not in self._held:
             raise SettingError(f"version={version!r} is not published or was freed; there are {list(self.numbers)}")
@@ -45,6 +46,11 @@ class Versions:
         held.users -= 1
         self._free()
 
+    def close(self) -> None:
+        """The newest goes with its last user too."""
+        self._closed = True
+        self._free()
+
     def _free(self) -> None:
-        newest = max(self._held)
+        newest = None if self._closed else max(self._held)
         self._held = {number: held for number, held in self._held.items() if held.users > 0 or number == newest}

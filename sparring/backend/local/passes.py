@@ -1,0 +1,110 @@
+"""Forward and backward passes over one base, for one call or for the calls of several models at once.
+
+A call is a series of micro-batches, each of which says what to do with its hidden states. Calls that run together put their
+next micro-batches side by side into one pass, as long as the token budget allows, and each gets its own rows back.
+
+Letters: `R` rows, `L` tokens of the longest row, `D` hidden, `N` scored tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparring.backend.local.base import BaseModel
+from sparring.backend.local.full import FullWeights
+from sparring.backend.local.lora import Weights
+from sparring.backend.local.packing import MicroBatch, Rows, stack
+from sparring.backend.training import ForwardOutput
+from sparring.errors import SparringError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """A micro-batch that waits for its pass. `score` takes the hidden states [R, L, D]; where `train`, it returns states [N, C]
+    that were computed from them, and the loss's gradient with respect to these; None where there is none."""
+
+    batch: MicroBatch
+    train: bool
+    score: Callable[[Tensor], tuple[Tensor, Tensor] | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """One model's call: what it computes with, and its micro-batches, each asked for when the one before it is scored."""
+
+    weights: Weights
+    wanted: Generator[Wanted, None, ForwardOutput]
+
+
+def run(
+    works: Sequence[Work], base: BaseModel, *, token_budget: int, between: Callable[[], None]
+) -> list[ForwardOutput | SparringError]:
+    """Each call's result, or what it failed with while it was scored: that fails no other. Other failures are raised."""
+    results: dict[int, ForwardOutput | SparringError] = {}
+    waiting: dict[int, Wanted] = {}
+
+    def advance(index: int) -> None:
+        waiting.pop(index, None)
+        try:
+            waiting[index] = next(works[index].wanted)
+        except StopIteration as stop:
+            results[index] = stop.value
+        except SparringError as error:
+            results[index] = error
+
+    for index in range(len(works)):
+        advance(index)
+    while waiting:
+        chosen = _side_by_side(works, waiting, token_budget)
+        results |= _pass(works, {index: waiting[index] for index in chosen}, base)
+        for index in chosen:
+            if index in results:
+                del waiting[index]
+            else:
+                advance(index)
+        if waiting:
+            between()
+    return [results[index] for index in range(len(works))]
+
+
+def _side_by_side(works: Sequence[Work], waiting: dict[int, Wanted], token_budget: int) -> list[int]:
+    """Which of the waiting go into the next pass: the first, and others that fit beside it. Full weights go alone."""
+    first = min(waiting)
+    chosen, rows, longest = [first], *waiting[first].batch.tokens.shape
+    if isinstance(works[first].weights, FullWeights):
+        return chosen
+    for index in sorted(waiting.keys() - {first}):
+        more, length = waiting[index].batch.tokens.shape
+        fits = (rows + more) * max(longest, length) <= token_budget
+        alone = isinstance(works[index].weights, FullWeights) or waiting[index].train != waiting[first].train
+        if fits and not alone:
+            chosen, rows, longest = [*chosen, index], rows + more, max(longest, length)
+    return chosen
+
+
+def _pass(works: Sequence[Work], chosen: dict[int, Wanted], base: BaseModel) -> dict[int, SparringError]:
+    """One pass; returns the failures."""
+    train = next(iter(chosen.values())).train
+    parts: list[Rows] = [wanted.batch.rows for wanted in chosen.values()]
+    segments = [(works[index].weights, len(wanted.batch.tokens)) for index, wanted in chosen.items()]
+    failed: dict[int, SparringError] = {}
+    slopes: list[tuple[Tensor, Tensor]] = []
+    with torch.set_grad_enabled(train), base.call.rows(segments):
+        hidden = base.hidden_states(stack(parts), train=train)
+        start = 0
+        for index, wanted in chosen.items():
+            rows, length = wanted.batch.tokens.shape
+            try:
+                slope = wanted.score(hidden[start : start + rows, :length])
+            except SparringError as error:
+                failed[index] = error
+            else:
+                slopes += [slope] if slope is not None else []
+            start += rows
+        if slopes:
+            torch.autograd.backward([states for states, _ in slopes], [gradient for _, gradient in slopes])
+    return failed
