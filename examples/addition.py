@@ -1,5 +1,5 @@
-"""Small sums with a strict verifier: what `sparring demo` trains. All 200 distinct questions; 64 of them are never
-trained on."""
+"""Small sums with a strict verifier: what `sparring demo` trains. All 242 distinct questions of two terms from 0 to 10; 64
+of them are never trained on."""
 
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ async def addition(task: Question, solver: Seat) -> Score:
 
 
 questions = [
-    Question(f"{a} {sign} {b}", a + b if sign == "+" else a - b) for a in range(10) for sign in "+-" for b in range(10)
+    Question(f"{a} {sign} {b}", a + b if sign == "+" else a - b) for a in range(11) for sign in "+-" for b in range(11)
 ]
 train, held_out = split(questions, held_out=64)
 
@@ -34,12 +34,13 @@ run = Run(
     policies=Policy(
         "smollm2-135m-instruct",
         grpo(deviation=True),
-        learning_rate=3e-4,
+        learning_rate=4e-4,
+        lr_schedule="linear",
         lora=Lora(rank=16, alpha=32),
-        sampling=Sampling(max_tokens=24),
+        sampling=Sampling(max_tokens=16),
     ),
-    steps=80,
+    steps=100,
     groups_per_step=8,
     group_size=8,
-    evaluate_every=10,
+    evaluate_every=20,
 )
