@@ -1,5 +1,4 @@
-"""How fast the local backend trains and how much memory it takes, against the plain loop that one would write with
-transformers and PEFT.
+"""How fast the local backend trains, against the plain loop that one would write with transformers and PEFT.
 
     python -m benchmarks.backend [--model NAME] [--rounds 3] [--dtype bfloat16] [--threads 2] [--shapes 45/30 400/60 20/300]
 
@@ -13,7 +12,6 @@ the first round warms up:
 
 Tokens per second count every token of every sequence, computed or shared, so the figures are comparable. `of the matrix rate`
 says how long the products that cannot be avoided would take at the rate of one large product, as a part of the time taken.
-Memory is what a step takes above what was there before it (Linux's peak of resident memory).
 """
 
 from __future__ import annotations
@@ -33,7 +31,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from benchmarks._rows import Row, at_least, at_most, report
+from benchmarks._rows import Row, at_least, report
 from sparring.backend import Adam, Datum, ImportanceSampling, Lora, token_mean
 from sparring.backend.local import LocalBackend
 from sparring.backend.local.model import TorchModel
@@ -83,11 +81,11 @@ class Settings:
     shapes: list[str]
 
 
-def batch(vocabulary: int, shape: Shape, *, shared: bool, groups: int = PROMPTS, seed: int = 0) -> list[Datum]:
-    """`groups` x 8 sequences of random tokens; the same lengths whether prompts are shared or not."""
+def batch(vocabulary: int, shape: Shape, *, shared: bool, seed: int = 0) -> list[Datum]:
+    """64 sequences of random tokens; the same lengths whether prompts are shared or not."""
     random = np.random.default_rng(seed)
     data = []
-    for _ in range(groups):
+    for _ in range(PROMPTS):
         prompt = random.integers(3, vocabulary, shape.prompt)
         for _ in range(COMPLETIONS):
             own = prompt if shared else random.integers(3, vocabulary, shape.prompt)
@@ -164,46 +162,18 @@ def needed(model: nn.Module, shape: Shape) -> float:
     return 4.0 * (body * (PROMPTS * shape.prompt + sampled) + head * sampled)
 
 
-class Peak:
-    """Bytes of resident memory that a call takes above what was there."""
-
-    def __init__(self) -> None:
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: begin the peak anew
-        self._before = self._status("VmRSS")
-
-    def taken(self) -> int:
-        """Since this was made."""
-        return self._status("VmHWM") - self._before
-
-    @staticmethod
-    def _status(field: str) -> int:
-        (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field)]
-        return int(line.split()[1]) * 1024
-
-
-@dataclass(slots=True)
-class Figures:
-    """Seconds and bytes of each round."""
-
-    seconds: list[float]
-    bytes: list[int]
-
-
-async def measure(step: Callable[[], Awaitable[None]], figures: Figures | None) -> None:
-    """One step; `figures` None: it warms up."""
-    peak, start = Peak(), time.perf_counter()
+async def seconds_of(step: Callable[[], Awaitable[None]]) -> float:
+    """One step."""
+    start = time.perf_counter()
     await step()
-    if figures is not None:
-        figures.seconds.append(time.perf_counter() - start)
-        figures.bytes.append(peak.taken())
+    return time.perf_counter() - start
 
 
 async def measure_shape(settings: Settings, shape: Shape, plain: PlainLoop) -> list[Row]:
     """All ways in turn."""
     vocabulary = int(plain.model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
     apart, shared = batch(vocabulary, shape, shared=False), batch(vocabulary, shape, shared=True)
-    twice = batch(vocabulary, shape, shared=True, groups=2 * PROMPTS)
-    found = {name: Figures([], []) for name in ("plain", "apart", "shared", "twice")}
+    found: dict[str, list[float]] = {"plain": [], "apart": [], "shared": []}
     async with LocalBackend(
         dtype=settings.dtype,  # type: ignore[arg-type]
         threads=settings.threads,
@@ -218,32 +188,25 @@ async def measure_shape(settings: Settings, shape: Shape, plain: PlainLoop) -> l
             "plain": plain_step,
             "apart": lambda: our_step(model, apart),
             "shared": lambda: our_step(model, shared),
-            "twice": lambda: our_step(model, twice),
         }
         for number in range(settings.rounds + 1):
             for name, step in ways.items():
-                if name != "twice" or number < 2:  # memory alone: one round tells
-                    await measure(step, found[name] if number > 0 else None)
+                taken = await seconds_of(step)
+                if number > 0:
+                    found[name].append(taken)
     return rows(shape, found, needed(plain.model, shape) / matrix_rate(getattr(torch, settings.dtype)))
 
 
-def rows(shape: Shape, found: dict[str, Figures], least: float) -> list[Row]:
-    """Rates, gains and memory of one shape; `least` seconds is what its products take at the machine's matrix rate."""
+def rows(shape: Shape, found: dict[str, list[float]], least: float) -> list[Row]:
+    """Rates and gains of one shape; `least` seconds is what its products take at the machine's matrix rate."""
     tokens = PROMPTS * COMPLETIONS * (shape.prompt + shape.completion)
-    middle = {name: statistics.median(figures.seconds) for name, figures in found.items()}
-    most = {name: max(figures.bytes) for name, figures in found.items()}
+    middle = {name: statistics.median(seconds) for name, seconds in found.items()}
     at = f"{shape.name} "
     return [
-        *(
-            Row(name=f"{at}{name}, tok/s", figure=f"{tokens / middle[name]:.0f}")
-            for name in ("plain", "apart", "shared")
-        ),
+        *(Row(name=f"{at}{name}, tok/s", figure=f"{tokens / seconds:.0f}") for name, seconds in middle.items()),
         Row(name=f"{at}apart / plain", figure=f"{middle['plain'] / middle['apart']:.2f}"),
         at_least(f"{at}shared / plain", middle["plain"] / middle["shared"], shape.target),
         Row(name=f"{at}shared, of the matrix rate", figure=f"{least / middle['shared']:.2f}"),
-        *(Row(name=f"{at}{name}, MiB", figure=f"{most[name] / 2**20:.0f}") for name in ("plain", "apart", "shared")),
-        at_most(f"{at}memory, shared / plain", most["shared"] / most["plain"], 0.5),
-        at_most(f"{at}memory, 16 / 8 groups", most["twice"] / most["shared"], 1.1),
     ]
 
 
