@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
+import argparse
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+
+from sparring.backend.local.dtype import Dtype
+
+
+def arguments(about: str | None) -> argparse.ArgumentParser:
+    """What every benchmark of a model can be told."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
+    parser.add_argument("--threads", type=int, default=2)
+    return parser
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What these say."""
+
+    model: str
+    rounds: int
+    dtype: Dtype
+    threads: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,6 @@ says how long the products that cannot be avoided would take at the rate of one 
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import time
@@ -31,7 +30,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from benchmarks._rows import Row, at_least, report
+from benchmarks._rows import Row, Settings, arguments, at_least, report
 from sparring.backend import Adam, Datum, ImportanceSampling, Lora, token_mean
 from sparring.backend.local import LocalBackend
 from sparring.backend.local.model import TorchModel
@@ -71,13 +70,9 @@ SHAPES = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """What the command line says."""
+class BackendSettings(Settings):
+    """And which shapes."""
 
-    model: str
-    rounds: int
-    dtype: str
-    threads: int
     shapes: list[str]
 
 
@@ -175,7 +170,7 @@ async def measure_shape(settings: Settings, shape: Shape, plain: PlainLoop) -> l
     apart, shared = batch(vocabulary, shape, shared=False), batch(vocabulary, shape, shared=True)
     found: dict[str, list[float]] = {"plain": [], "apart": [], "shared": []}
     async with LocalBackend(
-        dtype=settings.dtype,  # type: ignore[arg-type]
+        dtype=settings.dtype,
         threads=settings.threads,
         token_budget=shape.token_budget,
     ) as backend:
@@ -210,21 +205,17 @@ def rows(shape: Shape, found: dict[str, list[float]], least: float) -> list[Row]
     ]
 
 
-async def main(settings: Settings) -> list[Row]:
+async def main(settings: BackendSettings) -> list[Row]:
     """All shapes."""
     torch.set_num_threads(settings.threads)
     plain = PlainLoop(resolve_model(settings.model), settings.dtype)
     return [row for name in settings.shapes for row in await measure_shape(settings, SHAPES[name], plain)]
 
 
-def _settings() -> Settings:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="smollm2-135m-instruct")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
-    parser.add_argument("--threads", type=int, default=2)
+def _settings() -> BackendSettings:
+    parser = arguments(__doc__)
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
-    return Settings(**vars(parser.parse_args()))
+    return BackendSettings(**vars(parser.parse_args()))
 
 
 if __name__ == "__main__":

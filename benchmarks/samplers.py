@@ -1,6 +1,6 @@
 """How fast and how exactly the torch sampler draws, against transformers' own `generate`.
 
-    python -m benchmarks.samplers [--model NAME] [--rounds 5] [--dtype bfloat16] [--threads 2]
+    python -m benchmarks.samplers [--model NAME] [--rounds 3] [--dtype bfloat16] [--threads 2]
 
 64 sequences of 45 prompt tokens and 64 drawn ones at temperature 1. Three ways take turns, so that a noisy machine is noisy for
 all; the first round warms up:
@@ -15,12 +15,10 @@ its target and whether it is met; the exit status is 1 if one is not. Ratios are
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +27,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmarks._rows import Row, report
+from benchmarks._rows import Row, Settings, arguments, report
 from sparring.arrays import F32, I32
 from sparring.backend import Lora
 from sparring.backend.local import LocalBackend
@@ -39,16 +37,6 @@ from sparring.backend.sampling import SampledSequence, SamplingClient, SamplingP
 SEQUENCES, PROMPTS, PROMPT_TOKENS, DRAWN, RANK = 64, 8, 45, 64, 16
 QUESTIONS = ("What is 7 + 5?", "Name three rivers.", "Why is the sky blue?", "Write a story about a fox.")
 PARITY = {"bfloat16": (0.05, 0.5), "float32": (1e-5, 1e-4)}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """What the command line says."""
-
-    model: str
-    rounds: int
-    dtype: str
-    threads: int
 
 
 class Generate:
@@ -133,7 +121,7 @@ async def main(settings: Settings) -> list[Row]:
     """All rows."""
     torch.set_num_threads(settings.threads)
     generate = Generate(resolve_model(settings.model), settings)
-    async with LocalBackend(dtype=settings.dtype, threads=settings.threads) as backend:  # type: ignore[arg-type]
+    async with LocalBackend(dtype=settings.dtype, threads=settings.threads) as backend:
         model = await backend.create_model(settings.model, lora=Lora(rank=RANK, alpha=RANK))
         client = await model.sampler()
         prompts = [model.renderer.prompt([{"role": "user", "content": question}]) for question in QUESTIONS]
@@ -144,15 +132,6 @@ async def main(settings: Settings) -> list[Row]:
         ]
 
 
-def _settings() -> Settings:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="smollm2-135m-instruct")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
-    parser.add_argument("--threads", type=int, default=2)
-    return Settings(**vars(parser.parse_args()))
-
-
 if __name__ == "__main__":
-    chosen = _settings()
+    chosen = Settings(**vars(arguments(__doc__).parse_args()))
     sys.exit(0 if report(f"{chosen.dtype}, {chosen.model}", anyio.run(main, chosen)) else 1)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
+from types import FunctionType
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 from sparring.backend.datum import Datum
@@ -183,7 +184,7 @@ class LogprobFunction(Protocol):
     def __call__(self, data: Sequence[Datum], logprobs: Sequence[Tensor]) -> tuple[Tensor, Mapping[str, float]]: ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Custom:
     """Any differentiable function of all the call's log-probs (Tinker API, `forward_backward_custom`).
 
@@ -198,6 +199,11 @@ class Custom:
             raise SettingError(
                 f"Custom(function={self.function!r}): must be a function (data, logprobs) -> (loss, metrics)"
             )
+
+    def __repr__(self) -> str:
+        """By the function's name, or its object's class: the same text in every process."""
+        named = self.function if isinstance(self.function, FunctionType) else type(self.function)
+        return f"Custom(function={named.__module__}:{named.__qualname__})"
 
 
 Loss = CrossEntropy | PolicyLoss | DRO | TruncatedImportanceSampling | Truncated | DecoupledPPO | Custom

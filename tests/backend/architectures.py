@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,9 @@ from transformers import (
     Qwen3Config,
     SmolLM3Config,
 )
+
+from sparring.backend.datum import Datum
+from sparring.backend.training import ForwardOutput
 
 SIZES: Mapping[str, Any] = {
     "vocab_size": 320,
@@ -75,3 +78,11 @@ def full_pass(model: torch.nn.Module, tokens: np.ndarray, *, temperature: float 
     ids = torch.from_numpy(np.asarray(tokens, np.int64))[None]
     scores = torch.log_softmax(model(input_ids=ids).logits[0, :-1] / temperature, dim=-1)
     return scores.gather(1, ids[0, 1:, None])[:, 0]
+
+
+def assert_same_logprobs(data: Sequence[Datum], output: ForwardOutput, other: torch.nn.Module, *, atol: float) -> None:
+    """The scored tokens' log-probs are those of a full pass of a transformers or PEFT model."""
+    with torch.no_grad():
+        for datum, got in zip(data, output.logprobs, strict=True):
+            want = full_pass(other, datum.tokens)
+            np.testing.assert_allclose(got[datum.mask], want[datum.mask[1:]], rtol=1e-4, atol=atol)

@@ -17,7 +17,7 @@ from sparring.backend.local.supported import layer_windows, part_of, refuse_unsu
 from sparring.backend.losses import PPO, CrossEntropy
 from sparring.backend.sampling import SamplingParams
 from sparring.errors import UnsupportedError
-from tests.backend.architectures import SIZES, WINDOW, full_pass, plain
+from tests.backend.architectures import SIZES, WINDOW, assert_same_logprobs, full_pass, plain
 from tests.backend.batches import LORA, gradient, groups, lora_of, plain_loss, relative, spread
 
 
@@ -32,11 +32,7 @@ async def test_logprobs_equal_transformers(backend: LocalBackend, architecture: 
     data = groups()
     assert max(len(datum.tokens) for datum in data) > 2 * WINDOW
     output = await model.forward(data, CrossEntropy())
-    theirs = plain(architecture)
-    with torch.no_grad():
-        for datum, got in zip(data, output.logprobs, strict=True):
-            want = full_pass(theirs, datum.tokens)
-            np.testing.assert_allclose(got[datum.mask], want[datum.mask[1:]], rtol=1e-4, atol=2e-5)
+    assert_same_logprobs(data, output, plain(architecture), atol=2e-5)
 
 
 async def test_adapters_equal_pefts(backend: LocalBackend, architecture: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from sparring.backend.local.model import TorchModel
 from sparring.backend.losses import CrossEntropy
 from sparring.backend.training import Lora
 from sparring.errors import SettingError, UnsupportedError
-from tests.backend.architectures import full_pass, plain
+from tests.backend.architectures import assert_same_logprobs, plain
 from tests.backend.batches import LORA, groups, spread
 
 pytestmark = pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True` and a tied layer")
@@ -32,11 +32,7 @@ def anyio_backend() -> str:
 
 async def _equals(model: TorchModel, other: torch.nn.Module) -> None:
     data = groups(2, 2)
-    output = await model.forward(data, CrossEntropy())
-    with torch.no_grad():
-        for datum, got in zip(data, output.logprobs, strict=True):
-            want = full_pass(other, datum.tokens)
-            np.testing.assert_allclose(got[datum.mask], want[datum.mask[1:]], rtol=1e-4, atol=5e-5)
+    assert_same_logprobs(data, await model.forward(data, CrossEntropy()), other, atol=5e-5)
 
 
 async def test_an_exported_adapter_is_pefts(backend: LocalBackend, architecture: Path, tmp_path: Path) -> None:

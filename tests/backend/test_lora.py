@@ -171,7 +171,9 @@ def test_bias_is_kept() -> None:
     linear = nn.Linear(3, 5)
     call = AdapterCall()
     layer = LoraLinear(linear, call, 0)
-    adapter = Adapter([Target(name="layer", inputs=3, outputs=5)], LORA, seed=0, dtype=torch.float32, device=CPU)
+    adapter = Adapter(
+        [Target(name="layer", inputs=3, outputs=5, part="attention")], LORA, seed=0, dtype=torch.float32, device=CPU
+    )
     x = torch.randn(2, 4, 3)
     for segments in ([(adapter.weights, 2)], [(None, 2)], [(adapter.weights, 1), (None, 1)]):
         with call.rows(segments):
@@ -183,7 +185,7 @@ def test_gradients_equal_numeric_ones() -> None:
     call = AdapterCall()
     linear = nn.Linear(3, 5, dtype=torch.float64)
     layer = LoraLinear(linear, call, 0)
-    targets = [Target(name="layer", inputs=3, outputs=5)]
+    targets = [Target(name="layer", inputs=3, outputs=5, part="attention")]
     adapter = Adapter(targets, Lora(rank=2, alpha=3.0), seed=0, dtype=torch.float64, device=CPU)
     adapter.weights.b[0].normal_(generator=torch.Generator().manual_seed(0))
     x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
@@ -213,7 +215,7 @@ def test_bfloat16_gradients_gather_in_float32(tiny_llama: Path) -> None:
     """Many small contributions: a bfloat16 buffer would stop growing after 256 equal ones."""
     call = AdapterCall()
     layer = LoraLinear(nn.Linear(2, 2, bias=False, dtype=torch.bfloat16), call, 0)
-    targets = [Target(name="layer", inputs=2, outputs=2)]
+    targets = [Target(name="layer", inputs=2, outputs=2, part="attention")]
     adapter = Adapter(targets, Lora(rank=1, alpha=1.0), seed=0, dtype=torch.bfloat16, device=CPU)
     adapter.weights.a[0].fill_(1.0)
     x = torch.ones(1, 2, dtype=torch.bfloat16, requires_grad=True)
@@ -224,7 +226,7 @@ def test_bfloat16_gradients_gather_in_float32(tiny_llama: Path) -> None:
 
 
 def test_initialisation_is_pefts_and_a_function_of_the_seed() -> None:
-    targets = [Target(name="layer", inputs=64, outputs=48)] * 8
+    targets = [Target(name="layer", inputs=64, outputs=48, part="attention")] * 8
     one, same, other = (Adapter(targets, LORA, seed=s, dtype=torch.float32, device=CPU) for s in (1, 1, 2))
     assert torch.equal(one.master, same.master)
     assert not torch.equal(one.master, other.master)
@@ -239,7 +241,7 @@ def test_initialisation_is_pefts_and_a_function_of_the_seed() -> None:
 
 
 def test_initialisation_does_not_touch_the_global_generator() -> None:
-    targets = [Target(name="layer", inputs=4, outputs=4)]
+    targets = [Target(name="layer", inputs=4, outputs=4, part="attention")]
     torch.manual_seed(0)
     want = torch.rand(1)
     torch.manual_seed(0)

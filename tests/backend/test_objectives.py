@@ -63,7 +63,7 @@ def _evaluated(
     loss: Loss, data: Sequence[Datum], lps: Sequence[np.ndarray], dtype: torch.dtype = torch.float32
 ) -> tuple[Objective, list[np.ndarray], dict[str, float]]:
     """The objective of one micro-batch, its slopes by datum, and its metrics."""
-    (batch,) = plan(data, token_budget=1 << 20, share=True)
+    (batch,) = plan(data, token_budget=1 << 20)
     scored = _cast(scored_tokens(data, batch, loss, CPU), dtype)
     leaf = torch.tensor(
         [lps[d][t] for d, t in zip(batch.datum, batch.token, strict=True)], dtype=dtype, requires_grad=True

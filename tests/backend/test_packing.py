@@ -48,12 +48,12 @@ def _seen(batch: MicroBatch, row: int, column: int) -> list[int]:
     return [int(batch.tokens[row, j]) for j in places]
 
 
-@given(_calls(), st.integers(1, 64), st.booleans())
+@given(_calls(), st.integers(1, 64), st.sampled_from([1, 24, 1024]))
 def test_every_scored_token_is_predicted_once_from_what_precedes_it(
-    data: list[Datum], budget: int, share: bool
+    data: list[Datum], budget: int, longest: int
 ) -> None:
     met: set[tuple[int, int]] = set()
-    for batch in plan(data, token_budget=budget, share=share, longest_tree=24):
+    for batch in plan(data, token_budget=budget, longest_tree=longest):
         width = batch.tokens.shape[1]
         for n in range(len(batch.source)):
             index, place = int(batch.datum[n]), int(batch.token[n])
@@ -69,9 +69,9 @@ def test_every_scored_token_is_predicted_once_from_what_precedes_it(
     assert met == {(i, int(t)) for i, datum in enumerate(data) for t in np.flatnonzero(datum.mask)}
 
 
-@given(_calls(), st.integers(1, 64), st.booleans())
-def test_micro_batches_keep_the_budget_unless_one_row_exceeds_it(data: list[Datum], budget: int, share: bool) -> None:
-    for batch in plan(data, token_budget=budget, share=share):
+@given(_calls(), st.integers(1, 64), st.sampled_from([1, 24, 1024]))
+def test_micro_batches_keep_the_budget_unless_one_row_exceeds_it(data: list[Datum], budget: int, longest: int) -> None:
+    for batch in plan(data, token_budget=budget, longest_tree=longest):
         assert batch.tokens.size <= budget or len(batch.tokens) == 1
         assert (batch.branch[:, -1] >= 0).any()  # no wider than its longest row
         assert batch.plain == (not (batch.branch == 0).any())
@@ -79,7 +79,7 @@ def test_micro_batches_keep_the_budget_unless_one_row_exceeds_it(data: list[Datu
 
 @given(_calls())
 def test_the_plan_is_a_function_of_the_data(data: list[Datum]) -> None:
-    one, two = plan(data, token_budget=32, share=True), plan(data, token_budget=32, share=True)
+    one, two = plan(data, token_budget=32), plan(data, token_budget=32)
     assert all(
         np.array_equal(a.tokens, b.tokens) and np.array_equal(a.source, b.source) for a, b in zip(one, two, strict=True)
     )
@@ -87,18 +87,18 @@ def test_the_plan_is_a_function_of_the_data(data: list[Datum]) -> None:
 
 def test_a_prompt_is_computed_once_for_its_group() -> None:
     data = [_datum([1, 2, 3, 4, tail], [4]) for tail in range(8)]
-    (batch,) = plan(data, token_budget=1000, share=True)
+    (batch,) = plan(data, token_budget=1000)
     assert batch.tokens.tolist() == [[1, 2, 3, 4, *range(8)]]
     assert batch.source.tolist() == [3] * 8
     assert not batch.plain
-    (apart,) = plan(data, token_budget=1000, share=False)
+    (apart,) = plan(data, token_budget=1000, longest_tree=5)
     assert apart.tokens.shape == (8, 5)
     assert apart.plain
 
 
 def test_a_long_group_becomes_several_rows() -> None:
     data = [_datum([1, 2, 3, *[tail] * 5], [3, 4]) for tail in range(7)]
-    batches = plan(data, token_budget=1000, share=True, longest_tree=14)
+    batches = plan(data, token_budget=1000, longest_tree=14)
     rows = [row for batch in batches for row in batch.branch.tolist()]
     assert sorted(max(row) for row in rows) == [1, 2, 2, 2]  # 3 + 2 * 5 <= 14; the last one shares nothing
 
@@ -106,12 +106,12 @@ def test_a_long_group_becomes_several_rows() -> None:
 def test_padding_is_small_for_lengths_that_differ() -> None:
     random = np.random.default_rng(0)
     data = [_datum(random.integers(0, 99, n).tolist(), [n - 1]) for n in random.integers(10, 200, 300)]
-    batches = plan(data, token_budget=2048, share=True)
+    batches = plan(data, token_budget=2048)
     computed, real = sum(batch.tokens.size for batch in batches), sum(len(datum.tokens) for datum in data)
     assert computed < 1.1 * real
 
 
-@pytest.mark.parametrize("share", [True, False])
-def test_data_without_scored_tokens_are_computed_and_give_nothing(share: bool) -> None:
-    (batch,) = plan([_datum([1, 2, 3], []), _datum([1, 2, 3], [])], token_budget=100, share=share)
+@pytest.mark.parametrize("longest", [1, 1024])
+def test_data_without_scored_tokens_are_computed_and_give_nothing(longest: int) -> None:
+    (batch,) = plan([_datum([1, 2, 3], []), _datum([1, 2, 3], [])], token_budget=100, longest_tree=longest)
     assert len(batch.source) == 0

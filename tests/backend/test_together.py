@@ -161,7 +161,7 @@ async def test_what_cannot_go_together_is_refused(backend: LocalBackend, tiny_ll
 
 
 def test_stacked_rows_keep_what_each_sees() -> None:
-    parts = [plan(groups(2, size, seed=size), token_budget=10_000, share=True)[0].rows for size in (1, 4)]
+    parts = [plan(groups(2, size, seed=size), token_budget=10_000)[0].rows for size in (1, 4)]
     assert [part.plain for part in parts] == [True, False]
     both = stack(parts)
     assert not both.plain

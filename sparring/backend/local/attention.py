@@ -1,27 +1,23 @@
 """Attention over cached keys and values, plugged into transformers' models for one forward pass at a time.
 
-Query heads that share a key-value head are laid out as further queries of it, so that keys and values are never repeated, and
-the products are plain batched ones: at one query per sequence that is several times faster on a CPU than torch's own kernel.
-
 Letters: `B` rows of the pass, `S` slots that are read, `H` key-value heads, `G` query heads of each, `T` tokens of the pass,
 `W` cached tokens that are looked at, `D` head width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedConfig
+from transformers import AttentionInterface
 
 from sparring.backend.local.base import BaseModel
 from sparring.backend.local.cache import KeyValueCache
 from sparring.backend.local.lora import Segment
-from sparring.errors import UnsupportedError
+from sparring.backend.local.plugged import attend, plugged, refuse_unknown
 
 _NAME = "sparring_slots"
 
@@ -103,7 +99,7 @@ class Pass:
         out: Tensor | None = None
         for view in self.views:
             looked = self._read(keys[..., : view.width]), self._read(values[:, :, : view.width])
-            seen = self._attend(query, *looked, view.bias[window], scaling)
+            seen = attend(query, *looked, view.bias[window], scaling).transpose(1, 2)
             if view.rows is None:
                 out = seen
             else:
@@ -130,15 +126,6 @@ class Pass:
         """The slots that are looked at: [S, H, D, W] or [S, H, W, D]."""
         return cached[: self.reads] if self.read is None else cached.index_select(0, self.read)
 
-    @staticmethod
-    def _attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scaling: float) -> Tensor:
-        rows, heads, tokens, width = query.shape
-        kv_heads = keys.shape[1]
-        asked = query.reshape(rows * kv_heads, heads // kv_heads * tokens, width)
-        scores = torch.baddbmm(bias, asked, keys.flatten(0, 1), alpha=scaling)
-        out = torch.bmm(torch.softmax(scores, dim=-1), values.flatten(0, 1))
-        return out.view(rows, heads, tokens, width).transpose(1, 2)
-
 
 def _slot_attention(
     module: nn.Module,
@@ -154,22 +141,19 @@ def _slot_attention(
     **unknown: Any,
 ) -> tuple[Tensor, None]:
     """What transformers' attention modules call, in the form it prescribes."""
-    extra = {name: given for name, given in unknown.items() if given is not None and name not in _HARMLESS}
-    if extra:
-        raise UnsupportedError(f"attention with {sorted(extra)!r}: this sampler knows causal attention only")
+    refuse_unknown(unknown)
     index = module.layer_idx
     assert isinstance(index, int)
     out = sparring_pass.attend(index, query, key, value, scaling=scaling, window=sliding_window)
     return out.contiguous(), None
 
 
-_HARMLESS = frozenset({"position_ids", "use_cache", "is_causal"})
 AttentionInterface.register(_NAME, _slot_attention)
 
 
 def forward(base: BaseModel, tokens: Tensor, positions: Tensor, segments: Sequence[Segment], given: Pass) -> Tensor:
     """Hidden states [B, T, D] of tokens i64[B, T] at positions i64[B, T], through the adapters of `segments`."""
-    with base.call.rows(segments), _implementation(base.config):
+    with base.call.rows(segments), plugged(base.config, _NAME):
         # A mask of four dimensions keeps transformers from making one of its own; attention uses the pass instead.
         output = base.body(
             input_ids=tokens,
@@ -182,14 +166,3 @@ def forward(base: BaseModel, tokens: Tensor, positions: Tensor, segments: Sequen
     hidden = output.last_hidden_state
     assert isinstance(hidden, Tensor)
     return hidden
-
-
-@contextmanager
-def _implementation(config: PreTrainedConfig) -> Iterator[None]:
-    """Choose the attention above inside the block; training uses another on the same modules, on the same thread."""
-    before = config._attn_implementation  # pyright: ignore[reportPrivateUsage]
-    config._attn_implementation = _NAME  # pyright: ignore[reportPrivateUsage]
-    try:
-        yield
-    finally:
-        config._attn_implementation = before  # pyright: ignore[reportPrivateUsage]

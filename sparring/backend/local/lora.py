@@ -33,7 +33,7 @@ class Target:
     name: str
     inputs: int
     outputs: int
-    part: Part = "attention"
+    part: Part
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -94,15 +94,15 @@ class MicroBatch:
         return Rows(tokens=self.tokens, positions=self.positions, branch=self.branch, plain=self.plain)
 
 
-def plan(data: Sequence[Datum], *, token_budget: int, share: bool, longest_tree: int = 1024) -> list[MicroBatch]:
+def plan(data: Sequence[Datum], *, token_budget: int, longest_tree: int = 1024) -> list[MicroBatch]:
     """Micro-batches that cover every datum once, in an order that depends on the data alone.
 
     Rows are sorted by length, longest first, so that those of one micro-batch need little padding; R * L stays within
-    `token_budget` unless a single row exceeds it. `share` allows prefixes; a row with one is at most `longest_tree` tokens,
+    `token_budget` unless a single row exceeds it. A row with a prefix is at most `longest_tree` tokens,
     because attention over a row costs its length squared.
     """
     limit = min(longest_tree, token_budget)
-    rows = _shared_rows(data, limit) if share else [_single(data, i) for i in range(len(data))]
+    rows = _shared_rows(data, limit)
     rows.sort(key=lambda row: (-row.length, row.data))
     batches: list[list[Row]] = []
     for row in rows:

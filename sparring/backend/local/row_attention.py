@@ -1,7 +1,6 @@
 """Attention within the rows of a micro-batch, on a CPU: plain batched products over whole rows.
 
-Query heads that share a key-value head are laid out as further queries of it, so that keys and values are never repeated. At
-a few hundred tokens a row this is about three times as fast, forwards and backwards, as torch's own kernel; it holds
+At a few hundred tokens a row this is about three times as fast, forwards and backwards, as torch's own kernel; it holds
 [R, H, L, L] probabilities, so longer rows take torch's.
 
 Letters: `R` rows, `H` query heads, `K` key-value heads, `L` tokens, `D` head width.
@@ -9,8 +8,8 @@ Letters: `R` rows, `H` query heads, `K` key-value heads, `L` tokens, `D` head wi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -18,13 +17,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedConfig
 
-from sparring.errors import UnsupportedError
+from sparring.backend.local.plugged import attend, plugged, refuse_unknown
 
 LONGEST = 1024
 """Tokens of the longest row that is computed this way."""
 
 _NAME = "sparring_rows"
-_HARMLESS = frozenset({"position_ids", "use_cache", "is_causal"})
 
 
 def row_bias(seen: Bool[Tensor, "R L L"], config: PreTrainedConfig, dtype: torch.dtype) -> Float[Tensor, "RK GL L"]:
@@ -35,15 +33,9 @@ def row_bias(seen: Bool[Tensor, "R L L"], config: PreTrainedConfig, dtype: torch
     return bias if len(seen) == 1 else bias.repeat_interleave(config.num_key_value_heads, dim=0)
 
 
-@contextmanager
-def use_row_attention(config: PreTrainedConfig) -> Iterator[None]:
-    """The attention of this module inside the block; others use the same layers on the same thread."""
-    before = config._attn_implementation  # pyright: ignore[reportPrivateUsage]
-    config._attn_implementation = _NAME  # pyright: ignore[reportPrivateUsage]
-    try:
-        yield
-    finally:
-        config._attn_implementation = before  # pyright: ignore[reportPrivateUsage]
+def use_row_attention(config: PreTrainedConfig) -> AbstractContextManager[None]:
+    """The attention of this module inside the block."""
+    return plugged(config, _NAME)
 
 
 def _row_attention(
@@ -60,15 +52,9 @@ def _row_attention(
     **unknown: Any,
 ) -> tuple[Float[Tensor, "R L H D"], None]:
     """What transformers' attention modules call, in the form it prescribes; the layer's window chooses its bias."""
-    extra = {name: given for name, given in unknown.items() if given is not None and name not in _HARMLESS}
-    if extra:
-        raise UnsupportedError(f"attention with {sorted(extra)!r}: only plain attention is supported here")
-    rows, heads, length, width = query.shape
-    kv_heads = key.shape[1]
-    asked = query.reshape(rows * kv_heads, heads // kv_heads * length, width)
-    scores = torch.baddbmm(sparring_bias[sliding_window], asked, key.flatten(0, 1).transpose(1, 2), alpha=scaling)
-    out = torch.bmm(torch.softmax(scores, dim=-1), value.flatten(0, 1))
-    return out.view(rows, heads, length, width).transpose(1, 2).contiguous(), None
+    refuse_unknown(unknown)
+    out = attend(query, key.transpose(2, 3), value, sparring_bias[sliding_window], scaling)
+    return out.transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(_NAME, _row_attention)

@@ -259,7 +259,7 @@ def _planned(data: Sequence[Datum], moving: Sequence[bool], *, wanted: bool, tok
     chosen = np.array([index for index, moves_it in enumerate(moving) if moves_it is wanted], np.int64)
     if not len(chosen):
         return []
-    batches = plan([data[index] for index in chosen], token_budget=token_budget, share=True)
+    batches = plan([data[index] for index in chosen], token_budget=token_budget)
     return [replace(batch, datum=chosen[batch.datum]) for batch in batches]
 
 
