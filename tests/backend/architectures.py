@@ -23,7 +23,9 @@ from transformers import (
 )
 
 from sparring.backend.datum import Datum
+from sparring.backend.local.lora import Adapter
 from sparring.backend.training import ForwardOutput
+from tests.backend.batches import relative
 
 SIZES: Mapping[str, Any] = {
     "vocab_size": 320,
@@ -86,3 +88,18 @@ def assert_same_logprobs(data: Sequence[Datum], output: ForwardOutput, other: to
         for datum, got in zip(data, output.logprobs, strict=True):
             want = full_pass(other, datum.tokens)
             np.testing.assert_allclose(got[datum.mask], want[datum.mask[1:]], rtol=1e-4, atol=atol)
+
+
+def assert_equals_peft(
+    adapter: Adapter, peft: torch.nn.Module, data: Sequence[Datum], output: ForwardOutput, temperature: float = 1.0
+) -> None:
+    """Log-probs, and the gradient of every A and B, of the scored tokens' summed log-probs."""
+    for datum, got in zip(data, output.logprobs, strict=True):
+        want = full_pass(peft, datum.tokens, temperature=temperature)
+        np.testing.assert_allclose(got[datum.mask], want.detach()[datum.mask[1:]], rtol=1e-4, atol=2e-5)
+        (-want[torch.from_numpy(datum.mask[1:])].sum()).backward()
+    theirs = {name: p.grad for name, p in peft.named_parameters() if p.grad is not None}
+    assert len(theirs) == 2 * len(adapter.targets)
+    for target, a, b in zip(adapter.targets, adapter.weights.grad_a, adapter.weights.grad_b, strict=True):
+        for letter, grad in (("A", a), ("B", b)):
+            assert relative(grad, theirs[f"base_model.model.{target.name}.lora_{letter}.default.weight"]) < 1e-5

@@ -17,7 +17,7 @@ from sparring.backend.local.supported import layer_windows, part_of, refuse_unsu
 from sparring.backend.losses import PPO, CrossEntropy
 from sparring.backend.sampling import SamplingParams
 from sparring.errors import UnsupportedError
-from tests.backend.architectures import SIZES, WINDOW, assert_same_logprobs, full_pass, plain
+from tests.backend.architectures import SIZES, WINDOW, assert_equals_peft, assert_same_logprobs, full_pass, plain
 from tests.backend.batches import LORA, gradient, groups, lora_of, plain_loss, relative, spread
 
 
@@ -42,17 +42,7 @@ async def test_adapters_equal_pefts(backend: LocalBackend, architecture: Path, t
     adapter, data = lora_of(model), groups(2, 3)
     write_folder(tmp_path / "adapter", adapter_files(adapter, "tiny"))
     peft = PeftModel.from_pretrained(plain(architecture), str(tmp_path / "adapter"), is_trainable=True)
-    output = await model.forward_backward(data, CrossEntropy())
-    for datum, got in zip(data, output.logprobs, strict=True):
-        want = full_pass(peft, datum.tokens)
-        np.testing.assert_allclose(got[datum.mask], want.detach()[datum.mask[1:]], rtol=1e-4, atol=2e-5)
-        (-want[torch.from_numpy(datum.mask[1:])].sum()).backward()
-    theirs = {name: p.grad for name, p in peft.named_parameters() if p.grad is not None}
-    assert len(theirs) == 2 * len(adapter.targets)
-    weights = adapter.weights
-    for target, a, b in zip(adapter.targets, weights.grad_a, weights.grad_b, strict=True):
-        for letter, got_grad in (("A", a), ("B", b)):
-            assert relative(got_grad, theirs[f"base_model.model.{target.name}.lora_{letter}.default.weight"]) < 1e-5
+    assert_equals_peft(adapter, peft, data, await model.forward_backward(data, CrossEntropy()))
 
 
 @pytest.mark.parametrize("attention", ["products", "torch"])

@@ -19,8 +19,8 @@ from sparring.backend.losses import CrossEntropy
 from sparring.backend.sampling import SamplingClient, SamplingParams
 from sparring.backend.training import Adam, Lora
 from sparring.errors import SettingError
-from tests.backend.architectures import full_pass, plain
-from tests.backend.batches import groups, lora_of, relative, spread
+from tests.backend.architectures import assert_equals_peft, full_pass, plain
+from tests.backend.batches import groups, lora_of, spread
 from tests.backend.drawing import all_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True` and a tied layer")
@@ -55,17 +55,7 @@ async def test_outputs_and_gradients_equal_pefts(
     model = await backend.create_model(str(tiny_model), lora=lora)
     spread(model)
     peft, data = _peft(model, tiny_model, tmp_path / "adapter"), groups(2, 3, temperature=temperature)
-    output = await model.forward_backward(data, CrossEntropy())
-    for datum, got in zip(data, output.logprobs, strict=True):
-        want = full_pass(peft, datum.tokens, temperature=temperature)
-        np.testing.assert_allclose(got[datum.mask], want.detach()[datum.mask[1:]], rtol=1e-4, atol=2e-5)
-        (-want[torch.from_numpy(datum.mask[1:])].sum()).backward()
-    theirs = {name: p.grad for name, p in peft.named_parameters() if p.grad is not None}
-    adapter = lora_of(model)
-    assert len(theirs) == 2 * len(adapter.targets)
-    for target, a, b in zip(adapter.targets, adapter.weights.grad_a, adapter.weights.grad_b, strict=True):
-        for letter, grad in (("A", a), ("B", b)):
-            assert relative(grad, theirs[f"base_model.model.{target.name}.lora_{letter}.default.weight"]) < 1e-5
+    assert_equals_peft(lora_of(model), peft, data, await model.forward_backward(data, CrossEntropy()), temperature)
 
 
 async def test_steps_reach_the_sampler(backend: LocalBackend, tiny_model: Path, lora: Lora, tmp_path: Path) -> None:

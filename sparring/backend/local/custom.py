@@ -60,7 +60,7 @@ def slopes_at(slopes: Sequence[F32], batch: MicroBatch) -> Tensor:
 def _called(loss: Custom, data: Sequence[Datum], given: Sequence[Tensor]) -> tuple[Tensor, Mapping[str, Any]]:
     try:
         returned: Any = loss.function(data, given)
-    except Exception as error:
+    except Exception as error:  # the user's code: its failure is said with its name
         raise BackendError(f"the custom loss {loss.function!r} raised {error!r}") from error
     if not isinstance(returned, tuple) or len(returned) != 2 or not isinstance(returned[1], Mapping):
         raise SettingError(
