@@ -42,6 +42,37 @@ def groups(count: int = 3, size: int = 4, *, seed: int = 0, temperature: float =
     return data
 
 
+def conversations(count: int = 2, *, seed: int = 0) -> list[Datum]:
+    """Turns that go on, forks, completions that begin alike or are alike, some drawn at another temperature: wherever two data
+    meet, each has log-probs and advantages of its own."""
+    random = np.random.default_rng(seed)
+    data: list[Datum] = []
+    for _ in range(count):
+        turns = random.integers(3, 320, 24).astype(np.int32)
+        fork = np.concatenate([turns[:14], random.integers(3, 320, 6)]).astype(np.int32)
+        for tokens, first, last in (
+            (turns, 4, 10),
+            (turns, 12, 24),
+            (turns[:14], 10, 14),
+            (fork, 8, 20),
+            (fork, 4, 20),
+        ):
+            for temperature in (1.0, 1.0, 0.6):
+                place = np.arange(len(tokens))
+                mask = (place >= first) & (place < last)
+                data.append(
+                    Datum(
+                        tokens=tokens,
+                        mask=mask,
+                        logprobs=np.where(mask, -random.exponential(4, len(tokens)), 0).astype(np.float32),
+                        advantages=np.where(mask, random.normal(), 0).astype(np.float32),
+                        weights=mask.astype(np.float32),
+                        temperature=temperature,
+                    )
+                )
+    return [data[index] for index in random.permutation(len(data))]
+
+
 def diverged() -> list[Datum]:
     """The second datum's sampler log-prob is so low that the ratio is infinite in fp32."""
     good, bad = groups(2, 1)

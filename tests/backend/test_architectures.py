@@ -18,7 +18,7 @@ from sparring.backend.losses import PPO, CrossEntropy
 from sparring.backend.sampling import SamplingParams
 from sparring.errors import UnsupportedError
 from tests.backend.architectures import SIZES, WINDOW, assert_equals_peft, assert_same_logprobs, full_pass, plain
-from tests.backend.batches import LORA, gradient, groups, lora_of, plain_loss, relative, spread
+from tests.backend.batches import LORA, conversations, gradient, groups, lora_of, plain_loss, relative, spread
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ async def test_shared_prefixes_give_the_gradient_of_data_apart(
 ) -> None:
     model = await backend.create_model(str(architecture), lora=LORA)
     spread(model)
-    data = groups()
+    data = groups() + conversations()
     want, _ = plain_loss(model, data, PPO())
     if attention == "torch":
         monkeypatch.setattr(row_attention, "LONGEST", 0)

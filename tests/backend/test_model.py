@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -14,7 +15,7 @@ from sparring.backend.local import LocalBackend
 from sparring.backend.local.model import TorchModel
 from sparring.backend.losses import PPO, CrossEntropy, ImportanceSampling, Loss
 from sparring.backend.training import Adam
-from tests.backend.batches import LORA, gradient, groups, lora_of, plain_loss, relative, spread, trainer
+from tests.backend.batches import LORA, conversations, gradient, groups, lora_of, plain_loss, relative, spread, trainer
 
 
 @pytest.mark.parametrize("loss", [CrossEntropy(), ImportanceSampling(), PPO()])
@@ -32,6 +33,26 @@ async def test_gradients_and_logprobs_equal_the_plain_way(
     for got, lp in zip(output.logprobs, want_logprobs, strict=True):
         np.testing.assert_allclose(got, lp, rtol=1e-4, atol=2e-5)
     assert output.metrics["tokens"] == sum(int(datum.mask.sum()) for datum in data)
+
+
+@pytest.mark.parametrize("budget", [32, 100_000])
+async def test_what_conversations_share_is_computed_once_and_trained_by_all(
+    tiny_model: Path, tmp_path: Path, budget: int
+) -> None:
+    with anyio.fail_after(120):
+        async with LocalBackend(deterministic=True, cache_dir=tmp_path, token_budget=budget) as backend:
+            model = await backend.create_model(str(tiny_model), lora=replace(LORA, unembedding=True))
+            spread(model)
+            data = conversations()
+            apart = [await model.forward_backward([datum], PPO(), entropy=True) for datum in data]
+            want = lora_of(model).grad.clone()
+            await model.discard_gradients()
+            output = await model.forward_backward(data, PPO(), entropy=True)
+            assert relative(lora_of(model).grad, want) < 1e-5
+            for got, one in zip(output.logprobs, apart, strict=True):
+                np.testing.assert_allclose(got, one.logprobs[0], rtol=1e-4, atol=2e-5)
+            for name in ("entropy_sum", "kl_k3_sum", "loss"):
+                assert output.metrics[name] == pytest.approx(sum(one.metrics[name] for one in apart), rel=1e-5)
 
 
 @pytest.mark.parametrize("budget", [16, 64, 100_000])

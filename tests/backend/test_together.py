@@ -168,10 +168,11 @@ def test_stacked_rows_keep_what_each_sees() -> None:
     start = 0
     for part in parts:
         rows, length = part.tokens.shape
-        for name, padding in (("tokens", 0), ("positions", 0), ("branch", -1)):
+        itself = np.arange(both.tokens.shape[1]) + 1
+        for name, padding in (("tokens", 0 * itself), ("positions", 0 * itself), ("end", itself)):
             field = getattr(both, name)[start : start + rows]
             assert np.array_equal(field[:, :length], getattr(part, name))
-            assert (field[:, length:] == padding).all()
+            assert (field[:, length:] == padding[length:]).all()
         start += rows
     assert start == len(both.tokens)
     assert stack(parts[:1]) is parts[0]

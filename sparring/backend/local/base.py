@@ -108,10 +108,10 @@ class BaseModel:
         return output.last_hidden_state  # type: ignore[no-any-return]
 
     def _by_products(self, embedded: Tensor, batch: Rows) -> Tensor:
-        branch, positions = batch.branch, batch.positions
+        end, positions = batch.end, batch.positions
         if batch.plain:  # one row stands for all
-            branch, positions = np.zeros_like(branch[:1]), np.arange(branch.shape[1])[None]
-        seen = {window: seen_by(branch, positions, window) for window in self.windows}
+            end, positions = np.full_like(end[:1], end.shape[1]), np.arange(end.shape[1])[None]
+        seen = {window: seen_by(end, positions, window) for window in self.windows}
         with row_attention.use_row_attention(self.config):
             output = self.body(
                 inputs_embeds=embedded,
@@ -124,7 +124,7 @@ class BaseModel:
 
     def _masks(self, batch: Rows) -> Tensor | dict[str, Tensor]:
         """In the form that transformers' models take: one mask, or one for each type of layer."""
-        masks = {w: seen_by(batch.branch, batch.positions, w)[:, None].to(self.device) for w in self.windows}
+        masks = {w: seen_by(batch.end, batch.positions, w)[:, None].to(self.device) for w in self.windows}
         if len(masks) == 1:
             return masks[self.windows[0]]
         return {"full_attention" if window is None else "sliding_attention": mask for window, mask in masks.items()}
@@ -154,11 +154,11 @@ class BaseModel:
         return Target(name=name, inputs=head.in_features, outputs=head.out_features, part="unembedding")
 
 
-def seen_by(branch: NDArray[np.int64], positions: NDArray[np.int64], window: int | None) -> Bool[Tensor, "R L L"]:
-    """Who sees whom: nothing later; of what is earlier, the prefix (0) and the own branch, `window` tokens of it at most."""
-    own, place = torch.from_numpy(branch), torch.from_numpy(positions)
-    earlier = torch.ones(own.shape[1], own.shape[1], dtype=torch.bool).tril()
-    seen = ((own[:, None, :] == 0) | (own[:, None, :] == own[:, :, None])) & earlier
+def seen_by(end: NDArray[np.int64], positions: NDArray[np.int64], window: int | None) -> Bool[Tensor, "R L L"]:
+    """Who (dimension 1) sees whom (2): each token those before it whose `end` it does not reach, `window` of them at most."""
+    until, place = torch.from_numpy(end), torch.from_numpy(positions)
+    earlier = torch.ones(end.shape[1], end.shape[1], dtype=torch.bool).tril()
+    seen = earlier & (torch.arange(end.shape[1])[:, None] < until[:, None, :])
     return seen if window is None else seen & (place[:, :, None] - place[:, None, :] < window)
 
 

@@ -32,14 +32,28 @@ class HeadInput:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HeadOutput:
-    """`logprobs` are the tokens' own. `gradient` (d values / d hidden, a row each) and `entropy` (nats, of the distribution at
-    its temperature) are None where they were not asked for."""
+class TokenScores:
+    """What losses read: `logprobs` are the tokens' own; `entropy` (nats, of the distribution at its temperature) is None where
+    it was not asked for."""
 
     logprobs: Float[Tensor, " N"]
     values: Float[Tensor, " N"]
-    gradient: Float[Tensor, "N D"] | None
     entropy: Float[Tensor, " N"] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadOutput(TokenScores):
+    """With d values / d hidden, a row each; None where it was not asked for."""
+
+    gradient: Float[Tensor, "N D"] | None
+
+    def at(self, places: Int[Tensor, " M"]) -> TokenScores:
+        """The scores at these places, some of them perhaps more than once."""
+        return TokenScores(
+            logprobs=self.logprobs[places],
+            values=self.values[places],
+            entropy=None if self.entropy is None else self.entropy[places],
+        )
 
 
 def score(head: Float[Tensor, "V D"], given: HeadInput, *, gradient: bool, entropy: bool = False) -> HeadOutput:

@@ -1,15 +1,16 @@
-"""How the data of a call are laid out for forward passes: trees that share a prompt, cut into micro-batches.
+"""How the data of a call are laid out for forward passes: prefix trees, cut into micro-batches.
 
-A **row** is a prefix and the branches that continue it: `[prefix | branch | branch | ...]`. A branch's token sees the prefix
-and what precedes it in its own branch, so the prefix is computed once for all of them, keys and values included, and gradients
-flow into it from every branch. A datum that shares nothing is a row without a prefix and with one branch: plain causal.
+A **row** is a tree of tokens in depth-first order: what several data begin with stands in it once, and each token sees those
+on its way from the root. So the prompt of a group, the turns that forks have in common, the earlier turns of a conversation and
+equal beginnings of completions are computed once, keys and values included, and gradients flow into them from every datum. A
+datum that shares nothing is a row of its own: plain causal.
 
-Letters: `R` rows, `L` tokens of the longest row, `N` scored tokens of a micro-batch.
+Letters: `R` rows, `L` tokens of the longest row, `N` scored tokens of a micro-batch, `U` different ones among them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,13 +22,17 @@ from sparring.backend.datum import Datum
 
 I64 = NDArray[np.int64]
 
+_BALANCE = 1024
+"""Tokens of a row at which attention, which costs the row's length for each token, costs as much as all other products."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """Data (as indices into the call's list) whose first `prefix` tokens are equal. `length` is what the row computes."""
+    """Data (as indices into the call's list) in the order of their tokens; `shared` says how many of its first tokens each has
+    in common with the one before it. `length` is what the row computes."""
 
-    prefix: int
     data: tuple[int, ...]
+    shared: tuple[int, ...]
     length: int
 
 
@@ -37,13 +42,13 @@ class Rows:
 
     tokens      i64[R, L]
     positions   i64[R, L]   place of each token in its datum
-    branch      i64[R, L]   0 for a prefix, 1, 2, ... for its branches, -1 for padding
-    plain       whether no row has a prefix: then attention is causal and nothing else
+    end         i64[R, L]   where the tokens that see this one end: it is seen by itself and what follows, up to there
+    plain       whether no row branches: then attention is causal and nothing else
     """
 
     tokens: I64
     positions: I64
-    branch: I64
+    end: I64
     plain: bool
 
 
@@ -53,32 +58,38 @@ def stack(parts: Sequence[Rows]) -> Rows:
         return parts[0]
     longest = max(part.tokens.shape[1] for part in parts)
 
-    def padded(fields: Sequence[I64], value: int) -> I64:
-        widths = [((0, 0), (0, longest - field.shape[1])) for field in fields]
-        return np.concatenate([np.pad(f, w, constant_values=value) for f, w in zip(fields, widths, strict=True)])
+    def padded(fields: Sequence[I64], padding: I64) -> I64:
+        rows = [np.tile(padding, (len(field), 1)) for field in fields]
+        for row, field in zip(rows, fields, strict=True):
+            row[:, : field.shape[1]] = field
+        return np.concatenate(rows)
 
+    nothing = np.zeros(longest, np.int64)
     return Rows(
-        tokens=padded([part.tokens for part in parts], 0),
-        positions=padded([part.positions for part in parts], 0),
-        branch=padded([part.branch for part in parts], -1),
+        tokens=padded([part.tokens for part in parts], nothing),
+        positions=padded([part.positions for part in parts], nothing),
+        end=padded([part.end for part in parts], _seen_by_itself(longest)),
         plain=all(part.plain for part in parts),
     )
 
 
+_Place = tuple[int, I64, I64]
+"""A datum, its scored tokens, and the states that predict them, as `MicroBatch.source` counts."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
-    """Data of one model for one forward pass: `rows`' fields, and which of the hidden states are scored.
+    """Data of one model for one forward pass: its rows, and which of the hidden states are scored.
 
     source      i64[N]      index into the flattened [R * L] of the state that predicts each scored token
     targets     i64[N]      the scored tokens
     q, advantages, weights, temperature   f32[N]
     datum, token  i64[N]    where in the call each scored token stands
+    distinct    i64[U]      one of each that differ in state, token or temperature: the rest have the same log-prob
+    like        i64[N]      for each scored token the one of `distinct` that it is like
     """
 
-    tokens: I64
-    positions: I64
-    branch: I64
-    plain: bool
+    rows: Rows
     source: I64
     targets: I64
     q: F32
@@ -87,22 +98,18 @@ class MicroBatch:
     temperature: F32
     datum: I64
     token: I64
-
-    @property
-    def rows(self) -> Rows:
-        """What is computed."""
-        return Rows(tokens=self.tokens, positions=self.positions, branch=self.branch, plain=self.plain)
+    distinct: I64
+    like: I64
 
 
 def plan(data: Sequence[Datum], *, token_budget: int, longest_tree: int = 1024) -> list[MicroBatch]:
     """Micro-batches that cover every datum once, in an order that depends on the data alone.
 
     Rows are sorted by length, longest first, so that those of one micro-batch need little padding; R * L stays within
-    `token_budget` unless a single row exceeds it. A row with a prefix is at most `longest_tree` tokens,
-    because attention over a row costs its length squared.
+    `token_budget` unless a single row exceeds it. A row of several data is at most `longest_tree` tokens, or its longest
+    datum, because attention over a row costs its length squared.
     """
-    limit = min(longest_tree, token_budget)
-    rows = _shared_rows(data, limit)
+    rows = _trees(data, min(longest_tree, token_budget))
     rows.sort(key=lambda row: (-row.length, row.data))
     batches: list[list[Row]] = []
     for row in rows:
@@ -113,89 +120,90 @@ def plan(data: Sequence[Datum], *, token_budget: int, longest_tree: int = 1024) 
     return [_lay_out(data, batch) for batch in batches]
 
 
-def _single(data: Sequence[Datum], index: int) -> Row:
-    return Row(prefix=0, data=(index,), length=len(data[index].tokens))
-
-
-def _shared_rows(data: Sequence[Datum], limit: int) -> list[Row]:
-    """Group data by the tokens before their first scored one; each group becomes rows of at most `limit` tokens."""
-    groups: dict[bytes, list[int]] = {}
-    for index, datum in enumerate(data):
-        prefix = _prompt_length(datum)
-        groups.setdefault(np.ascontiguousarray(datum.tokens[:prefix], dtype=np.int32).tobytes(), []).append(index)
+def _trees(data: Sequence[Datum], limit: int) -> list[Row]:
+    """Rows of data that are neighbours in the order of their tokens, so that what one shares with any other of its row it
+    shares with the one before."""
+    order = sorted(range(len(data)), key=lambda index: (data[index].tokens.astype(">u4").tobytes(), index))
     rows: list[Row] = []
-    for members in groups.values():
-        rows.extend(_cut(data, members, limit))
+    before: I32 = np.zeros(0, np.int32)
+    for index in order:
+        tokens = data[index].tokens
+        common = _in_common(before, tokens)
+        if rows and _joins(rows[-1].length, common, len(tokens), limit):
+            row = rows[-1]
+            length = row.length + len(tokens) - common
+            rows[-1] = Row(data=(*row.data, index), shared=(*row.shared, common), length=length)
+        else:
+            rows.append(Row(data=(index,), shared=(0,), length=len(tokens)))
+        before = tokens
     return rows
 
 
-def _prompt_length(datum: Datum) -> int:
-    """Tokens before the first scored one; all of them where none is scored."""
-    scored = np.flatnonzero(datum.mask)
-    return int(scored[0]) if len(scored) else len(datum.tokens)
+def _in_common(one: I32, other: I32) -> int:
+    """How many first tokens two have in common."""
+    shorter = min(len(one), len(other))
+    different = np.flatnonzero(one[:shorter] != other[:shorter])
+    return int(different[0]) if len(different) else shorter
 
 
-def _cut(data: Sequence[Datum], members: list[int], limit: int) -> list[Row]:
-    """Rows of one group: consecutive members while they fit; a member that stays alone shares nothing."""
-    prefix = _prompt_length(data[members[0]])
-    rows: list[Row] = []
-    current: list[int] = []
-    length = prefix
-    for index in members:
-        own = len(data[index].tokens) - prefix
-        if current and length + own > limit:
-            rows.append(_row(data, prefix, current, length))
-            current, length = [], prefix
-        current.append(index)
-        length += own
-    rows.append(_row(data, prefix, current, length))
-    return rows
+def _joins(row: int, common: int, tokens: int, limit: int) -> bool:
+    """Whether a datum that shares its first tokens with a row costs no more there than in a row of its own."""
+    length = row + tokens - common
+    return common > 0 and length <= max(limit, tokens) and _cost(length) - _cost(row) <= _cost(tokens)
 
 
-def _row(data: Sequence[Datum], prefix: int, members: list[int], length: int) -> Row:
-    if len(members) == 1:
-        return _single(data, members[0])
-    return Row(prefix=prefix, data=tuple(members), length=length)
+def _cost(length: int) -> float:
+    """Of a row, in tokens."""
+    return length * (1 + length / _BALANCE)
+
+
+def _seen_by_itself(length: int) -> I64:
+    return np.arange(1, length + 1)
 
 
 def _lay_out(data: Sequence[Datum], rows: Sequence[Row]) -> MicroBatch:
     longest = max(row.length for row in rows)
     tokens = np.zeros((len(rows), longest), np.int64)
     positions = np.zeros((len(rows), longest), np.int64)
-    branch = np.full((len(rows), longest), -1, np.int64)
-    places: list[tuple[I64, I64, I64]] = []
+    end = np.tile(_seen_by_itself(longest), (len(rows), 1))
+    plain = True
+    places: list[_Place] = []
     for r, row in enumerate(rows):
-        first = data[row.data[0]].tokens[: row.prefix]
-        tokens[r, : row.prefix], positions[r, : row.prefix] = first, np.arange(row.prefix)
-        branch[r, : row.prefix] = 0
-        start = row.prefix
-        for number, index in enumerate(row.data, start=1):
-            own: I32 = data[index].tokens[row.prefix :]
-            end = start + len(own)
-            tokens[r, start:end], branch[r, start:end] = own, number
-            positions[r, start:end] = np.arange(row.prefix, row.prefix + len(own))
+        path, length = np.zeros(0, np.int64), 0  # where the tokens of a datum stand in the row; what is laid out so far
+        for index, common in zip(row.data, row.shared, strict=True):
+            own: I32 = data[index].tokens[common:]
+            plain = plain and common == len(path)
+            end[r, path[common:]] = length
+            fresh = np.arange(length, length + len(own))
+            tokens[r, fresh], positions[r, fresh] = own, np.arange(common, common + len(own))
+            path, length = np.concatenate([path[:common], fresh]), length + len(own)
             scored = np.flatnonzero(data[index].mask)
-            column = np.where(scored == row.prefix, row.prefix - 1, start + scored - row.prefix - 1)
-            places.append((np.full(len(scored), index, np.int64), scored, r * longest + column))
-            start = end
-    order = [index for row in rows for index in row.data]
-    datum, token, source = (np.concatenate([place[i] for place in places]) for i in range(3))
+            places.append((index, scored, r * longest + path[scored - 1]))
+        end[r, path] = length
+    return _scored(data, Rows(tokens=tokens, positions=positions, end=end, plain=plain), places)
+
+
+def _scored(data: Sequence[Datum], rows: Rows, places: Sequence[_Place]) -> MicroBatch:
+    def pick(field: Callable[[Datum], NDArray[Any]]) -> NDArray[Any]:
+        return np.concatenate([field(data[index])[token] for index, token, _ in places])
+
+    token, source = (np.concatenate([place[i] for place in places]) for i in (1, 2))
+    datum = np.repeat([index for index, _, _ in places], [len(token) for _, token, _ in places])
+    targets = pick(lambda one: one.tokens).astype(np.int64)
+    temperature = pick(lambda one: np.full(len(one.tokens), one.temperature, np.float32))
+    soft = pick(lambda one: np.full(len(one.tokens), one.soft_targets is not None))
+    key = np.stack([source, targets, temperature.view(np.int32), np.where(soft, datum, -1)], axis=1)
+    _, distinct, like = np.unique(key, axis=0, return_index=True, return_inverse=True)
     return MicroBatch(
-        tokens=tokens,
-        positions=positions,
-        branch=branch,
-        plain=all(row.prefix == 0 for row in rows),
+        rows=rows,
         source=source,
-        targets=_pick([data[i].tokens for i in order], places).astype(np.int64),
-        q=_pick([data[i].logprobs for i in order], places),
-        advantages=_pick([data[i].advantages for i in order], places),
-        weights=_pick([data[i].weights for i in order], places),
-        temperature=_pick([np.full(len(data[i].tokens), data[i].temperature, np.float32) for i in order], places),
+        targets=targets,
+        q=pick(lambda one: one.logprobs),
+        advantages=pick(lambda one: one.advantages),
+        weights=pick(lambda one: one.weights),
+        temperature=temperature,
         datum=datum,
         token=token,
+        distinct=distinct,
+        like=like.reshape(-1),
     )
-
-
-def _pick(fields: Sequence[NDArray[Any]], places: Sequence[tuple[I64, I64, I64]]) -> NDArray[Any]:
-    """One field of the data, in the order of `places`, at their scored tokens."""
-    return np.concatenate([field[token] for field, (_, token, _) in zip(fields, places, strict=True)])

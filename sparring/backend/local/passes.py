@@ -74,11 +74,11 @@ def run(
 def _side_by_side(works: Sequence[Work], waiting: dict[int, Wanted], token_budget: int) -> list[int]:
     """Which of the waiting go into the next pass: the first, and others that fit beside it. Full weights go alone."""
     first = min(waiting)
-    chosen, rows, longest = [first], *waiting[first].batch.tokens.shape
+    chosen, rows, longest = [first], *waiting[first].batch.rows.tokens.shape
     if isinstance(works[first].weights, FullWeights):
         return chosen
     for index in sorted(waiting.keys() - {first}):
-        more, length = waiting[index].batch.tokens.shape
+        more, length = waiting[index].batch.rows.tokens.shape
         fits = (rows + more) * max(longest, length) <= token_budget
         alone = isinstance(works[index].weights, FullWeights) or waiting[index].train != waiting[first].train
         if fits and not alone:
@@ -90,14 +90,14 @@ def _pass(works: Sequence[Work], chosen: dict[int, Wanted], base: BaseModel) -> 
     """One pass; returns the failures."""
     train = next(iter(chosen.values())).train
     parts: list[Rows] = [wanted.batch.rows for wanted in chosen.values()]
-    segments = [(works[index].weights, len(wanted.batch.tokens)) for index, wanted in chosen.items()]
+    segments = [(works[index].weights, len(wanted.batch.rows.tokens)) for index, wanted in chosen.items()]
     failed: dict[int, SparringError] = {}
     slopes: list[tuple[Tensor, Tensor]] = []
     with torch.set_grad_enabled(train), base.call.rows(segments):
         hidden = base.hidden_states(stack(parts), train=train)
         start = 0
         for index, wanted in chosen.items():
-            rows, length = wanted.batch.tokens.shape
+            rows, length = wanted.batch.rows.tokens.shape
             try:
                 slope = wanted.score(hidden[start : start + rows, :length])
             except SparringError as error:

@@ -15,7 +15,7 @@ from sparring.arrays import F32
 from sparring.backend.datum import Datum
 from sparring.backend.local.base import BaseModel
 from sparring.backend.local.custom import decide, slopes_at
-from sparring.backend.local.head import HeadInput, HeadOutput, score
+from sparring.backend.local.head import HeadInput, TokenScores, score
 from sparring.backend.local.lora import Trained
 from sparring.backend.local.measures import measures
 from sparring.backend.local.objectives import moves, objective
@@ -27,7 +27,7 @@ from sparring.backend.losses import Custom, Loss
 from sparring.backend.training import Adam, ForwardOutput, OptimOutput
 from sparring.errors import BackendError, NonFinite, SparringError
 
-SlopesOf = Callable[[MicroBatch, HeadOutput], Tensor]
+SlopesOf = Callable[[MicroBatch, TokenScores], Tensor]
 """d loss / d value, f32[N], of a micro-batch that is scored."""
 
 
@@ -150,7 +150,7 @@ class Trainer:
             call.count(decided.metrics)
             slopes.extend(decided.slopes)
 
-        def at_once(batch: MicroBatch, output: HeadOutput) -> Tensor:
+        def at_once(batch: MicroBatch, output: TokenScores) -> Tensor:
             call_it()
             return slopes_at(slopes, batch).to(output.values.device)
 
@@ -178,27 +178,31 @@ class Trainer:
 
         def scoring(hidden: Tensor) -> tuple[Tensor, Tensor] | None:
             device = self.base.device
-            states = self._readout.states(hidden.flatten(0, 1)[torch.from_numpy(batch.source).to(device)])
+            distinct, like = (torch.from_numpy(places).to(device) for places in (batch.distinct, batch.like))
+            source = torch.from_numpy(batch.source).to(device)[distinct]
+            states = self._readout.states(hidden.flatten(0, 1)[source])
             targets = targets_of(call.data, batch, device)
             given = HeadInput(
                 hidden=states.detach(),
-                targets=targets.tokens,
-                weights=targets.weights,
-                temperature=torch.from_numpy(batch.temperature).to(device),
+                targets=targets.tokens[distinct],
+                weights=targets.weights[distinct],
+                temperature=torch.from_numpy(batch.temperature).to(device)[distinct],
             )
             output = score(self._readout.matrix, given, gradient=train, entropy=call.entropy)
-            _keep(call, batch, output)
-            slopes = slopes_of(batch, output)
+            each = output.at(like)
+            _keep(call, batch, each)
+            slopes = slopes_of(batch, each)
             _assert_finite(slopes, batch, call.logprobs)
-            if output.gradient is None or not len(batch.source):
+            if output.gradient is None or not len(source):
                 return None
-            scale = given.weights * (slopes / given.temperature)[:, None]
+            summed = torch.zeros_like(output.values).index_add_(0, like, slopes)
+            scale = given.weights * (summed / given.temperature)[:, None]
             self._readout.add_gradient(given.hidden, given.targets, scale, given.temperature)
-            return states, output.gradient.mul_(slopes[:, None])
+            return states, output.gradient.mul_(summed[:, None])
 
         return scoring
 
-    def _slopes(self, call: _Call, loss: Loss, batch: MicroBatch, output: HeadOutput) -> Tensor:
+    def _slopes(self, call: _Call, loss: Loss, batch: MicroBatch, output: TokenScores) -> Tensor:
         """By autograd through the loss; counts its metrics."""
         scored = scored_tokens(call.data, batch, loss, self.base.device)
         with torch.enable_grad():
@@ -263,7 +267,7 @@ def _planned(data: Sequence[Datum], moving: Sequence[bool], *, wanted: bool, tok
     return [replace(batch, datum=chosen[batch.datum]) for batch in batches]
 
 
-def _keep(call: _Call, batch: MicroBatch, output: HeadOutput) -> None:
+def _keep(call: _Call, batch: MicroBatch, output: TokenScores) -> None:
     """Take a micro-batch's log-probs and entropies. Raises `NonFinite` naming the data whose log-probs cannot be used."""
     values = output.logprobs.cpu().numpy()
     if not np.isfinite(values).all():
