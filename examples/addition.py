@@ -1,5 +1,5 @@
 """Small sums with a strict verifier: what `sparring demo` trains. All 242 distinct questions of two terms from 0 to 10; 64
-of them are never trained on."""
+of them are never trained on. The rarest, those with a negative answer, are asked twice as often."""
 
 from dataclasses import dataclass
 
@@ -26,10 +26,11 @@ questions = [
     Question(f"{a} {sign} {b}", a + b if sign == "+" else a - b) for a in range(11) for sign in "+-" for b in range(11)
 ]
 train, held_out = split(questions, held_out=64)
+negative = [question for question in train if question.answer < 0]
 
 run = Run(
     name="addition",
-    train=Episodes(addition, train),
+    train=Episodes(addition, [*train, *negative]),
     held_out=Episodes(addition, held_out, greedy=True),
     policies=Policy(
         "smollm2-135m-instruct",

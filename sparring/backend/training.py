@@ -21,7 +21,9 @@ class Lora:
 
     attention, mlp   on every linear layer of these
     unembedding      on the output layer too; where that is tied to the input embedding, the latter stays as it is
-    seed             of A's first values (B begins as zero); None takes the seed of the model
+    dropout          share of A's inputs that a training pass leaves out, the others scaled up for it; never in sampling, so
+                     that trainer and sampler differ: meant for supervised losses
+    seed             of A's first values (B begins as zero) and of dropout; None takes the seed of the model
     """
 
     rank: int = 32
@@ -29,6 +31,7 @@ class Lora:
     attention: bool = True
     mlp: bool = True
     unembedding: bool = False
+    dropout: float = 0.0
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -36,6 +39,8 @@ class Lora:
             raise SettingError(f"lora.rank={self.rank!r}: must be at least 1")
         if not 0 < self.alpha < inf:
             raise SettingError(f"lora.alpha={self.alpha!r}: must be a finite number above 0; 0 would train nothing")
+        if not 0 <= self.dropout < 1:
+            raise SettingError(f"lora.dropout={self.dropout!r}: must be at least 0 and less than 1 (0.05)")
         if not (self.attention or self.mlp or self.unembedding):
             raise SettingError(f"{self!r}: an adapter on no layer; set attention, mlp or unembedding to True")
 

@@ -170,7 +170,7 @@ def _adapter_config(adapter: Adapter, base_name: str) -> bytes:
         "base_model_name_or_path": base_name,
         "r": adapter.lora.rank,
         "lora_alpha": adapter.lora.alpha,
-        "lora_dropout": 0.0,
+        "lora_dropout": adapter.lora.dropout,
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional
 
+from sparring.backend.local.dropout import Dropout
 from sparring.backend.local.full import FullModel, FullWeights, installed
 from sparring.backend.local.supported import Part
 from sparring.backend.training import Lora
@@ -42,6 +43,7 @@ class AdapterWeights:
 
     `places[j]` is the i of the base's j-th target (the last is the output layer), None where the adapter leaves that one alone.
     `grad_a` and `grad_b` are fp32 buffers that the backward pass adds to; empty in a snapshot, which nothing can train.
+    `dropout` is None in a snapshot too, and where there is none.
     """
 
     a: tuple[Tensor, ...]
@@ -50,6 +52,7 @@ class AdapterWeights:
     places: tuple[int | None, ...]
     grad_a: tuple[Tensor, ...] = ()
     grad_b: tuple[Tensor, ...] = ()
+    dropout: Dropout | None = None
 
     @property
     def trains(self) -> bool:
@@ -127,26 +130,30 @@ class _LoraFunction(Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, adapter: AdapterWeights, index: int
     ) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
-        low = flat @ adapter.a[index].T
+        kept = None if adapter.dropout is None else adapter.dropout.mask(flat)
+        low = (flat if kept is None else flat * kept) @ adapter.a[index].T
         y = functional.linear(flat, weight, bias)
         y.addmm_(low, adapter.b[index].T, alpha=adapter.scale)
-        ctx.save_for_backward(flat, low, weight)
+        ctx.save_for_backward(flat, low, weight, kept)
         ctx.adapter, ctx.index, ctx.shape = adapter, index, x.shape
         return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        flat, low, weight = ctx.saved_tensors
+        flat, low, weight, kept = ctx.saved_tensors
         adapter, index = ctx.adapter, ctx.index
         grad = grads[0].reshape(-1, grads[0].shape[-1])
         grad_low = (grad @ adapter.b[index]).mul_(adapter.scale)
         if adapter.trains:
             adapter.grad_b[index].add_(grad.T @ low, alpha=adapter.scale)
-            adapter.grad_a[index].add_(grad_low.T @ flat)
+            adapter.grad_a[index].add_(grad_low.T @ (flat if kept is None else flat * kept))
         if not ctx.needs_input_grad[0]:
             return None, None, None, None, None
         grad_x = grad @ weight
-        grad_x.addmm_(grad_low, adapter.a[index])
+        if kept is None:
+            grad_x.addmm_(grad_low, adapter.a[index])
+        else:
+            grad_x.add_((grad_low @ adapter.a[index]).mul_(kept))
         return grad_x.view(ctx.shape), None, None, None, None
 
 
@@ -202,6 +209,7 @@ class Adapter:
         self, targets: Sequence[Target], lora: Lora, *, seed: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.targets, self.lora = chosen(targets, lora), lora
+        seed = seed if lora.seed is None else lora.seed
         number = {target: place for place, target in enumerate(self.targets)}
         places = tuple(number.get(target) for target in targets)
         shapes = [shape for t in self.targets for shape in ((lora.rank, t.inputs), (t.outputs, lora.rank))]
@@ -211,11 +219,14 @@ class Adapter:
         self._compute = torch.zeros(size, dtype=dtype, device=device)
         self._shapes = shapes
         self.master_a, self.master_b = self._views(self.master)
-        self._initialise(seed if lora.seed is None else lora.seed)
+        self._initialise(seed)
         a, b = self._views(self._compute)
         grad_a, grad_b = self._views(self.grad)
         scale = lora.alpha / lora.rank
-        self.weights = AdapterWeights(a=a, b=b, scale=scale, places=places, grad_a=grad_a, grad_b=grad_b)
+        dropout = Dropout(lora.dropout, seed, device) if lora.dropout else None
+        self.weights = AdapterWeights(
+            a=a, b=b, scale=scale, places=places, grad_a=grad_a, grad_b=grad_b, dropout=dropout
+        )
         self.refresh()
 
     @property

@@ -18,7 +18,7 @@ from sparring.errors import SettingError, UnsupportedError
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
-_READ = {"r", "lora_alpha", "base_model_name_or_path"}
+_READ = {"r", "lora_alpha", "lora_dropout", "base_model_name_or_path"}
 _ABOUT = {
     "auto_mapping",
     "inference_mode",
@@ -92,6 +92,7 @@ def _lora(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]
             attention="attention" in parts,
             mlp="mlp" in parts,
             unembedding="unembedding" in parts,
+            dropout=float(config.get("lora_dropout", 0.0)),
         )
     except (KeyError, TypeError) as error:
         raise SettingError(f"adapter {str(folder)!r}: r or lora_alpha is missing or no number ({error})") from error

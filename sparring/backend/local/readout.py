@@ -96,14 +96,16 @@ class _Low(Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weights: AdapterWeights, place: int) -> Tensor:
-        ctx.save_for_backward(hidden)
+        kept = None if weights.dropout is None else weights.dropout.mask(hidden)
+        ctx.save_for_backward(hidden, kept)
         ctx.weights, ctx.place = weights, place
-        return (hidden @ weights.a[place].T).mul_(weights.scale)
+        return ((hidden if kept is None else hidden * kept) @ weights.a[place].T).mul_(weights.scale)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (hidden,) = ctx.saved_tensors
+        hidden, kept = ctx.saved_tensors
         weights, place = ctx.weights, ctx.place
         grad = grads[0] * weights.scale
-        weights.grad_a[place].add_(grad.T @ hidden)
-        return grad @ weights.a[place], None, None
+        weights.grad_a[place].add_(grad.T @ (hidden if kept is None else hidden * kept))
+        grad_hidden = grad @ weights.a[place]
+        return grad_hidden if kept is None else grad_hidden.mul_(kept), None, None

@@ -15,6 +15,7 @@ from sparring.arrays import F32
 from sparring.backend.datum import Datum
 from sparring.backend.local.base import BaseModel
 from sparring.backend.local.custom import decide, slopes_at
+from sparring.backend.local.full import FullModel
 from sparring.backend.local.head import HeadInput, TokenScores, score
 from sparring.backend.local.lora import Trained
 from sparring.backend.local.measures import measures
@@ -25,7 +26,7 @@ from sparring.backend.local.readout import Readout
 from sparring.backend.local.scored import scored_tokens, targets_of
 from sparring.backend.losses import Custom, Loss
 from sparring.backend.training import Adam, ForwardOutput, OptimOutput
-from sparring.errors import BackendError, NonFinite, SparringError
+from sparring.errors import BackendError, NonFinite, SettingError, SparringError
 
 SlopesOf = Callable[[MicroBatch, TokenScores], Tensor]
 """d loss / d value, f32[N], of a micro-batch that is scored."""
@@ -60,6 +61,7 @@ class Trainer:
         self.mean, self.square = torch.zeros_like(adapter.master), torch.zeros_like(adapter.master)
         self.steps = 0
         self.broken: BaseException | None = None
+        self._micro_batches = 0
         self.token_budget, self.between = token_budget, between
         self._readout = Readout(base.head, adapter.weights)
 
@@ -96,12 +98,13 @@ class Trainer:
         self._adamw(adam, grad)
         grad.zero_()
         self.adapter.refresh()
+        self._micro_batches = 0
         return OptimOutput(metrics={"gradient_norm": norm})
 
     def discard_gradients(self) -> None:
         """Empty the gradient buffer."""
         self.adapter.grad.zero_()
-        self.broken = None
+        self.broken, self._micro_batches = None, 0
 
     def digest(self) -> str:
         """Hex sha256 over masters, moments and the number of steps."""
@@ -158,6 +161,12 @@ class Trainer:
             yield from self._each(call, batches, at_once)
             return
         train = any(moved for _, moved in batches)
+        lora = self.adapter.lora
+        if train and lora is not None and lora.dropout:
+            raise SettingError(
+                f"a custom loss over {len(batches)} micro-batches with {lora!r}: its two passes would leave out different "
+                f"inputs; set dropout=0, or raise token_budget so that the call is one micro-batch"
+            )
         unmoved = [(batch, False) for batch, _ in batches]
         yield from self._each(call, unmoved, lambda _, output: torch.zeros_like(output.values))
         call_it()
@@ -168,7 +177,13 @@ class Trainer:
 
     def _each(self, call: _Call, batches: Sequence[tuple[MicroBatch, bool]], slopes_of: SlopesOf) -> Iterator[Wanted]:
         """Micro-batches to score, those that are marked with gradients."""
+        dropout = None if isinstance(self.adapter, FullModel) else self.adapter.weights.dropout
         for batch, moved in batches:
+            if dropout is not None and moved:
+                dropout.begin(self.steps, self._micro_batches)
+            elif dropout is not None:
+                dropout.end()
+            self._micro_batches += moved
             yield Wanted(batch=batch, train=moved, score=self._scoring(call, batch, slopes_of, train=moved))
 
     def _scoring(
