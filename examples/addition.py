@@ -17,8 +17,8 @@ verify = MathVerifier(extract="last")
 
 @environment(hidden={"*": ("answer",)}, gold=lambda task: str(task.answer))
 async def addition(task: Question, solver: Seat) -> Score:
-    solver.system("You are a calculator. Negative numbers are written with a minus sign, for example -4.")
-    reply = await solver.ask(f"State the final answer to the following arithmetic problem: {task.text} =")
+    solver.system("You are a calculator. Reply with the equation and nothing else, as in 12 - 15 = -3.")
+    reply = await solver.ask(f"Calculate {task.text}.")
     return await verify(reply.text, task.answer)
 
 
@@ -38,7 +38,7 @@ run = Run(
         learning_rate=4e-4,
         lr_schedule="linear",
         lora=Lora(rank=16, alpha=32),
-        sampling=Sampling(max_tokens=16, temperature=1.2),
+        sampling=Sampling(max_tokens=16),
     ),
     steps=100,
     groups_per_step=8,
