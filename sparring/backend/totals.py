@@ -9,6 +9,24 @@ NARROWEST, BINS_PER_DECADE, LAST_BIN = 1e-5, 16, 104
 """Log-ratios are counted in bins of equal width on a logarithmic scale, the same in every call, so that counts add up. Bin 0
 holds |log r| <= 1e-5, bin K the log-ratios up to 1e-5 * 10^(K / 16), bin -K their negatives; the last ones all beyond 31.6."""
 
+_PER_TOKEN = {
+    "entropy": "nll_sum",
+    "ratio_mean": "ratio_sum",
+    "kl_k1": "kl_k1_sum",
+    "kl_k2": "kl_k2_sum",
+    "kl": "kl_k3_sum",
+    "clip_fraction": "clipped",
+    "clip_fraction_low": "clipped_low",
+    "clip_fraction_high": "clipped_high",
+    "truncated_fraction": "truncated",
+    "value_mean": "value_sum",
+    "return_mean": "return_sum",
+    "value_clip_fraction": "value_clipped",
+    "value_clip_fraction_low": "value_clipped_low",
+    "value_clip_fraction_high": "value_clipped_high",
+}
+"""Rate -> the sum that it divides by the tokens."""
+
 
 def add_up(calls: Iterable[Mapping[str, float]]) -> dict[str, float]:
     """The totals of several calls' metrics: each is a sum or a count, so totals are sums; a missing one counts as 0."""
@@ -43,23 +61,7 @@ def rates(totals: Mapping[str, float]) -> dict[str, float]:
     tokens = totals.get("tokens", 0.0)
     if tokens == 0:
         return {}
-    names = {
-        "entropy": "nll_sum",
-        "ratio_mean": "ratio_sum",
-        "kl_k1": "kl_k1_sum",
-        "kl_k2": "kl_k2_sum",
-        "kl": "kl_k3_sum",
-        "clip_fraction": "clipped",
-        "clip_fraction_low": "clipped_low",
-        "clip_fraction_high": "clipped_high",
-        "truncated_fraction": "truncated",
-        "value_mean": "value_sum",
-        "return_mean": "return_sum",
-        "value_clip_fraction": "value_clipped",
-        "value_clip_fraction_low": "value_clipped_low",
-        "value_clip_fraction_high": "value_clipped_high",
-    }
-    found = {name: totals[source] / tokens for name, source in names.items() if source in totals}
+    found = {name: totals[source] / tokens for name, source in _PER_TOKEN.items() if source in totals}
     if totals.get("ratio_squared_sum", 0.0) > 0:
         found["ess"] = totals["ratio_sum"] ** 2 / (tokens * totals["ratio_squared_sum"])
     if totals.get("entropy_tokens", 0.0) > 0:

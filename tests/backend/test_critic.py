@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from math import inf
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -211,20 +212,20 @@ def _datum(*, token: int = 5, length: int = 6) -> ValueDatum:
     return ValueDatum(tokens=tokens, mask=mask, weights=numbers, returns=numbers, old_values=numbers)
 
 
-BAD_DATA: list[tuple[Callable[[], list[ValueDatum]], str]] = [
+BAD_DATA: list[tuple[Callable[[], list[Any]], str]] = [
     (list, "without data"),
     (lambda: [_datum(), _datum(token=320)], r"datum 1 holds token 320; this model's are 0 to 319"),
     (lambda: [_datum(token=-1)], "datum 0 holds token -1"),
     (lambda: [_datum(length=257)], "datum 0 has 257 tokens; the model's context holds 256"),
     (lambda: [_datum(), replace(_datum(), returns=None)], r"datum 1 has returns=None, which ClippedValue\(clip=0.2\)"),
     (lambda: [replace(_datum(), old_values=None)], r"datum 0 has old_values=None, .* ClippedValue\(clip=inf\)"),
-    (lambda: groups(1, 1), r"datum 0 is a Datum; this model takes ValueDatum: ValueDatum.of"),  # type: ignore[arg-type, return-value]
+    (lambda: groups(1, 1), r"datum 0 is a Datum; this model takes ValueDatum: ValueDatum.of"),
 ]
 
 
 @pytest.mark.parametrize(("make", "message"), BAD_DATA)
 async def test_bad_data_are_refused_and_touch_nothing(
-    critic: TorchCritic, make: Callable[[], list[ValueDatum]], message: str
+    critic: TorchCritic, make: Callable[[], list[Any]], message: str
 ) -> None:
     await critic.forward_backward(to_learn(groups()), ClippedValue())
     before, grad = await critic.digest(), trainer_of(critic).adapter.grad.clone()
@@ -250,7 +251,11 @@ async def test_other_losses_are_refused(critic: TorchCritic) -> None:
 def _with(name: str, value: float, place: int = 3) -> ValueDatum:
     numbers = np.zeros(6, np.float32)
     numbers[place] = value
-    return replace(_datum(), **{name: numbers})
+    return _changed(name, numbers)
+
+
+def _changed(name: str, field: Any) -> ValueDatum:
+    return replace(_datum(), **{name: field})
 
 
 @pytest.mark.parametrize("name", ["weights", "returns", "old_values"])
@@ -260,7 +265,7 @@ def test_numbers_at_scored_tokens_are_finite(name: str) -> None:
             _with(name, value)
         _with(name, value, place=4)
     with pytest.raises(SettingError, match=rf"{name} has shape \(5,\), tokens have \(6,\)"):
-        replace(_datum(), **{name: np.zeros(5, np.float32)})
+        _changed(name, np.zeros(5, np.float32))
 
 
 def test_what_is_no_context_is_no_datum() -> None:

@@ -144,7 +144,7 @@ async def test_a_fresh_head_is_zero_and_learns_first(backend: LocalBackend, tiny
 async def test_bfloat16_is_near_float32(tiny_llama: Path, tmp_path: Path, lora: Lora | None) -> None:
     found = []
     for dtype in ("float32", "bfloat16"):
-        async with LocalBackend(dtype=dtype, cache_dir=tmp_path) as backend:  # type: ignore[arg-type]
+        async with LocalBackend(dtype=dtype, cache_dir=tmp_path) as backend:
             critic = await backend.create_critic(str(tiny_llama), lora=lora)
             spread_critic(critic)
             data = to_learn(groups(4, 4))

@@ -46,7 +46,7 @@ class Operations:
     def refuse_if_unloaded(self) -> None:
         """Raises `BackendError`."""
         if self._unloaded:
-            raise BackendError(f"model {self._name!r} was unloaded; create one from a state that it saved")
+            raise BackendError(f"model {self._name!r} was unloaded; create it again, from a state if it saved one")
 
 
 def check_fits(data: Sequence[Datum | ValueDatum], base: BaseModel) -> None:
