@@ -13,6 +13,7 @@ from sparring.backend import (
     GSPO,
     PPO,
     Adam,
+    ClippedValue,
     CrossEntropy,
     Custom,
     Datum,
@@ -26,6 +27,7 @@ from sparring.backend import (
     SoftTargets,
     Truncated,
     TruncatedImportanceSampling,
+    ValueDatum,
     token_mean,
 )
 from sparring.environments import (
@@ -61,6 +63,7 @@ __all__ = [
     "Adam",
     "Agent",
     "Algorithm",
+    "ClippedValue",
     "Comparable",
     "ContextFull",
     "CrossEntropy",
@@ -99,6 +102,7 @@ __all__ = [
     "Truncated",
     "TruncatedImportanceSampling",
     "Unjudged",
+    "ValueDatum",
     "advantages",
     "effect",
     "environment",

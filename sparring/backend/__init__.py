@@ -1,7 +1,7 @@
 """The training backend: primitives, losses, samplers. Loading this loads no torch; opening `Local()` does."""
 
 from sparring.backend.choice import BackendChoice, Local, ScriptedModels
-from sparring.backend.datum import Datum, SoftTargets, token_mean
+from sparring.backend.datum import Datum, SoftTargets, ValueDatum, token_mean
 from sparring.backend.losses import (
     CISPO,
     DPPO,
@@ -24,11 +24,14 @@ from sparring.backend.training import (
     Adam,
     Backend,
     Capabilities,
+    CriticClient,
     ForwardOutput,
     Lora,
     ModelInfo,
     OptimOutput,
+    ReferenceClient,
     TrainingClient,
+    ValueOutput,
 )
 
 __all__ = [
@@ -42,6 +45,7 @@ __all__ = [
     "BackendChoice",
     "Capabilities",
     "ClippedValue",
+    "CriticClient",
     "CrossEntropy",
     "Custom",
     "Datum",
@@ -53,6 +57,7 @@ __all__ = [
     "Loss",
     "ModelInfo",
     "OptimOutput",
+    "ReferenceClient",
     "Renderer",
     "SampledSequence",
     "SamplingClient",
@@ -63,5 +68,7 @@ __all__ = [
     "TrainingClient",
     "Truncated",
     "TruncatedImportanceSampling",
+    "ValueDatum",
+    "ValueOutput",
     "token_mean",
 ]

@@ -1,9 +1,10 @@
-"""One training example, and how a batch of them is divided."""
+"""One training example of a policy or of a critic, and how a batch of them is divided."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -65,33 +66,20 @@ class Datum:
 
     def __post_init__(self) -> None:
         length = len(self.tokens)
-        if length < 2:
-            raise SettingError(f"a datum of {length} tokens: at least 2 are needed, one to predict and one before it")
-        given = [name for name in PER_TOKEN if getattr(self, name) is not None]
-        for name in ("mask", *given):
-            shape = getattr(self, name).shape
-            if shape != (length,):
-                raise SettingError(f"{name} has shape {shape}, tokens have {(length,)}: they must be equal")
-        if self.mask[0]:
-            raise SettingError("mask[0] is True: the first token has nothing before it to be predicted from")
-        for name in given:
+        given = {name: field for name in PER_TOKEN if (field := getattr(self, name)) is not None}
+        _check_shapes(self.tokens, self.mask, given)
+        for name, field in given.items():
             if name not in BOUNDS:
-                self._check_finite(name, getattr(self, name))
+                _check_finite(name, field, self.mask)
         self._check_bounds()
         if self.soft_targets is not None:
             if len(self.soft_targets.tokens) != length:
                 raise SettingError(
                     f"soft_targets for {len(self.soft_targets.tokens)} tokens, there are {length}: they must be equal"
                 )
-            self._check_finite("soft_targets", self.soft_targets.weights)
+            _check_finite("soft_targets", self.soft_targets.weights, self.mask)
         if not self.temperature > 0:
             raise SettingError(f"temperature={self.temperature!r}: a trained token must have been sampled above 0")
-
-    def _check_finite(self, name: str, values: F32) -> None:
-        scored = values[self.mask]
-        if not np.isfinite(scored).all():
-            bad = scored[~np.isfinite(scored)][0]
-            raise SettingError(f"{name} holds {bad!r} at a scored token: must be finite")
 
     def _check_bounds(self) -> None:
         for name, (least, most) in BOUNDS.items():
@@ -136,9 +124,65 @@ class Datum:
         )
 
 
-def token_mean(data: Sequence[Datum]) -> list[Datum]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValueDatum:
+    """A context of T tokens and, for each, what a critic learns there.
+
+    tokens      i32[T]   the whole context, as seen and as sampled
+    mask        bool[T]  which tokens are scored: the value is that of what precedes each; token 0 never is, nothing does
+    weights     f32[T]   of each scored token in the loss (0 elsewhere)
+    returns     f32[T]   what each scored token's value is to become (0 elsewhere); a loss needs them, values alone do not
+    old_values  f32[T]   values under the weights that the step began with; a loss that clips needs them
+    """
+
+    tokens: I32
+    mask: Bools
+    weights: F32
+    returns: F32 | None = None
+    old_values: F32 | None = None
+
+    def __post_init__(self) -> None:
+        fields = {"weights": self.weights, "returns": self.returns, "old_values": self.old_values}
+        given = {name: field for name, field in fields.items() if field is not None}
+        _check_shapes(self.tokens, self.mask, given)
+        for name, field in given.items():
+            _check_finite(name, field, self.mask)
+
+    @staticmethod
+    def of(datum: Datum, *, returns: F32 | None = None, old_values: F32 | None = None) -> ValueDatum:
+        """The same context and the same scored tokens as a policy's datum, each with weight 1."""
+        weights = datum.mask.astype(np.float32)
+        return ValueDatum(tokens=datum.tokens, mask=datum.mask, weights=weights, returns=returns, old_values=old_values)
+
+    def scaled(self, factor: float) -> ValueDatum:
+        """The same example with every term of its loss multiplied by `factor`."""
+        return replace(self, weights=self.weights * np.float32(factor))
+
+
+ExampleT = TypeVar("ExampleT", Datum, ValueDatum)
+
+
+def token_mean(data: Sequence[ExampleT]) -> list[ExampleT]:
     """Scale a batch by 1 / its scored tokens: losses are sums, so the sum of the result is the mean over tokens."""
     tokens = sum(int(datum.mask.sum()) for datum in data)
     if tokens == 0:
         raise SettingError("token_mean of a batch without scored tokens: there is nothing to divide by")
     return [datum.scaled(1 / tokens) for datum in data]
+
+
+def _check_shapes(tokens: I32, mask: Bools, fields: Mapping[str, F32]) -> None:
+    length = len(tokens)
+    if length < 2:
+        raise SettingError(f"a datum of {length} tokens: at least 2 are needed, one to predict and one before it")
+    for name, field in {"mask": mask, **fields}.items():
+        if field.shape != (length,):
+            raise SettingError(f"{name} has shape {field.shape}, tokens have {(length,)}: they must be equal")
+    if mask[0]:
+        raise SettingError("mask[0] is True: the first token has nothing before it to be predicted from")
+
+
+def _check_finite(name: str, values: F32, mask: Bools) -> None:
+    scored = values[mask]
+    if not np.isfinite(scored).all():
+        bad = scored[~np.isfinite(scored)][0]
+        raise SettingError(f"{name} holds {bad!r} at a scored token: must be finite")

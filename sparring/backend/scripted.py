@@ -26,7 +26,16 @@ from sparring.backend.losses import LOSSES, Loss
 from sparring.backend.pending import PendingResult
 from sparring.backend.renderer import Renderer
 from sparring.backend.sampling import SampledSequence, SamplingClient, SamplingParams
-from sparring.backend.training import Adam, Capabilities, ForwardOutput, Lora, ModelInfo, OptimOutput
+from sparring.backend.training import (
+    Adam,
+    Capabilities,
+    CriticClient,
+    ForwardOutput,
+    Lora,
+    ModelInfo,
+    OptimOutput,
+    ReferenceClient,
+)
 from sparring.errors import BackendError, ContextFull, SettingError, UnsupportedError
 
 T = TypeVar("T")
@@ -61,6 +70,12 @@ class ScriptedBackend:
         created = ScriptedModel(_read(path)["model"] if model is None else model, 0, self._reply)
         await created.load_state(path, optimizer=optimizer)
         return created
+
+    async def create_critic(self, model: str, *, lora: Lora | None = None, seed: int = 0) -> CriticClient:
+        raise UnsupportedError(f"create_critic({model!r}): the scripted backend has no values; LocalBackend has")
+
+    async def reference(self, model: str) -> ReferenceClient:
+        raise UnsupportedError(f"reference({model!r}): the scripted backend has no distribution; LocalBackend has")
 
     def capabilities(self) -> Capabilities:
         return Capabilities(losses=frozenset(LOSSES), deterministic=True, logprobs=False)

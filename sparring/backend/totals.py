@@ -2,12 +2,30 @@
 
 from collections.abc import Iterable, Mapping
 from itertools import accumulate
-from math import exp
+from math import exp, sqrt
 
 BIN = "log_ratio_bin/"
 NARROWEST, BINS_PER_DECADE, LAST_BIN = 1e-5, 16, 104
 """Log-ratios are counted in bins of equal width on a logarithmic scale, the same in every call, so that counts add up. Bin 0
 holds |log r| <= 1e-5, bin K the log-ratios up to 1e-5 * 10^(K / 16), bin -K their negatives; the last ones all beyond 31.6."""
+
+_PER_TOKEN = {
+    "entropy": "nll_sum",
+    "ratio_mean": "ratio_sum",
+    "kl_k1": "kl_k1_sum",
+    "kl_k2": "kl_k2_sum",
+    "kl": "kl_k3_sum",
+    "clip_fraction": "clipped",
+    "clip_fraction_low": "clipped_low",
+    "clip_fraction_high": "clipped_high",
+    "truncated_fraction": "truncated",
+    "value_mean": "value_sum",
+    "return_mean": "return_sum",
+    "value_clip_fraction": "value_clipped",
+    "value_clip_fraction_low": "value_clipped_low",
+    "value_clip_fraction_high": "value_clipped_high",
+}
+"""Rate -> the sum that it divides by the tokens."""
 
 
 def add_up(calls: Iterable[Mapping[str, float]]) -> dict[str, float]:
@@ -31,29 +49,38 @@ def rates(totals: Mapping[str, float]) -> dict[str, float]:
     clip_fraction  share of the tokens that the loss clipped (PPO, GSPO, DPPO: left without a gradient), and
     clip_fraction_low, clip_fraction_high   by side
     truncated_fraction   share of the tokens whose importance weight met its cap
+
+    Of a critic:
+
+    value_mean, return_mean   per token
+    value_error         root of the mean squared difference between value and return
+    explained_variance  1 - Var(R - v) / Var(R): 1 for values that tell returns, 0 for values that are all alike; not there
+                        where the returns are all alike
+    value_clip_fraction, value_clip_fraction_low, value_clip_fraction_high   share of the values that the loss clipped
     """
     tokens = totals.get("tokens", 0.0)
     if tokens == 0:
         return {}
-    names = {
-        "entropy": "nll_sum",
-        "ratio_mean": "ratio_sum",
-        "kl_k1": "kl_k1_sum",
-        "kl_k2": "kl_k2_sum",
-        "kl": "kl_k3_sum",
-        "clip_fraction": "clipped",
-        "clip_fraction_low": "clipped_low",
-        "clip_fraction_high": "clipped_high",
-        "truncated_fraction": "truncated",
-    }
-    found = {name: totals[source] / tokens for name, source in names.items() if source in totals}
+    found = {name: totals[source] / tokens for name, source in _PER_TOKEN.items() if source in totals}
     if totals.get("ratio_squared_sum", 0.0) > 0:
         found["ess"] = totals["ratio_sum"] ** 2 / (tokens * totals["ratio_squared_sum"])
     if totals.get("entropy_tokens", 0.0) > 0:
         found["entropy_exact"] = totals["entropy_sum"] / totals["entropy_tokens"]
+    if "value_error_squared_sum" in totals:
+        found |= _value_rates(totals, tokens)
     counts = {int(name.removeprefix(BIN)): count for name, count in totals.items() if name.startswith(BIN)}
     if counts:
         found |= {f"ratio_p{share:02d}": exp(_quantile(counts, share / 100)) for share in (1, 50, 99)}
+    return found
+
+
+def _value_rates(totals: Mapping[str, float], tokens: float) -> dict[str, float]:
+    squared, mean = totals["value_error_squared_sum"] / tokens, totals["return_sum"] / tokens
+    bias = totals["value_sum"] / tokens - mean
+    spread, all_of_it = totals["return_squared_sum"] / tokens - mean**2, totals["return_squared_sum"] / tokens
+    found = {"value_error": sqrt(squared)}
+    if spread > 1e-12 * all_of_it:  # less is rounding of the two that were subtracted
+        found["explained_variance"] = 1 - (squared - bias**2) / spread
     return found
 
 

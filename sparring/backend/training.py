@@ -6,13 +6,15 @@ from math import inf
 from typing import Literal, Protocol, TypeVar
 
 from sparring.arrays import F32
-from sparring.backend.datum import Datum
-from sparring.backend.losses import Loss
+from sparring.backend.datum import Datum, ValueDatum
+from sparring.backend.losses import ClippedValue, CrossEntropy, Loss
 from sparring.backend.renderer import Renderer
 from sparring.backend.sampling import SamplingClient
 from sparring.errors import SettingError
 
 T_co = TypeVar("T_co", covariant=True)
+PLAIN: Loss = CrossEntropy()
+"""The loss whose metrics need no sampler."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +76,15 @@ class ForwardOutput:
     """`logprobs[i]` f32[T_i]: the trainer's log-prob of datum i's tokens, 0 where not scored; `metrics` of the call."""
 
     logprobs: tuple[F32, ...]
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValueOutput:
+    """`values[i]` f32[T_i]: the critic's value of what precedes each scored token of datum i, 0 where not scored; `metrics` of
+    the call."""
+
+    values: tuple[F32, ...]
     metrics: Mapping[str, float]
 
 
@@ -166,6 +177,49 @@ class TrainingClient(Protocol):
         ...
 
 
+class CriticClient(Protocol):
+    """A model that tells values: a base, an adapter on it (or all weights), and a value head v = w . h + b in place of the
+    output layer, h the hidden state that would predict the scored token; with an optimizer and a gradient buffer of its own.
+    The head begins as zero, and so do the values.
+
+    Order of operations, refusals and failures are those of `TrainingClient`, and so is what the methods without a docstring do.
+    """
+
+    @property
+    def info(self) -> ModelInfo: ...
+    def forward(self, data: Sequence[ValueDatum], loss: ClippedValue | None = None) -> Pending[ValueOutput]:
+        """Values and the loss's metrics, without gradients. Without a loss, values alone: data need no returns."""
+        ...
+
+    def forward_backward(self, data: Sequence[ValueDatum], loss: ClippedValue) -> Pending[ValueOutput]:
+        """The same, and adds the gradient of the summed loss to the buffer. Metrics include `loss`."""
+        ...
+
+    def optim_step(self, adam: Adam) -> Pending[OptimOutput]: ...
+    def discard_gradients(self) -> Pending[None]: ...
+    def save_state(self, name: str) -> Pending[str]: ...
+    def load_state(self, path: str, *, optimizer: bool = True) -> Pending[None]:
+        """As with `TrainingClient`; a policy's folder is refused, as is a critic's by a policy."""
+        ...
+
+    def unload(self) -> Pending[None]: ...
+    def digest(self) -> Pending[str]: ...
+
+
+class ReferenceClient(Protocol):
+    """A base as it is, without an adapter: what a policy began as, or another model to compare it with."""
+
+    @property
+    def info(self) -> ModelInfo: ...
+    def forward(self, data: Sequence[Datum], loss: Loss = PLAIN, *, entropy: bool = False) -> Pending[ForwardOutput]:
+        """As `TrainingClient.forward`: log-probs, at each datum's temperature, and the loss's metrics."""
+        ...
+
+    def unload(self) -> Pending[None]:
+        """The client's own calls raise `BackendError` from now on."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
     """What a backend can do, so that a run is refused at start rather than something ignored later."""
@@ -175,6 +229,8 @@ class Capabilities:
     deterministic: bool = False
     stop_strings: bool = True
     logprobs: bool = True
+    critics: bool = False
+    references: bool = False
 
 
 class Backend(Protocol):
@@ -190,6 +246,15 @@ class Backend(Protocol):
     async def create_from_state(self, path: str, *, model: str | None = None, optimizer: bool = True) -> TrainingClient:
         """The model that `save_state` wrote, on the base that it names, or on `model` where the same base lies elsewhere now.
         Without `optimizer`, with its weights alone."""
+        ...
+
+    async def create_critic(self, model: str, *, lora: Lora | None = None, seed: int = 0) -> CriticClient:
+        """A critic on `model`, which it shares with policies on the same; without `lora`, all weights of a copy are trained.
+        Raises `UnsupportedError` where a backend has no critics."""
+        ...
+
+    async def reference(self, model: str) -> ReferenceClient:
+        """`model` as it is. Raises `UnsupportedError` where a backend has no references."""
         ...
 
     def capabilities(self) -> Capabilities: ...

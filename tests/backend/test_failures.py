@@ -12,7 +12,7 @@ from torch import Tensor
 from sparring.backend.datum import Datum
 from sparring.backend.local.model import TorchModel
 from sparring.backend.local.packing import MicroBatch
-from sparring.backend.local.trainer import Trainer
+from sparring.backend.local.scorer import Scorer
 from sparring.backend.losses import PPO, CrossEntropy, ImportanceSampling
 from sparring.backend.training import Adam
 from sparring.errors import BackendError, NonFinite, SettingError, UnsupportedError
@@ -56,12 +56,12 @@ async def test_an_unknown_loss_is_refused(model: TorchModel) -> None:
 async def test_a_failure_while_computing_breaks_the_buffer_until_it_is_discarded(
     model: TorchModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: Trainer, call: object, loss: object, batch: MicroBatch, output: object) -> Tensor:
+    def fail(self: Scorer, call: object, loss: object, batch: MicroBatch, output: object) -> Tensor:
         raise ZeroDivisionError("planted")
 
     before = await model.digest()
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_slopes", fail)
+        patch.setattr(Scorer, "_slopes", fail)
         failed, stepped = model.forward_backward(groups(), CrossEntropy()), model.optim_step(Adam())
         with pytest.raises(BackendError, match="forward_backward failed: planted"):
             await failed

@@ -136,7 +136,6 @@ async def test_pefts_own_folder_is_loaded(backend: LocalBackend, tiny_llama: Pat
         ({"use_rslora": True}, "use_rslora=True"),
         ({"modules_to_save": ["lm_head"]}, r"modules_to_save=\['lm_head'\]"),
         ({"bias": "all"}, "bias='all'"),
-        ({"lora_dropout": 0.1}, "lora_dropout=0.1"),
         ({"rank_pattern": {"q_proj": 2}}, "rank_pattern={'q_proj': 2}"),
         ({"alpha_pattern": {"q_proj": 2}}, "alpha_pattern={'q_proj': 2}"),
         ({"layers_to_transform": [1]}, r"layers_to_transform=\[1\]"),

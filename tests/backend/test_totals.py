@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparring.backend.local.measures import distances, histogram, measures
+from sparring.backend.local.measures import distances, histogram, measures, value_measures
 from sparring.backend.local.objectives import Objective
 from sparring.backend.losses import PPO, CrossEntropy
 from sparring.backend.totals import BIN, LAST_BIN, NARROWEST, add_up, rates
@@ -80,6 +80,58 @@ def test_rates_by_hand() -> None:
     assert rates({}) == {}
 
 
+def test_a_critics_metrics_by_hand() -> None:
+    values, returns = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([2.0, 2.0, 1.0])
+    low, high = torch.tensor([True, False, False]), torch.tensor([True, False, True])
+    result = Objective(loss=torch.tensor(5.0, dtype=torch.float64), low=low, high=high)
+    assert value_measures(values, returns, result) == {
+        "tokens": 3,
+        "loss": 5,
+        "value_sum": 7,
+        "return_sum": 5,
+        "return_squared_sum": 9,
+        "value_error_squared_sum": 10,
+        "value_clipped": 3,
+        "value_clipped_low": 1,
+        "value_clipped_high": 2,
+    }
+    assert value_measures(values) == {"tokens": 3, "value_sum": 7}
+    found = rates(value_measures(values, returns, result))
+    assert found == pytest.approx(
+        {
+            "value_mean": 7 / 3,
+            "return_mean": 5 / 3,
+            "value_error": math.sqrt(10 / 3),
+            "explained_variance": 1 - (10 / 3 - 4 / 9) / (2 / 9),
+            "value_clip_fraction": 1,
+            "value_clip_fraction_low": 1 / 3,
+            "value_clip_fraction_high": 2 / 3,
+        }
+    )
+    assert rates({"tokens": 3.0, "value_sum": 7.0}) == {"value_mean": 7 / 3}
+
+
+@given(st.lists(st.tuples(st.floats(-9, 9), st.floats(-9, 9)), min_size=2, max_size=40), st.integers(0, 40))
+def test_explained_variance_of_calls_added_up_is_that_of_the_whole(pairs: list[tuple[float, float]], cut: int) -> None:
+    loss = Objective(loss=torch.zeros(()))
+    parts = [torch.tensor(part, dtype=torch.float64).reshape(-1, 2) for part in (pairs[:cut], pairs[cut:])]
+    found = rates(add_up(value_measures(part[:, 0], part[:, 1], loss) for part in parts))
+    values, returns = (np.array(column) for column in zip(*pairs, strict=True))
+    assert found["value_error"] == pytest.approx(np.sqrt(np.mean((values - returns) ** 2)), abs=1e-9)
+    if np.var(returns) > 1e-3:
+        assert found["explained_variance"] == pytest.approx(1 - np.var(returns - values) / np.var(returns), abs=1e-6)
+    if np.ptp(returns) == 0:
+        assert "explained_variance" not in found
+
+
+def test_values_that_tell_returns_explain_them_and_others_do_not() -> None:
+    returns, loss = torch.tensor([1.0, 2.0, 3.0]), Objective(loss=torch.zeros(()))
+    for values, want in ((returns, 1.0), (returns + 7, 1.0), (torch.full((3,), 9.0), 0.0), (4 - returns, -3.0)):
+        assert rates(value_measures(values, returns, loss))["explained_variance"] == pytest.approx(want)
+    alike = torch.full((3,), 0.1)
+    assert "explained_variance" not in rates(value_measures(returns, alike, loss))
+
+
 @given(st.lists(st.tuples(st.floats(-20, 0), st.floats(-20, 0)), min_size=1, max_size=30))
 def test_k3_is_never_negative_and_ess_is_a_share(pairs: list[tuple[float, float]]) -> None:
     lp, q = (torch.tensor(values, dtype=torch.float64) for values in zip(*pairs, strict=True))
@@ -135,3 +187,5 @@ def test_the_histogram_of_agreement_is_one_bin() -> None:
 def test_shapes_are_asserted() -> None:
     with pytest.raises((AssertionError, TypeError)):
         distances(torch.zeros(2), torch.zeros(3))
+    with pytest.raises((AssertionError, TypeError)):
+        value_measures(torch.zeros(2), torch.zeros(3), Objective(loss=torch.zeros(())))

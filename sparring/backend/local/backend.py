@@ -13,13 +13,18 @@ from sparring.backend.chat import ChatRenderer
 from sparring.backend.datum import Datum
 from sparring.backend.local.base import BaseModel, load_base
 from sparring.backend.local.checkpoint import describe, state_folder
+from sparring.backend.local.critic import TorchCritic
 from sparring.backend.local.dtype import Dtype, choose_dtype
 from sparring.backend.local.full import FullModel
 from sparring.backend.local.lora import Adapter, Trained
 from sparring.backend.local.model import TorchModel
+from sparring.backend.local.passes import Passes
+from sparring.backend.local.reference import TorchReference
 from sparring.backend.local.sampler import TorchSampler
+from sparring.backend.local.scorer import Scorer
 from sparring.backend.local.thread import EngineThread
 from sparring.backend.local.trainer import Trainer, forward_backward_together
+from sparring.backend.local.value_scorer import ValueScorer
 from sparring.backend.losses import LOSSES, Loss
 from sparring.backend.models import default_cache, resolve_model
 from sparring.backend.pending import PendingResult
@@ -85,7 +90,7 @@ class LocalBackend:
 
     def capabilities(self) -> Capabilities:
         """What this backend can do."""
-        return Capabilities(losses=frozenset(LOSSES), deterministic=self._deterministic)
+        return Capabilities(losses=frozenset(LOSSES), deterministic=self._deterministic, critics=True, references=True)
 
     async def create_model(self, model: str, *, lora: Lora | None = None, seed: int = 0) -> TorchModel:
         """A fresh adapter on `model`: a folder, a hub name, or "smollm2-135m-instruct". A base is loaded once and shared.
@@ -112,6 +117,27 @@ class LocalBackend:
             raise
         return created
 
+    async def create_critic(self, model: str, *, lora: Lora | None = None, seed: int = 0) -> TorchCritic:
+        """A fresh critic on `model`, whose base it shares with policies there. Without `lora`, all weights of a copy are
+        trained; of an output layer that is not the input embedding too, they get no gradient.
+
+        Raises `SettingError` for an adapter on the output layer, which a critic does not have, and as `create_model` does.
+        """
+        if lora is not None and lora.unembedding:
+            raise SettingError(f"{lora!r}: a critic has a value head in place of the output layer; unembedding=False")
+        folder = await to_thread.run_sync(resolve_model, model, self._cache)
+        return await self._engine.submit(lambda: self._create_critic(model, folder, lora, seed), "create_critic")
+
+    async def reference(self, model: str) -> TorchReference:
+        """`model` without an adapter; raises as `create_model` does."""
+        folder = await to_thread.run_sync(resolve_model, model, self._cache)
+
+        def create() -> TorchReference:
+            base = self._load(folder).base
+            return TorchReference(self._passes(base), self._engine, info=_info(model, base, None))
+
+        return await self._engine.submit(create, "reference")
+
     def forward_backward(
         self, calls: Sequence[tuple[TorchModel, Sequence[Datum], Loss]]
     ) -> PendingResult[list[ForwardOutput]]:
@@ -121,7 +147,7 @@ class LocalBackend:
         buffer alone. Raises `SettingError` for models of several bases, the same model twice, or data that a model cannot take.
         """
         models = [model for model, _, _ in calls]
-        shares = [model.share(data, loss) for model, data, loss in calls]
+        shares = [model.share(data, loss, among=len(calls)) for model, data, loss in calls]
         if not shares or len({id(share.trainer.base) for share in shares}) > 1:
             names = sorted({model.info.model for model in models})
             raise SettingError(f"forward_backward of models {names!r} together: they must be of one base")
@@ -134,30 +160,31 @@ class LocalBackend:
 
     def _create(self, name: str, folder: Path, lora: Lora | None, seed: int) -> TorchModel:
         loaded = self._load(folder)
-        base = loaded.base
-        adapter: Trained = (
-            FullModel(base.named_parameters, head=base.head)
-            if lora is None
-            else Adapter(base.targets, lora, seed=seed, dtype=base.dtype, device=base.device)
-        )
-        info = ModelInfo(
-            model=name,
-            parameters=base.parameters,
-            trained_parameters=adapter.parameters,
-            context_length=base.context_length,
-            dtype=str(base.dtype).removeprefix("torch."),
-            fingerprint=base.fingerprint,
-            architecture=type(base.model).__name__,
-            lora=adapter.lora,
-        )
+        base, passes = loaded.base, self._passes(loaded.base)
+        adapter = _trained(base, lora, seed)
         return TorchModel(
-            Trainer(base, adapter, token_budget=self._token_budget, between=self._engine.interleave),
+            Trainer(passes, adapter),
+            Scorer(base, adapter.weights, token_budget=self._token_budget),
             self._engine,
             renderer=loaded.renderer,
-            info=info,
+            info=_info(name, base, adapter),
             open_sampler=loaded.sampler.open,
             states=self._cache / "states",
         )
+
+    def _create_critic(self, name: str, folder: Path, lora: Lora | None, seed: int) -> TorchCritic:
+        base = self._load(folder).base
+        trained = _trained(base, lora, seed, tail=base.hidden + 1)
+        return TorchCritic(
+            Trainer(self._passes(base), trained),
+            ValueScorer(base, trained, token_budget=self._token_budget),
+            self._engine,
+            info=_info(name, base, trained),
+            states=self._cache / "states",
+        )
+
+    def _passes(self, base: BaseModel) -> Passes:
+        return Passes(base=base, token_budget=self._token_budget, between=self._engine.interleave)
 
     def _load(self, folder: Path) -> _Loaded:
         if folder not in self._loaded:
@@ -171,6 +198,26 @@ class LocalBackend:
         """On the engine thread, where torch's number of threads counts."""
         if self._threads is not None:
             torch.set_num_threads(self._threads)
+
+
+def _trained(base: BaseModel, lora: Lora | None, seed: int, *, tail: int = 0) -> Trained:
+    """A fresh adapter, or a copy of all weights; `tail` more numbers for a value head."""
+    if lora is None:
+        return FullModel(base.named_parameters, head=base.head, tail=tail)
+    return Adapter(base.targets, lora, seed=seed, dtype=base.dtype, device=base.device, tail=tail)
+
+
+def _info(name: str, base: BaseModel, trained: Trained | None) -> ModelInfo:
+    return ModelInfo(
+        model=name,
+        parameters=base.parameters,
+        trained_parameters=0 if trained is None else trained.parameters,
+        context_length=base.context_length,
+        dtype=str(base.dtype).removeprefix("torch."),
+        fingerprint=base.fingerprint,
+        architecture=type(base.model).__name__,
+        lora=None if trained is None else trained.lora,
+    )
 
 
 def _at_least(least: int, settings: Mapping[str, int | None]) -> None:

@@ -2,6 +2,7 @@
 
     adapter_config.json, adapter_model.safetensors    what PEFT, vLLM and others load; fp32. Of a model without an adapter
                                                       instead model.safetensors, all weights under the base's names; fp32
+    value_head.safetensors                            of a critic alone: `weight` f32[D] and `bias` f32[1]
     optimizer.safetensors                             `mean` and `square`, f32[P] in the layout of what is trained
     manifest.json                                     schema, base fingerprint, rank, alpha, steps, sha256 of each file
 
@@ -31,7 +32,7 @@ from sparring.errors import BackendError, SettingError
 
 SCHEMA = 1
 _MANIFEST = "manifest.json"
-_OPTIMIZER, _FULL = "optimizer.safetensors", "model.safetensors"
+_OPTIMIZER, _FULL, _VALUE_HEAD = "optimizer.safetensors", "model.safetensors", "value_head.safetensors"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +55,11 @@ class Saved:
     steps: int
     sha256: Mapping[str, str]
 
+    @property
+    def critic(self) -> bool:
+        """Whether it has a value head."""
+        return _VALUE_HEAD in self.sha256
+
 
 def state_folder(name: str, states: Path) -> Path:
     """An absolute path as it is, or a name below `states`."""
@@ -74,6 +80,9 @@ def adapter_files(adapter: Adapter, base_name: str) -> dict[str, bytes]:
 def write_state(folder: Path, adapter: Trained, state: State, *, base_name: str, fingerprint: str) -> None:
     """Write a state folder, replacing one of the same name. Raises `BackendError` where the disk does not take it."""
     files = _weight_files(adapter, base_name)
+    if adapter.tail:
+        head = state.master[-adapter.tail :].cpu()
+        files[_VALUE_HEAD] = save({"weight": head[:-1].clone(), "bias": head[-1:].clone()})
     files[_OPTIMIZER] = save({"mean": state.mean.cpu(), "square": state.square.cpu()})
     manifest = {
         "schema": SCHEMA,
@@ -98,7 +107,8 @@ def read_state(folder: Path, adapter: Trained, *, fingerprint: str, optimizer: b
     """Read a folder for a model with this adapter and base; everything is checked before anything is returned.
 
     Without `optimizer`, moments and steps are those of a fresh one, and an adapter folder of PEFT will do. Raises
-    `SettingError` for a folder that is missing, damaged, of another base, or of an adapter of another shape.
+    `SettingError` for a folder that is missing, damaged, of another base, or of an adapter of another shape; and for a
+    critic's where a policy's is wanted, or the other way round.
     """
     if is_peft(folder):
         if optimizer:
@@ -106,6 +116,7 @@ def read_state(folder: Path, adapter: Trained, *, fingerprint: str, optimizer: b
                 f"state {str(folder)!r}: no {_MANIFEST} there, only an adapter; load it with optimizer=False"
             )
         peft = read_peft(folder)
+        _check_critic(folder, critic=False, adapter=adapter)
         _check_lora(folder, peft.lora, adapter)
         return _fresh(_master(folder, peft.weights, adapter))
     saved = _read_manifest(folder)
@@ -114,8 +125,12 @@ def read_state(folder: Path, adapter: Trained, *, fingerprint: str, optimizer: b
             f"state {str(folder)!r} belongs to another base model ({saved.base!r}, fingerprint "
             f"{saved.fingerprint[:12]}, not {fingerprint[:12]}): create the model from that base"
         )
+    _check_critic(folder, critic=saved.critic, adapter=adapter)
     _check_lora(folder, saved.lora, adapter)
     master = _master(folder, load(_read_checked(folder, _FULL if saved.lora is None else ADAPTER, saved)), adapter)
+    if saved.critic:
+        head = load(_read_checked(folder, _VALUE_HEAD, saved))
+        master = torch.cat([master, head["weight"], head["bias"]])
     if not optimizer:
         return _fresh(master)
     moments = load(_read_checked(folder, _OPTIMIZER, saved))
@@ -213,6 +228,15 @@ def _check_lora(folder: Path, saved: Lora | None, adapter: Trained) -> None:
     if saved != (None if own is None else replace(own, seed=None)):
         raise SettingError(
             f"state {str(folder)!r} was saved with lora={saved!r}, this model has lora={own!r}: create it with those"
+        )
+
+
+def _check_critic(folder: Path, *, critic: bool, adapter: Trained) -> None:
+    if critic and not adapter.tail:
+        raise SettingError(f"state {str(folder)!r} is a critic's: load it into a client that create_critic gives")
+    if adapter.tail and not critic:
+        raise SettingError(
+            f"state {str(folder)!r} has no value head, it is a policy's: load it into a client that create_model gives"
         )
 
 

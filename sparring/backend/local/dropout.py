@@ -22,6 +22,11 @@ class Dropout:
         self._rate, self._seed, self._on = rate, seed, False
         self._generator = torch.Generator(device)
 
+    @property
+    def rate(self) -> float:
+        """The share of the inputs that is left out."""
+        return self._rate
+
     def begin(self, step: int, micro_batch: int) -> None:
         """The masks of the next pass are those of this micro-batch."""
         name = f"dropout/{self._seed}/{step}/{micro_batch}".encode()

@@ -63,15 +63,16 @@ def _collect(parameters: Sequence[nn.Parameter], buffers: Sequence[Tensor]) -> N
 class FullModel:
     """The trained part of a model is all of it: masters f32[P] that begin as the base's weights, in the parameters' order.
 
-    The same attributes as `Adapter`'s. In fp32 the masters are what is computed with; else `refresh` casts them.
+    The same attributes as `Adapter`'s, `tail` included. In fp32 the masters are computed with; else `refresh` casts them.
     """
 
     lora = None
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], *, head: Tensor) -> None:
+    def __init__(self, parameters: Mapping[str, nn.Parameter], *, head: Tensor, tail: int = 0) -> None:
         values = list(parameters.values())
         self._names, self._shapes = tuple(parameters), tuple(value.shape for value in values)
-        self.master = torch.cat([value.detach().reshape(-1).float() for value in values])
+        self.tail, zeros = tail, torch.zeros(tail, device=head.device)
+        self.master = torch.cat([*(value.detach().reshape(-1).float() for value in values), zeros])
         self.grad = torch.zeros_like(self.master)
         self._compute = self.master if head.dtype == torch.float32 else self.master.to(head.dtype)
         place = next(i for i, value in enumerate(values) if value is head)
@@ -96,5 +97,5 @@ class FullModel:
         return {name: view.cpu().clone() for name, view in zip(self._names, self._views(self.master), strict=True)}
 
     def _views(self, flat: Tensor) -> tuple[Tensor, ...]:
-        parts = flat.split([shape.numel() for shape in self._shapes])
+        parts = flat[: len(flat) - self.tail].split([shape.numel() for shape in self._shapes])
         return tuple(part.view(shape) for part, shape in zip(parts, self._shapes, strict=True))

@@ -202,20 +202,29 @@ class Adapter:
     """The trained part of a model: A [r, D] and B [O, r] of each target that `lora` chooses, as fp32 masters in one f32[P].
 
     `weights` are the same numbers in compute dtype, with gradient buffers behind them; `refresh()` after every change of the
-    masters casts them once. The layout of the flat buffers is A and B of each target in turn.
+    masters casts them once. The layout of the flat buffers is A and B of each target in turn; behind them, in masters and
+    gradient, `tail` more numbers that begin as zero, for a value head.
     """
 
     def __init__(
-        self, targets: Sequence[Target], lora: Lora, *, seed: int, dtype: torch.dtype, device: torch.device
+        self,
+        targets: Sequence[Target],
+        lora: Lora,
+        *,
+        seed: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        tail: int = 0,
     ) -> None:
+        self.tail = tail
         self.targets, self.lora = chosen(targets, lora), lora
         seed = seed if lora.seed is None else lora.seed
         number = {target: place for place, target in enumerate(self.targets)}
         places = tuple(number.get(target) for target in targets)
         shapes = [shape for t in self.targets for shape in ((lora.rank, t.inputs), (t.outputs, lora.rank))]
         size = sum(rows * columns for rows, columns in shapes)
-        self.master = torch.zeros(size, dtype=torch.float32, device=device)
-        self.grad = torch.zeros(size, dtype=torch.float32, device=device)
+        self.master = torch.zeros(size + tail, dtype=torch.float32, device=device)
+        self.grad = torch.zeros(size + tail, dtype=torch.float32, device=device)
         self._compute = torch.zeros(size, dtype=dtype, device=device)
         self._shapes = shapes
         self.master_a, self.master_b = self._views(self.master)
@@ -236,7 +245,7 @@ class Adapter:
 
     def refresh(self) -> None:
         """Cast the masters to compute dtype, where the layers read them."""
-        self._compute.copy_(self.master)
+        self._compute.copy_(self.master[: len(self._compute)])
 
     def snapshot(self) -> AdapterWeights:
         """An immutable copy in compute dtype, for samplers."""
@@ -259,8 +268,8 @@ class Adapter:
             a.copy_(nn.init.kaiming_uniform_(fresh, a=math.sqrt(5), generator=generator))
 
     def _views(self, flat: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """The A and the B of every target, as views of a flat buffer [P]."""
-        parts = flat.split([rows * columns for rows, columns in self._shapes])
+        """The A and the B of every target, as views of a flat buffer, without its tail."""
+        parts = flat[: len(self._compute)].split([rows * columns for rows, columns in self._shapes])
         views = [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
         return tuple(views[0::2]), tuple(views[1::2])
 

@@ -18,6 +18,17 @@ clipped_low          how many tokens have their ratio at the lower bound (PPO, G
 clipped_high         the same for the upper bound, and
 clipped              the sum of both
 truncated            how many tokens have their importance weight at its cap
+
+Of a critic's call, whatever the tokens' weights in the loss:
+
+tokens, loss         as above; without a loss, there are `tokens` and `value_sum` alone
+value_sum            sum of the values v,
+return_sum           of the returns R,
+return_squared_sum   of R^2, and
+value_error_squared_sum   of (v - R)^2
+value_clipped_low    how many values are held at v_old - clip, without a gradient,
+value_clipped_high   at v_old + clip, and
+value_clipped        the sum of both
 """
 
 from __future__ import annotations
@@ -36,12 +47,35 @@ def measures(loss: Loss, lp: Tokens, q: Tokens, result: Objective) -> dict[str, 
     found = {"tokens": float(len(lp)), "loss": result.loss.item(), "nll_sum": -lp.sum().item()}
     if not isinstance(loss, CrossEntropy):
         found |= distances(lp, q)
-    if result.low is not None and result.high is not None:
-        low, high = float(result.low.sum()), float(result.high.sum())
-        found |= {"clipped": low + high, "clipped_low": low, "clipped_high": high}
+    found |= _clips(result)
     if result.truncated is not None:
         found["truncated"] = float(result.truncated.sum())
     return found
+
+
+def value_measures(values: Tokens, returns: Tokens | None = None, result: Objective | None = None) -> dict[str, float]:
+    """A critic's metrics above; without returns and what the loss made of them, those of the values alone."""
+    v = values.detach().double()
+    found = {"tokens": float(len(v)), "value_sum": v.sum().item()}
+    if returns is None or result is None:
+        return found
+    exact = returns.double()
+    assert v.ndim == 1 and v.shape == exact.shape, (v.shape, exact.shape)
+    sums = {
+        "loss": result.loss,
+        "return_sum": exact.sum(),
+        "return_squared_sum": exact.square().sum(),
+        "value_error_squared_sum": (v - exact).square().sum(),
+    }
+    clips = {f"value_{name}": count for name, count in _clips(result).items()}
+    return found | {name: value.item() for name, value in sums.items()} | clips
+
+
+def _clips(result: Objective) -> dict[str, float]:
+    if result.low is None or result.high is None:
+        return {}
+    low, high = float(result.low.sum()), float(result.high.sum())
+    return {"clipped": low + high, "clipped_low": low, "clipped_high": high}
 
 
 def distances(lp: Tokens, q: Tokens) -> dict[str, float]:

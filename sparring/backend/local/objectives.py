@@ -7,6 +7,7 @@ one token each; GSPO and truncation by sequence need all of a datum's tokens. `m
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -85,6 +86,15 @@ def objective(loss: Loss, lp: Tokens, scored: Scored) -> Objective:
             raise AssertionError("a custom loss is a function of the whole call's log-probs: see `custom`")
         case _:
             return policy_objective(loss, lp, scored)
+
+
+def with_slopes(compute: Callable[[Tokens], Objective], values: Tokens) -> tuple[Objective, Tokens]:
+    """An objective of these values, and d loss / d values by autograd through it."""
+    with torch.enable_grad():
+        leaf = values.detach().requires_grad_(True)
+        result = compute(leaf)
+        (slopes,) = torch.autograd.grad(result.loss, leaf)
+    return result, slopes
 
 
 def policy_objective(loss: PolicyLoss, lp: Tokens, scored: Scored) -> Objective:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,8 +19,10 @@ from sparring.backend.local.base import BaseModel
 from sparring.backend.local.full import FullWeights
 from sparring.backend.local.lora import Weights
 from sparring.backend.local.packing import MicroBatch, Rows, stack
-from sparring.backend.training import ForwardOutput
 from sparring.errors import SparringError
+
+T = TypeVar("T")
+Score = Callable[[Tensor], tuple[Tensor, Tensor] | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,22 +32,41 @@ class Wanted:
 
     batch: MicroBatch
     train: bool
-    score: Callable[[Tensor], tuple[Tensor, Tensor] | None]
+    score: Score
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """One model's call: what it computes with, and its micro-batches, each asked for when the one before it is scored."""
+class Work(Generic[T]):
+    """One model's call: what it computes with (None: the base alone), its micro-batches, each asked for when the one before it
+    is scored, and in the end the result. `before` is told before each pass whether that trains."""
 
-    weights: Weights
-    wanted: Generator[Wanted, None, ForwardOutput]
+    weights: Weights | None
+    wanted: Generator[Wanted, None, T]
+    before: Callable[[bool], None] = lambda _: None
 
 
-def run(
-    works: Sequence[Work], base: BaseModel, *, token_budget: int, between: Callable[[], None]
-) -> list[ForwardOutput | SparringError]:
-    """Each call's result, or what it failed with while it was scored: that fails no other. Other failures are raised."""
-    results: dict[int, ForwardOutput | SparringError] = {}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passes:
+    """Passes over one base, each within `token_budget` unless a row exceeds it; `between` is called between two of them."""
+
+    base: BaseModel
+    token_budget: int
+    between: Callable[[], None]
+
+    def run(self, works: Sequence[Work[T]]) -> list[T | SparringError]:
+        """Each call's result, or what it failed with while it was scored: that fails no other. Other failures are raised."""
+        return _run(works, self)
+
+    def result(self, work: Work[T]) -> T:
+        """One call's result; raises what it failed with."""
+        (result,) = _run([work], self)
+        if isinstance(result, SparringError):
+            raise result
+        return result
+
+
+def _run(works: Sequence[Work[T]], passes: Passes) -> list[T | SparringError]:
+    results: dict[int, T | SparringError] = {}
     waiting: dict[int, Wanted] = {}
 
     def advance(index: int) -> None:
@@ -59,19 +81,19 @@ def run(
     for index in range(len(works)):
         advance(index)
     while waiting:
-        chosen = _side_by_side(works, waiting, token_budget)
-        results |= _pass(works, {index: waiting[index] for index in chosen}, base)
+        chosen = _side_by_side(works, waiting, passes.token_budget)
+        results |= _pass(works, {index: waiting[index] for index in chosen}, passes.base)
         for index in chosen:
             if index in results:
                 del waiting[index]
             else:
                 advance(index)
         if waiting:
-            between()
+            passes.between()
     return [results[index] for index in range(len(works))]
 
 
-def _side_by_side(works: Sequence[Work], waiting: dict[int, Wanted], token_budget: int) -> list[int]:
+def _side_by_side(works: Sequence[Work[Any]], waiting: dict[int, Wanted], token_budget: int) -> list[int]:
     """Which of the waiting go into the next pass: the first, and others that fit beside it. Full weights go alone."""
     first = min(waiting)
     chosen, rows, longest = [first], *waiting[first].batch.rows.tokens.shape
@@ -86,13 +108,15 @@ def _side_by_side(works: Sequence[Work], waiting: dict[int, Wanted], token_budge
     return chosen
 
 
-def _pass(works: Sequence[Work], chosen: dict[int, Wanted], base: BaseModel) -> dict[int, SparringError]:
+def _pass(works: Sequence[Work[Any]], chosen: dict[int, Wanted], base: BaseModel) -> dict[int, SparringError]:
     """One pass; returns the failures."""
     train = next(iter(chosen.values())).train
     parts: list[Rows] = [wanted.batch.rows for wanted in chosen.values()]
     segments = [(works[index].weights, len(wanted.batch.rows.tokens)) for index, wanted in chosen.items()]
     failed: dict[int, SparringError] = {}
     slopes: list[tuple[Tensor, Tensor]] = []
+    for index in chosen:
+        works[index].before(train)
     with torch.set_grad_enabled(train), base.call.rows(segments):
         hidden = base.hidden_states(stack(parts), train=train)
         start = 0

@@ -34,16 +34,16 @@ def read_out(head: Float[Tensor, "V D"], hidden: Float[Tensor, "N D"], segments:
 
 
 class Readout:
-    """The output layer of a model in training. `matrix` [V, C] is W, or a copy of it with the adapter's B beside it; `buffer`
-    the gradient of what is trained of it, its last columns: B's, all of W's, or None."""
+    """The output layer of a model in training, or of the base alone. `matrix` [V, C] is W, or a copy of it with the adapter's B
+    beside it; `buffer` the gradient of what is trained of it, its last columns: B's, all of W's, or None."""
 
-    def __init__(self, head: Float[Tensor, "V D"], weights: Weights) -> None:
+    def __init__(self, head: Float[Tensor, "V D"], weights: Weights | None) -> None:
         self._low: tuple[AdapterWeights, int] | None = None
         self._hidden = head.shape[1]
         self.matrix, self.buffer = head.detach(), None
         if isinstance(weights, FullWeights):
             self.matrix, self.buffer = weights.matrix, weights.grads[weights.head]
-        elif (place := weights.places[-1]) is not None:
+        elif weights is not None and (place := weights.places[-1]) is not None:
             self._low = weights, place
             self.matrix, self.buffer = torch.cat([self.matrix, weights.b[place]], dim=1), weights.grad_b[place]
 

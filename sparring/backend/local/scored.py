@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +28,20 @@ class Targets:
 
     tokens: Int[Tensor, "N K"]
     weights: Float[Tensor, "N K"]
+
+
+class Places(NamedTuple):
+    """A micro-batch's, as tensors; `source` is of the distinct tokens alone."""
+
+    source: Int[Tensor, " U"]
+    distinct: Int[Tensor, " U"]
+    like: Int[Tensor, " N"]
+
+
+def places_of(batch: MicroBatch, device: torch.device) -> Places:
+    """Where the states are that are scored: those of equal tokens once."""
+    source, distinct, like = (torch.from_numpy(one).to(device) for one in (batch.source, batch.distinct, batch.like))
+    return Places(source[distinct], distinct, like)
 
 
 def scored_tokens(data: Sequence[Datum], batch: MicroBatch, loss: Loss, device: torch.device) -> Scored:
