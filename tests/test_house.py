@@ -53,8 +53,8 @@ LAZY_EDGES = {
     "sparring/cli",
     "sparring/environments/environment.py",
 }
-"""Files and folders that import a module by its name: a backend when it is opened, vLLM when an engine is started, a command when it is called, the function
-that a stored environment names."""
+"""Files and folders that import a module by its name: a backend when it is opened, vLLM when an engine is
+started, a command when it is called, the function that a stored environment names."""
 
 
 def python_files(*folders: str) -> list[Path]:
