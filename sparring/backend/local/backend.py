@@ -42,9 +42,12 @@ class _Loaded:
     """What all models on one folder share."""
 
     base: BaseModel
+    sampler: TorchSampler
     renderer: ChatRenderer
-    take_snapshot: TakeSnapshot
-    """Into the torch sampler's memory."""
+
+    def take_snapshot(self, trainer: Trainer) -> WeightsSnapshot:
+        """Into the memory of the torch sampler."""
+        return WeightsSnapshot(self.sampler.open, trainer.adapter.snapshot())
 
 
 class LocalBackend:
@@ -119,7 +122,7 @@ class LocalBackend:
             refuse_unserved(lora)
         folder = await to_thread.run_sync(resolve_model, model, self._cache)
         loaded = await self._engine.submit(lambda: self._load(folder), "create_model")
-        take_snapshot = loaded.take_snapshot
+        take_snapshot: TakeSnapshot = loaded.take_snapshot
         if self._sampler == "vllm":
             served = await self._serve(folder, loaded.base, lora)
             take_snapshot = partial(send, served)
@@ -206,9 +209,7 @@ class LocalBackend:
             base = load_base(folder, dtype=self._dtype, device=self._device)
             renderer = ChatRenderer(base.tokenizer)
             sampler = TorchSampler(base, self._engine, slots=self._slots, deterministic=self._deterministic)
-            self._loaded[folder] = _Loaded(
-                base, renderer, lambda trainer: WeightsSnapshot(sampler.open, trainer.adapter.snapshot())
-            )
+            self._loaded[folder] = _Loaded(base, sampler, renderer)
         return self._loaded[folder]
 
     def _on_start(self) -> None:

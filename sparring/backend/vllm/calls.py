@@ -4,8 +4,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import multiprocessing
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -52,22 +53,27 @@ class AsyncEngine:
         return output
 
     async def load(self, adapter: AdapterFile) -> None:
-        try:
-            await self._llm.add_lora(_request(adapter))
-        except EngineDeadError as error:
-            raise EngineDied from error
+        await self._call(self._llm.add_lora(_request(adapter)))
 
     async def unload(self, adapter: AdapterFile) -> None:
-        try:
-            await self._llm.remove_lora(adapter.number)
-        except EngineDeadError as error:
-            raise EngineDied from error
+        await self._call(self._llm.remove_lora(adapter.number))
 
     async def answer(self) -> None:
+        await self._call(self._llm.is_paused())
+
+    async def _call(self, call: Coroutine[Any, Any, Any]) -> None:
+        """Await a call that vLLM would leave unanswered for ever if the engine died meanwhile; the task that hands out what the
+        engine says ends then."""
+        asked = asyncio.ensure_future(call)
         try:
-            await self._llm.is_paused()
+            await asyncio.wait({asked, self._llm.output_handler}, return_when=asyncio.FIRST_COMPLETED)
+            if not asked.done():
+                raise EngineDied
+            await asked
         except EngineDeadError as error:
             raise EngineDied from error
+        finally:
+            asked.cancel()
 
     def kill(self) -> None:
         _kill(self._family())
