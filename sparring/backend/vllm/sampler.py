@@ -18,7 +18,7 @@ from sparring.backend.vllm.adapters import AdapterFile, AdapterFolder
 from sparring.backend.vllm.asked import Post, Request, failure
 from sparring.backend.vllm.client import VllmSamplingClient
 from sparring.backend.vllm.convert import SCORING, sampled, scored, vllm_params
-from sparring.backend.vllm.engine import VllmThread
+from sparring.backend.vllm.engine import Engine, VllmThread, start_vllm
 from sparring.backend.vllm.settings import ServedModel, VllmSettings, engine_options, refuse_unserved
 from sparring.errors import BackendError, ContextFull, SettingError
 
@@ -38,10 +38,19 @@ class VllmStatistics:
 class VllmSampler:
     """Draws from adapters on one base, in vLLM. `start` and `close` block; requests may come from any thread."""
 
-    def __init__(self, model: ServedModel, post: Post, settings: VllmSettings, *, parent: Path | None = None) -> None:
+    def __init__(
+        self,
+        model: ServedModel,
+        post: Post,
+        settings: VllmSettings,
+        *,
+        parent: Path | None = None,
+        start_engine: Callable[[Mapping[str, Any]], Engine] = start_vllm,
+    ) -> None:
         self._model, self._post, self._settings = model, post, settings
+        options = engine_options(settings, model)
         self._thread = VllmThread(
-            engine_options(settings, model), stuck_after=settings.stuck_after, restarts=settings.restarts
+            lambda: start_engine(options), stuck_after=settings.stuck_after, restarts=settings.restarts
         )
         self._parent = parent
         self._files: AdapterFolder | None = None
