@@ -10,6 +10,9 @@ the first round warms up:
     apart     sparring, no two prompts equal: log-probs at sampled positions only
     shared    sparring, 8 prompts with 8 completions each: every prompt computed once
 
+Then the memory that a step takes on top of what is there before it, each in a process of its own; and how long two adapters
+take in one pass, 32 sequences each, against one adapter with all 64.
+
 Tokens per second count every token of every sequence, computed or shared, so the figures are comparable. `of the matrix rate`
 says how long the products that cannot be avoided would take at the rate of one large product, as a part of the time taken.
 """
@@ -19,54 +22,19 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import anyio
-import numpy as np
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM
 
-from benchmarks._rows import Row, Settings, arguments, at_least, report
-from sparring.backend import Adam, Datum, ImportanceSampling, Lora, token_mean
+from benchmarks._memory import memory_rows
+from benchmarks._rows import Row, Settings, arguments, at_least, at_most, report
+from benchmarks._training import COMPLETIONS, PROMPTS, RANK, SHAPES, PlainLoop, Shape, batch, our_step
+from sparring.backend import ImportanceSampling, Lora
 from sparring.backend.local import LocalBackend
-from sparring.backend.local.model import TorchModel
 from sparring.backend.models import resolve_model
-
-PROMPTS, COMPLETIONS, RANK = 8, 8, 16
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
-    """Tokens of a prompt and of a completion, sequences in a micro-batch of the plain loop, and the gain that is wanted."""
-
-    prompt: int
-    completion: int
-    sequences: int
-    target: float
-
-    @property
-    def name(self) -> str:
-        """As the command line names it."""
-        return f"{self.prompt}/{self.completion}"
-
-    @property
-    def token_budget(self) -> int:
-        """Of our micro-batches: the same number of tokens."""
-        return self.sequences * (self.prompt + self.completion)
-
-
-SHAPES = {
-    shape.name: shape
-    for shape in (
-        Shape(prompt=45, completion=30, sequences=16, target=3.0),
-        Shape(prompt=400, completion=60, sequences=4, target=4.0),
-        Shape(prompt=20, completion=300, sequences=4, target=1.5),
-    )
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,67 +42,6 @@ class BackendSettings(Settings):
     """And which shapes."""
 
     shapes: list[str]
-
-
-def batch(vocabulary: int, shape: Shape, *, shared: bool, seed: int = 0) -> list[Datum]:
-    """64 sequences of random tokens; the same lengths whether prompts are shared or not."""
-    random = np.random.default_rng(seed)
-    data = []
-    for _ in range(PROMPTS):
-        prompt = random.integers(3, vocabulary, shape.prompt)
-        for _ in range(COMPLETIONS):
-            own = prompt if shared else random.integers(3, vocabulary, shape.prompt)
-            tokens = np.concatenate([own, random.integers(3, vocabulary, shape.completion)]).astype(np.int32)
-            mask = np.arange(len(tokens)) >= shape.prompt
-            scored = mask.astype(np.float32)
-            data.append(
-                Datum(
-                    tokens=tokens,
-                    mask=mask,
-                    logprobs=-10 * scored,
-                    advantages=np.float32(random.normal()) * scored,
-                    weights=scored,
-                )
-            )
-    return token_mean(data)
-
-
-class PlainLoop:
-    """What one writes without a library for it."""
-
-    def __init__(self, folder: Path, dtype: str) -> None:
-        base = AutoModelForCausalLM.from_pretrained(str(folder), dtype=getattr(torch, dtype))
-        config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear", task_type="CAUSAL_LM")
-        self.model: nn.Module = get_peft_model(base, config)
-        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-4)
-
-    def step(self, data: Sequence[Datum], size: int) -> None:
-        """Forward, backward, optimizer step, in batches of `size` sequences."""
-        for start in range(0, len(data), size):
-            part = data[start : start + size]
-            longest = max(len(datum.tokens) for datum in part)
-            ids, seen = torch.zeros(len(part), longest, dtype=torch.long), torch.zeros(len(part), longest)
-            mask, q, advantages = (torch.zeros(len(part), longest) for _ in range(3))
-            for i, datum in enumerate(part):
-                length = len(datum.tokens)
-                ids[i, :length], seen[i, :length] = torch.from_numpy(datum.tokens), 1
-                mask[i, :length] = torch.from_numpy(datum.mask)
-                q[i, :length] = torch.from_numpy(datum.logprobs)
-                advantages[i, :length] = torch.from_numpy(datum.advantages)
-            logits = self.model(input_ids=ids, attention_mask=seen).logits[:, :-1].float()
-            lp = torch.log_softmax(logits, dim=-1).gather(2, ids[:, 1:, None])[..., 0]
-            loss = -(torch.exp(lp - q[:, 1:]) * advantages[:, 1:] * mask[:, 1:]).sum()
-            loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
-
-async def our_step(model: TorchModel, data: Sequence[Datum]) -> None:
-    """The same through the backend."""
-    model.forward_backward(data, ImportanceSampling())
-    await model.optim_step(Adam())
 
 
 def matrix_rate(dtype: torch.dtype) -> float:
@@ -157,18 +64,22 @@ def needed(model: nn.Module, shape: Shape) -> float:
     return 4.0 * (body * (PROMPTS * shape.prompt + sampled) + head * sampled)
 
 
-async def seconds_of(step: Callable[[], Awaitable[None]]) -> float:
-    """One step."""
-    start = time.perf_counter()
-    await step()
-    return time.perf_counter() - start
+async def in_turn(ways: Mapping[str, Callable[[], Awaitable[None]]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each way in each round; one before them warms up."""
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(rounds + 1):
+        for name, step in ways.items():
+            start = time.perf_counter()
+            await step()
+            if number > 0:
+                found[name].append(time.perf_counter() - start)
+    return found
 
 
 async def measure_shape(settings: Settings, shape: Shape, plain: PlainLoop) -> list[Row]:
     """All ways in turn."""
     vocabulary = int(plain.model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
     apart, shared = batch(vocabulary, shape, shared=False), batch(vocabulary, shape, shared=True)
-    found: dict[str, list[float]] = {"plain": [], "apart": [], "shared": []}
     async with LocalBackend(
         dtype=settings.dtype,
         threads=settings.threads,
@@ -184,11 +95,7 @@ async def measure_shape(settings: Settings, shape: Shape, plain: PlainLoop) -> l
             "apart": lambda: our_step(model, apart),
             "shared": lambda: our_step(model, shared),
         }
-        for number in range(settings.rounds + 1):
-            for name, step in ways.items():
-                taken = await seconds_of(step)
-                if number > 0:
-                    found[name].append(taken)
+        found = await in_turn(ways, settings.rounds)
     return rows(shape, found, needed(plain.model, shape) / matrix_rate(getattr(torch, settings.dtype)))
 
 
@@ -205,11 +112,40 @@ def rows(shape: Shape, found: dict[str, list[float]], least: float) -> list[Row]
     ]
 
 
+async def measure_adapters(settings: Settings, shape: Shape) -> list[Row]:
+    """Forward and backward of 64 sequences: through one adapter, and through two, together and one after the other."""
+    async with LocalBackend(dtype=settings.dtype, threads=settings.threads, token_budget=shape.token_budget) as backend:
+        lora = Lora(rank=RANK, alpha=RANK)
+        first, second = [await backend.create_model(settings.model, lora=lora, seed=seed) for seed in (0, 1)]
+        data = batch(1000, shape, shared=True)
+        half, other = data[: len(data) // 2], data[len(data) // 2 :]
+
+        async def one() -> None:
+            await first.forward_backward(data, ImportanceSampling())
+
+        async def together() -> None:
+            await backend.forward_backward([(first, half, ImportanceSampling()), (second, other, ImportanceSampling())])
+
+        async def apart() -> None:
+            await first.forward_backward(half, ImportanceSampling())
+            await second.forward_backward(other, ImportanceSampling())
+
+        found = await in_turn({"one": one, "together": together, "apart": apart}, settings.rounds)
+    middle = {name: statistics.median(seconds) for name, seconds in found.items()}
+    return [
+        at_most(f"{shape.name} two adapters in one pass / one", middle["together"] / middle["one"], 1.2),
+        Row(name=f"{shape.name} two adapters, one by one / one", figure=f"{middle['apart'] / middle['one']:.2f}"),
+    ]
+
+
 async def main(settings: BackendSettings) -> list[Row]:
     """All shapes."""
     torch.set_num_threads(settings.threads)
     plain = PlainLoop(resolve_model(settings.model), settings.dtype)
-    return [row for name in settings.shapes for row in await measure_shape(settings, SHAPES[name], plain)]
+    shapes = [SHAPES[name] for name in settings.shapes]
+    speed = [row for shape in shapes for row in await measure_shape(settings, shape, plain)]
+    adapters = await measure_adapters(settings, shapes[0])
+    return [*speed, *memory_rows(settings, shapes[0]), *adapters]
 
 
 def _settings() -> BackendSettings:

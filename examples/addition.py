@@ -38,7 +38,7 @@ run = Run(
         learning_rate=4e-4,
         lr_schedule="linear",
         lora=Lora(rank=16, alpha=32),
-        sampling=Sampling(max_tokens=16),
+        sampling=Sampling(max_tokens=16, temperature=1.2),
     ),
     steps=100,
     groups_per_step=8,
