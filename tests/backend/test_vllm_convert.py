@@ -49,15 +49,17 @@ def completion(index: int, tokens: list[int], logprobs: list[float], reason: str
 
 def test_sequences_come_in_order_with_their_version() -> None:
     output = Output([completion(1, [7], [-0.5], "stop"), completion(0, [5, 6], [-1.0, -2.0])])
-    first, second = sampled(output, SamplingParams(max_tokens=2), version=4)
+    first, second = sampled(output, SamplingParams(max_tokens=2), 2, version=4)
     assert (first.tokens.tolist(), first.logprobs.tolist(), first.stop) == ([5, 6], [-1.0, -2.0], "length")
     assert (second.tokens.tolist(), second.stop, second.versions) == ([7], "stop", ((4, 1),))
     assert first.tokens.dtype == np.int32 and first.logprobs.dtype == np.float32
 
 
 def test_a_greedy_draw_is_certain() -> None:
-    (sample,) = sampled(Output([completion(0, [5], [-0.3])]), SamplingParams(max_tokens=1, temperature=0.0), version=0)
-    assert sample.logprobs.tolist() == [0.0]
+    greedy = SamplingParams(max_tokens=1, temperature=0.0)
+    assert vllm_params(greedy, 3)["n"] == 1
+    samples = sampled(Output([completion(0, [5], [-0.3])]), greedy, 3, version=0)
+    assert [(sample.tokens.tolist(), sample.logprobs.tolist()) for sample in samples] == [([5], [0.0])] * 3
 
 
 @pytest.mark.parametrize(
@@ -70,7 +72,7 @@ def test_a_greedy_draw_is_certain() -> None:
 )
 def test_an_answer_that_is_none_fails(one: Completion, message: str) -> None:
     with pytest.raises(BackendError, match=message):
-        sampled(Output([one]), SamplingParams(max_tokens=1), version=0)
+        sampled(Output([one]), SamplingParams(max_tokens=1), 1, version=0)
 
 
 def test_scores_are_those_of_the_tokens_themselves() -> None:

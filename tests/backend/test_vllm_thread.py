@@ -45,6 +45,8 @@ class Scripted:
         finally:
             self.running -= 1
 
+    async def warm_up(self) -> None: ...
+
     async def load(self, adapter: AdapterFile) -> None: ...
 
     async def unload(self, adapter: AdapterFile) -> None: ...
@@ -165,4 +167,4 @@ def test_a_missing_vllm_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(sys.modules, "vllm", None)
     monkeypatch.delitem(sys.modules, "sparring.backend.vllm.calls", raising=False)
     with pytest.raises(SettingError, match=r"needs 'vllm': pip install 'sparring\[vllm\]'"):
-        start_vllm({})
+        start_vllm({"enforce_eager": True})

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import multiprocessing
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
@@ -41,12 +42,18 @@ class AsyncEngine:
     def dead(self) -> bool:
         return bool(self._llm.errored)
 
+    async def warm_up(self) -> None:
+        await self._generate([0], {"max_tokens": 2, "seed": 0, "logprobs": 0}, None)
+
     async def generate(self, tokens: Sequence[int], params: Mapping[str, Any], adapter: AdapterFile) -> Any:
+        return await self._generate(tokens, params, _request(adapter))
+
+    async def _generate(self, tokens: Sequence[int], params: Mapping[str, Any], request: LoRARequest | None) -> Any:
         given = SamplingParams(**params, output_kind=RequestOutputKind.FINAL_ONLY)
         prompt = {"prompt_token_ids": list(tokens)}
         output: Any = None
         try:
-            async for part in self._llm.generate(prompt, given, uuid4().hex, lora_request=_request(adapter)):
+            async for part in self._llm.generate(prompt, given, uuid4().hex, lora_request=request):
                 output = part
         except EngineDeadError as error:
             raise EngineDied from error
@@ -82,6 +89,9 @@ class AsyncEngine:
         family = self._family()
         self._llm.shutdown(timeout=5.0)
         _kill(family)
+        self._llm.engine_core.resources.ctx.destroy(linger=0)
+        del self._llm  # it shuts itself once more when it is freed, which fails when that is at the interpreter's end
+        gc.collect()
 
     def _family(self) -> list[Process]:
         """The processes and all that they started."""

@@ -20,7 +20,7 @@ COLDEST, HOTTEST = 0.01, 2.0
 def vllm_params(params: SamplingParams, n: int) -> dict[str, Any]:
     """Fields of vLLM's `SamplingParams`. Raises `UnsupportedError` for what vLLM would change or refuse.
 
-    vLLM gives the i-th of `n` sequences the seed + i, so the seed it gets is spread out: neighbouring seeds share no draw.
+    Greedy draws are all alike, and vLLM makes one of them. It gives the i-th of `n` sequences the seed + i, so the seed it gets is spread out: neighbouring seeds share no draw.
     """
     if params.temperature and not COLDEST <= params.temperature <= HOTTEST:
         raise UnsupportedError(
@@ -29,7 +29,7 @@ def vllm_params(params: SamplingParams, n: int) -> dict[str, Any]:
     if "" in params.stop:
         raise UnsupportedError(f"stop={params.stop!r}: vLLM takes no empty string")
     return {
-        "n": n,
+        "n": n if params.temperature else 1,
         "max_tokens": params.max_tokens,
         "temperature": params.temperature,
         "top_p": params.top_p,
@@ -54,9 +54,10 @@ SCORING: dict[str, Any] = {"max_tokens": 1, "prompt_logprobs": 0, "flat_logprobs
 """Fields for a prompt whose tokens are scored. The one token that vLLM draws after it is thrown away."""
 
 
-def sampled(output: Any, params: SamplingParams, version: int) -> list[SampledSequence]:
-    """vLLM's `RequestOutput` as sequences; raises `BackendError` for one that did not end by itself or has no number."""
-    return [_sequence(one, params, version) for one in sorted(output.outputs, key=lambda one: one.index)]
+def sampled(output: Any, params: SamplingParams, n: int, version: int) -> list[SampledSequence]:
+    """vLLM's `RequestOutput` as `n` sequences; raises `BackendError` for one that did not end by itself or has no number."""
+    found = sorted(output.outputs, key=lambda one: one.index)
+    return [_sequence(found[i if params.temperature else 0], params, version) for i in range(n)]
 
 
 def _sequence(one: Any, params: SamplingParams, version: int) -> SampledSequence:

@@ -42,6 +42,10 @@ class Engine(Protocol):
         """vLLM's `RequestOutput` for a prompt, once all of it is drawn; `params` are fields of vLLM's `SamplingParams`."""
         ...
 
+    async def warm_up(self) -> None:
+        """Draw a token: what a first step needs is then made, and the second takes no longer than the third."""
+        ...
+
     async def load(self, adapter: AdapterFile) -> None:
         """Read an adapter's files."""
         ...
@@ -66,13 +70,19 @@ class Engine(Protocol):
 Ask = Callable[[Engine], Coroutine[Any, Any, T]]
 """A question to an engine, as a coroutine function; it may be asked again of another engine."""
 
-SURROUNDINGS: Mapping[str, str] = {
+SURROUNDINGS: dict[str, str] = {
+    "PYTHONWARNINGS": "ignore",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",
 }
-"""What vLLM reads from the environment: no log on a run's display, nobody told that it runs, one token beyond the context."""
+"""What vLLM and its processes read from the environment: no log on a run's display, nobody told that it runs, one token beyond
+the context."""
+
+EAGER: dict[str, str] = {"TORCHDYNAMO_DISABLE": "1"}
+"""Where nothing is compiled (`enforce_eager`), not even the small functions that vLLM would compile in its first step."""
 
 
 class VllmThread:
@@ -131,7 +141,7 @@ class VllmThread:
     async def _live(self) -> None:
         self._ending, self._starting = asyncio.Event(), asyncio.Lock()
         try:
-            self._engine = self._start_engine()
+            self._engine = await self._begin()
         except BaseException as error:  # noqa: BLE001 - crosses threads: whoever starts it gets it
             self._ready.set_exception(error)
             return
@@ -143,6 +153,7 @@ class VllmThread:
             task.cancel()
         await asyncio.gather(*ended, return_exceptions=True)
         self._engine.shut()
+        self._engine = None
 
     async def _persist(self, ask: Ask[T]) -> T:
         """Ask; where the engine dies, start another and ask that."""
@@ -169,7 +180,15 @@ class VllmThread:
             if self._engine is dead:
                 self.died += 1
                 dead.shut()
-                self._engine = self._start_engine()
+                self._engine = await self._begin()
+
+    async def _begin(self) -> Engine:
+        engine = self._start_engine()
+        try:
+            await engine.warm_up()
+        except EngineDied as error:
+            raise BackendError("vLLM died in its first step; its own messages are above") from error
+        return engine
 
     async def _watch(self) -> None:
         """While something is asked, ask whether the engine still answers; kill one that does not."""
@@ -190,7 +209,7 @@ class VllmThread:
 def start_vllm(options: Mapping[str, Any]) -> Engine:
     """A running engine, from the fields of vLLM's `AsyncEngineArgs`. Called on the loop that will use it, which waits."""
     try:
-        with _surroundings():
+        with _surroundings(SURROUNDINGS | (EAGER if options["enforce_eager"] else {})):
             return cast(Engine, import_module("sparring.backend.vllm.calls").AsyncEngine(options))
     except ModuleNotFoundError as error:
         raise SettingError(
@@ -201,11 +220,11 @@ def start_vllm(options: Mapping[str, Any]) -> Engine:
 
 
 @contextmanager
-def _surroundings() -> Iterator[None]:
+def _surroundings(wanted: Mapping[str, str]) -> Iterator[None]:
     """The environment in which vLLM is imported and its processes are started. What the user set wins; everything that vLLM
     changes (what is preloaded into new processes, say) is undone, because other processes are started later."""
     before = dict(os.environ)
-    os.environ.update({name: value for name, value in SURROUNDINGS.items() if name not in before})
+    os.environ.update({name: value for name, value in wanted.items() if name not in before})
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -114,7 +114,7 @@ class VllmSampler:
         """Draw one sequence; blocks until it is there."""
         fields, ids = vllm_params(params, 1), prompt.tolist()
         output = self._wait("publish", self._thread.submit(lambda engine: engine.generate(ids, fields, adapter)))
-        return sampled(output, params, version=0)[0]
+        return sampled(output, params, 1, version=0)[0]
 
     def open(self, adapter: AdapterFile, *, version: int, release: Callable[[], None]) -> SamplingClient:
         """A client of an adapter that was sent."""
@@ -134,7 +134,9 @@ class VllmSampler:
         """Check a request and hand it to vLLM. Raises `SettingError` and `ContextFull` as `SamplingClient.sample` says."""
         tokens = checked_tokens(prompt, self._model.vocabulary)
         check_request(tokens, params, n, self._model.context_length)
-        return self._ask("sample", tokens, vllm_params(params, n), adapter, lambda out: sampled(out, params, version))
+        return self._ask(
+            "sample", tokens, vllm_params(params, n), adapter, lambda output: sampled(output, params, n, version)
+        )
 
     def scores(self, tokens: Sequence[int] | I32, *, adapter: AdapterFile) -> Request[F32]:
         """Check a sequence and let vLLM score it."""
