@@ -30,7 +30,7 @@ class AsyncEngine:
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         before = {process.pid for process in multiprocessing.active_children()}
-        self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**options))
+        self._made: AsyncLLM | None = AsyncLLM.from_engine_args(AsyncEngineArgs(**options))
         started = [p for p in multiprocessing.active_children() if p.pid not in before and p.name.startswith(_NAME)]
         self._processes = [Process(process.pid) for process in started]
 
@@ -39,8 +39,14 @@ class AsyncEngine:
         return tuple(process.pid for process in self._family())
 
     @property
+    def _llm(self) -> AsyncLLM:
+        if self._made is None:
+            raise EngineDied
+        return self._made
+
+    @property
     def dead(self) -> bool:
-        return bool(self._llm.errored)
+        return self._made is None or bool(self._made.errored)
 
     async def warm_up(self) -> None:
         await self._generate([0], {"max_tokens": 2, "seed": 0, "logprobs": 0}, None)
@@ -86,11 +92,15 @@ class AsyncEngine:
         _kill(self._family())
 
     def shut(self) -> None:
+        if self._made is None:
+            return
         family = self._family()
-        self._llm.shutdown(timeout=5.0)
+        self._made.shutdown(timeout=5.0)
         _kill(family)
-        self._llm.engine_core.resources.ctx.destroy(linger=0)
-        del self._llm  # it shuts itself once more when it is freed, which fails when that is at the interpreter's end
+        self._made.engine_core.resources.ctx.destroy(linger=0)
+        self._made = (
+            None  # it shuts itself once more when it is freed, which fails where that is at the interpreter's end
+        )
         gc.collect()
 
     def _family(self) -> list[Process]:

@@ -20,7 +20,8 @@ COLDEST, HOTTEST = 0.01, 2.0
 def vllm_params(params: SamplingParams, n: int) -> dict[str, Any]:
     """Fields of vLLM's `SamplingParams`. Raises `UnsupportedError` for what vLLM would change or refuse.
 
-    Greedy draws are all alike, and vLLM makes one of them. It gives the i-th of `n` sequences the seed + i, so the seed it gets is spread out: neighbouring seeds share no draw.
+    Greedy draws are all alike, and vLLM makes one of them. It gives the i-th of `n` sequences the seed + i, so the seed it gets
+    is spread out: neighbouring seeds share no draw.
     """
     if params.temperature and not COLDEST <= params.temperature <= HOTTEST:
         raise UnsupportedError(

@@ -187,6 +187,7 @@ class VllmThread:
         try:
             await engine.warm_up()
         except EngineDied as error:
+            engine.shut()
             raise BackendError("vLLM died in its first step; its own messages are above") from error
         return engine
 

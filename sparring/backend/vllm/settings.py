@@ -75,7 +75,8 @@ def engine_options(settings: VllmSettings, model: ServedModel) -> Mapping[str, A
     """The fields of vLLM's `AsyncEngineArgs`.
 
     One more token than the context, because vLLM draws one after every prompt, also where only the prompt is scored. Memory
-    for keys and values has two of vLLM's blocks to spare.
+    for keys and values has two of vLLM's blocks to spare. On a CPU no prompt is computed in parts: vLLM 0.32 would then turn
+    back the generator of a seeded request, which on a CPU ends the engine ("CPU Generator does not use offset").
     """
     tokens = max(settings.cache_tokens, model.context_length + 1) + 2 * 128
     return {
@@ -83,6 +84,8 @@ def engine_options(settings: VllmSettings, model: ServedModel) -> Mapping[str, A
         "dtype": model.dtype,
         "max_model_len": model.context_length + 1,
         "max_num_seqs": settings.slots,
+        "max_num_batched_tokens": max(2048, model.context_length + 1),
+        "enable_chunked_prefill": not model.on_cpu,
         "enable_lora": True,
         "max_loras": settings.max_loras,
         "max_cpu_loras": settings.max_loras,
