@@ -44,6 +44,10 @@ def test_five_steps_of_the_demo(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-4000:]
     lines = [json.loads(line) for line in (tmp_path / "addition" / "metrics.jsonl").read_text().splitlines()]
-    steps = [line for line in lines if "step" in line]
-    assert steps, lines[:3]
+    steps = [line for line in lines if line["kind"] == "step"]
+    assert [line["version"] for line in steps] == [1, 2, 3, 4, 5]
+    for line in steps:
+        assert line["deterministic"]["staleness_max"] <= 1, line
+        assert line["engine"]["ess"] > 0.8, "what was drawn and what is trained are far apart"
+    assert steps[0]["engine"]["kl"] < 0.01, "at the first step sampler and trainer have the same weights"
     assert set(usual_parent().iterdir()) == before
