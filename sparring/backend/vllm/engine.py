@@ -88,11 +88,19 @@ EAGER: dict[str, str] = {"TORCHDYNAMO_DISABLE": "1"}
 class VllmThread:
     """An engine and the thread that owns it. `start` and `close` block; `submit` may be called from any thread.
 
-    `died` counts how often an engine was found dead or stuck.
+    `started` is told the processes of each engine; `died` counts how often one was found dead or stuck.
     """
 
-    def __init__(self, start_engine: Callable[[], Engine], *, stuck_after: float, restarts: int) -> None:
+    def __init__(
+        self,
+        start_engine: Callable[[], Engine],
+        *,
+        stuck_after: float,
+        restarts: int,
+        started: Callable[[tuple[int, ...]], None] = lambda processes: None,
+    ) -> None:
         self._start_engine, self._stuck_after, self._restarts = start_engine, stuck_after, restarts
+        self._started = started
         self._loop = asyncio.new_event_loop()
         self._ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name="sparring vllm", daemon=False)
@@ -184,6 +192,7 @@ class VllmThread:
 
     async def _begin(self) -> Engine:
         engine = self._start_engine()
+        self._started(engine.processes)
         try:
             await engine.warm_up()
         except EngineDied as error:

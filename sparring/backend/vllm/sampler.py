@@ -19,6 +19,7 @@ from sparring.backend.vllm.asked import Post, Request, failure
 from sparring.backend.vllm.client import VllmSamplingClient
 from sparring.backend.vllm.convert import SCORING, sampled, scored, vllm_params
 from sparring.backend.vllm.engine import Engine, VllmThread, start_vllm
+from sparring.backend.vllm.reaper import Reaper
 from sparring.backend.vllm.settings import ServedModel, VllmSettings, engine_options, refuse_unserved
 from sparring.errors import BackendError, ContextFull, SettingError
 
@@ -50,8 +51,12 @@ class VllmSampler:
         self._model, self._post, self._settings = model, post, settings
         options = engine_options(settings, model)
         self._thread = VllmThread(
-            lambda: start_engine(options), stuck_after=settings.stuck_after, restarts=settings.restarts
+            lambda: start_engine(options),
+            stuck_after=settings.stuck_after,
+            restarts=settings.restarts,
+            started=self._watch,
         )
+        self._reaper: Reaper | None = None
         self._parent = parent
         self._files: AdapterFolder | None = None
         self._books = threading.Lock()
@@ -67,18 +72,26 @@ class VllmSampler:
     def start(self) -> None:
         """Start vLLM. Raises `SettingError` where it is missing, `BackendError` where it does not start."""
         self._files = AdapterFolder(self._parent)
+        self._reaper = Reaper()
+        self._watch(())
         try:
             self._thread.start()
         except BaseException:
-            self._files.close()
+            self.close()
             raise
 
     def close(self) -> None:
         """End requests and processes, remove files."""
         self._thread.close()
-        if self._files is not None:
+        if self._files is not None and self._reaper is not None:
             self._files.close()
-            self._files = None
+            self._reaper.close()
+            self._files = self._reaper = None
+
+    def _watch(self, processes: tuple[int, ...]) -> None:
+        """Have these processes and the files gone even where this process is killed."""
+        assert self._files is not None and self._reaper is not None
+        self._reaper.watch(processes, self._files.path)
 
     def statistics(self) -> VllmStatistics:
         """How it stands; read from any thread."""
