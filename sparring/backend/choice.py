@@ -26,12 +26,16 @@ class Local:
     dtype    "auto": bfloat16 where the processor is fast at it, float32 elsewhere and always under `deterministic`
     threads  None: as many as there are cores
     slots    requests that are decoded at once
+    sampler  "torch", in this process, or "vllm", in processes of its own
+    max_loras    with vLLM: versions that can be played at once, all policies on one base together
     """
 
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     device: str = "auto"
     threads: int | None = None
     slots: int = 128
+    sampler: Literal["torch", "vllm"] = "torch"
+    max_loras: int = 8
 
     def open(self, *, deterministic: bool) -> Backend:
         bound_spinning()

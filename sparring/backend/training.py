@@ -222,7 +222,8 @@ class ReferenceClient(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """What a backend can do, so that a run is refused at start rather than something ignored later."""
+    """What a backend can do, so that a run is refused at start rather than something ignored later. `versions` is how many, of
+    all its models together, can be sampled from at once; None for as many as there are."""
 
     losses: frozenset[type]
     kinds: frozenset[str] = frozenset({"snapshot"})
@@ -231,6 +232,7 @@ class Capabilities:
     logprobs: bool = True
     critics: bool = False
     references: bool = False
+    versions: int | None = None
 
 
 class Backend(Protocol):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import sparring
 from sparring.cli.load import found
-from sparring.cli.train import add_options, execute, overridden
+from sparring.cli.train import add_options, execute, overridden, with_sampler
 from sparring.cli.usage import Parser, UsageError
 from sparring.learner.run import Run
 
@@ -27,10 +27,9 @@ fields that are often set:
 def command(words: Sequence[str]) -> int:
     """Run it; returns the exit code."""
     parser = Parser("demo", usage="[--steps N] [--seed N] [--deterministic] [--field value ...] [options]", about=ABOUT)
-    parser.add_argument("--sampler", choices=("torch",), default="torch", help="what samples: torch, in this process")
     add_options(parser)
     arguments, rest = parser.parse_known_args(words)
-    return execute(overridden(found(str(recipe()), Run), rest), arguments)
+    return execute(overridden(found(str(recipe()), Run), with_sampler(arguments, rest)), arguments)
 
 
 def recipe() -> Path:

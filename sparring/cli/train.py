@@ -45,11 +45,16 @@ def command(words: Sequence[str]) -> int:
         print(listed_fields(found(words[0], Run)))
         return 0
     arguments, rest = parser.parse_known_args(words)
-    return execute(overridden(found(arguments.file, Run), rest), arguments)
+    return execute(overridden(found(arguments.file, Run), with_sampler(arguments, rest)), arguments)
 
 
 def add_options(parser: Parser) -> None:
-    """The options that are no fields of a run."""
+    """The options that are no fields of a run, and the short name of one that is."""
+    parser.add_argument(
+        "--sampler",
+        choices=("torch", "vllm"),
+        help="what draws the replies: torch, in this process, or vllm (short for --backend.sampler)",
+    )
     parser.add_argument(
         "--dry-run",
         action="store_true",
@@ -63,6 +68,11 @@ def add_options(parser: Parser) -> None:
         action="store_true",
         help="go on although the environment, the tasks, the renderer or the model changed since the run was started",
     )
+
+
+def with_sampler(arguments: Namespace, words: Sequence[str]) -> list[str]:
+    """The `--field value` words, `--sampler` among them under the field's own name."""
+    return [*words, "--backend.sampler", arguments.sampler] if arguments.sampler else list(words)
 
 
 def overridden(run: Run, words: Sequence[str]) -> Run:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -119,7 +120,7 @@ def schedule_of(run: Run) -> Schedule:
 
 
 def check_capabilities(run: Run, backend: Backend) -> None:
-    """Raises `UnsupportedError` for what the backend cannot do."""
+    """Raises `UnsupportedError` for what the backend cannot do, `SettingError` for more versions than it can sample from."""
     able = backend.capabilities()
     for name, policy in run.named_policies.items():
         if type(policy.algorithm.loss) not in able.losses:
@@ -129,6 +130,29 @@ def check_capabilities(run: Run, backend: Backend) -> None:
             )
     if run.deterministic and not able.deterministic:
         raise UnsupportedError("deterministic=True: this backend cannot repeat a run bit for bit; leave it out")
+    needed = versions_at_once(run)
+    if able.versions is not None and needed > able.versions:
+        raise SettingError(
+            f"backend.max_loras={able.versions}: this run plays up to {needed} versions at once; set it to {needed}"
+        )
+
+
+def versions_at_once(run: Run) -> int:
+    """How many versions may be played at the same time, of all policies on one base: of each policy the newest
+    `max_staleness + 1`, the one that is being published, one that held-out tasks are played with, and version 0 where it is an
+    opponent."""
+    frozen = {
+        player.policy
+        for episodes in (*run.sources, *run.named_held_out.values())
+        for lineup in episodes.lineups
+        for player in lineup.resolved(episodes.environment.seats, tuple(run.named_policies)).values()
+        if isinstance(player, Frozen)
+    }
+    each = run.max_staleness + 2 + bool(run.named_held_out)
+    needed = Counter[str]()
+    for name, policy in run.named_policies.items():
+        needed[policy.model] += each + (name in frozen)
+    return max(needed.values())
 
 
 async def _begun(

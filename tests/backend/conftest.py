@@ -72,6 +72,13 @@ def tiny_qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _save(model, tmp_path_factory.mktemp("models") / "tiny-qwen3")
 
 
+@pytest.fixture(scope="session")
+def tiny_wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a random Llama with heads of 32, as narrow as vLLM computes them on a CPU."""
+    sizes = {**SIZES, "hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
+    return _save(LlamaForCausalLM(LlamaConfig(**sizes)), tmp_path_factory.mktemp("models") / "tiny-wide")
+
+
 @pytest.fixture(scope="session", params=["llama", "qwen3"])
 def tiny_model(request: pytest.FixtureRequest, tiny_llama: Path, tiny_qwen3: Path) -> Path:
     """Each tiny model in turn."""

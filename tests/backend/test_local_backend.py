@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import anyio
@@ -14,6 +15,7 @@ from sparring.backend.local.model import TorchModel
 from sparring.backend.losses import PPO, CrossEntropy, ImportanceSampling
 from sparring.backend.sampling import SamplingParams
 from sparring.backend.training import Adam, Lora
+from sparring.backend.vllm.adapters import usual_parent
 from sparring.errors import BackendError, SettingError, UnsupportedError
 from tests.backend.batches import LORA, groups, lora_of, spread, trainer
 
@@ -175,6 +177,8 @@ BAD_SETTINGS: list[tuple[dict[str, object], str]] = [
     ({"dtype": "float16"}, "dtype='float16': must be"),
     ({"dtype": "bfloat16", "deterministic": True}, "deterministic run computes in 'float32'"),
     ({"device": "abacus"}, "device='abacus'"),
+    ({"sampler": "magic"}, "sampler='magic': must be 'torch' or 'vllm'"),
+    ({"max_loras": 0}, "max_loras=0: must be at least 1"),
 ]
 
 
@@ -182,3 +186,26 @@ BAD_SETTINGS: list[tuple[dict[str, object], str]] = [
 def test_bad_settings_are_refused_at_start(settings: dict[str, object], message: str) -> None:
     with pytest.raises(SettingError, match=message):
         LocalBackend(**settings)  # type: ignore[arg-type]
+
+
+async def test_what_vllm_cannot_sample_from_is_refused_before_it_is_started(tiny_llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="deterministic"):
+        LocalBackend(sampler="vllm", deterministic=True)
+    async with LocalBackend(sampler="vllm", max_loras=3, cache_dir=tmp_path) as backend:
+        assert backend.capabilities().versions == 3
+        with pytest.raises(UnsupportedError, match="sampler='torch' for all weights"):
+            await backend.create_model(str(tiny_llama))
+        with pytest.raises(UnsupportedError, match="unembedding"):
+            await backend.create_model(str(tiny_llama), lora=Lora(unembedding=True))
+
+
+async def test_a_missing_vllm_is_said_and_leaves_nothing(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    before = set(usual_parent().iterdir())
+    with anyio.fail_after(120):
+        async with LocalBackend(sampler="vllm", cache_dir=tmp_path) as backend:
+            with pytest.raises(SettingError, match=r"needs 'vllm': pip install 'sparring\[vllm\]'"):
+                await backend.create_model(str(tiny_llama), lora=LORA)
+    assert set(usual_parent().iterdir()) == before

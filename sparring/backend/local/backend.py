@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
+import anyio
 import torch
 from anyio import to_thread
 
@@ -22,6 +25,8 @@ from sparring.backend.local.passes import Passes
 from sparring.backend.local.reference import TorchReference
 from sparring.backend.local.sampler import TorchSampler
 from sparring.backend.local.scorer import Scorer
+from sparring.backend.local.served import send, served_model
+from sparring.backend.local.snapshots import TakeSnapshot, WeightsSnapshot
 from sparring.backend.local.thread import EngineThread
 from sparring.backend.local.trainer import Trainer, forward_backward_together
 from sparring.backend.local.value_scorer import ValueScorer
@@ -29,7 +34,9 @@ from sparring.backend.losses import LOSSES, Loss
 from sparring.backend.models import default_cache, resolve_model
 from sparring.backend.pending import PendingResult
 from sparring.backend.training import Capabilities, ForwardOutput, Lora, ModelInfo
-from sparring.errors import SettingError
+from sparring.backend.vllm import VllmSampler, VllmSettings
+from sparring.backend.vllm.settings import refuse_unserved
+from sparring.errors import SettingError, UnsupportedError
 
 DETERMINISTIC_THREADS = 2
 """How many threads a deterministic backend computes with, so that its sums do not depend on how many cores there are."""
@@ -43,6 +50,10 @@ class _Loaded:
     sampler: TorchSampler
     renderer: ChatRenderer
 
+    def take_snapshot(self, trainer: Trainer) -> WeightsSnapshot:
+        """Into the memory of the torch sampler."""
+        return WeightsSnapshot(self.sampler.open, trainer.adapter.snapshot())
+
 
 class LocalBackend:
     """A `Backend` in this process. Everything happens between entering and leaving its `async with` block.
@@ -55,6 +66,8 @@ class LocalBackend:
     cache_dir       where named states and converted models are kept; None is the user's cache folder
     token_budget    tokens of one micro-batch; None chooses by device. It bounds memory and changes no result
     decode_share    decode steps between two training micro-batches
+    sampler         "torch" (in this process) or "vllm" (in processes of its own: adapters only, not deterministic)
+    max_loras       vLLM: how many versions, of all models on one base, can be drawn from at once
     """
 
     def __init__(
@@ -68,8 +81,10 @@ class LocalBackend:
         cache_dir: str | Path | None = None,
         token_budget: int | None = None,
         decode_share: int = 1,
+        sampler: Literal["torch", "vllm"] = "torch",
+        max_loras: int = 8,
     ) -> None:
-        _at_least(1, {"threads": threads, "slots": slots, "token_budget": token_budget})
+        _at_least(1, {"threads": threads, "slots": slots, "token_budget": token_budget, "max_loras": max_loras})
         _at_least(0, {"decode_share": decode_share})
         self._device = _device(device)
         self._dtype = choose_dtype(dtype, device=self._device, deterministic=deterministic)
@@ -79,18 +94,30 @@ class LocalBackend:
         self._token_budget = token_budget or (16384 if self._device.type == "cuda" else 1024)
         self._engine = EngineThread(decode_share=decode_share, on_start=self._on_start)
         self._loaded: dict[Path, _Loaded] = {}
+        self._sampler, self._max_loras = _sampler(sampler, deterministic=deterministic), max_loras
+        self._served: dict[Path, VllmSampler] = {}
+        self._serving = anyio.Lock()
 
     async def __aenter__(self) -> LocalBackend:
         await self._engine.__aenter__()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
+        with anyio.CancelScope(shield=True):
+            for sampler in self._served.values():
+                await to_thread.run_sync(sampler.close)
         await self._engine.__aexit__(*exc)
         self._loaded.clear()
 
     def capabilities(self) -> Capabilities:
         """What this backend can do."""
-        return Capabilities(losses=frozenset(LOSSES), deterministic=self._deterministic, critics=True, references=True)
+        return Capabilities(
+            losses=frozenset(LOSSES),
+            deterministic=self._deterministic,
+            critics=True,
+            references=True,
+            versions=self._max_loras if self._sampler == "vllm" else None,
+        )
 
     async def create_model(self, model: str, *, lora: Lora | None = None, seed: int = 0) -> TorchModel:
         """A fresh adapter on `model`: a folder, a hub name, or "smollm2-135m-instruct". A base is loaded once and shared.
@@ -98,8 +125,15 @@ class LocalBackend:
         Without `lora`, all weights are trained: copies, so that the base can still be shared. Raises `SettingError` for a model
         that is not there, `UnsupportedError` for one that is not computed exactly here.
         """
+        if self._sampler == "vllm":
+            refuse_unserved(lora)
         folder = await to_thread.run_sync(resolve_model, model, self._cache)
-        return await self._engine.submit(lambda: self._create(model, folder, lora, seed), "create_model")
+        loaded = await self._engine.submit(lambda: self._load(folder), "create_model")
+        take_snapshot: TakeSnapshot = loaded.take_snapshot
+        if self._sampler == "vllm":
+            served = await self._serve(folder, loaded.base, lora)
+            take_snapshot = partial(send, served)
+        return await self._engine.submit(lambda: self._create(model, loaded, lora, seed, take_snapshot), "create_model")
 
     async def create_from_state(self, path: str, *, model: str | None = None, optimizer: bool = True) -> TorchModel:
         """What `save_state` wrote; without `optimizer` also an adapter folder of PEFT. See `Backend.create_from_state`.
@@ -158,8 +192,21 @@ class LocalBackend:
             model.follow(pending)
         return pending
 
-    def _create(self, name: str, folder: Path, lora: Lora | None, seed: int) -> TorchModel:
-        loaded = self._load(folder)
+    async def _serve(self, folder: Path, base: BaseModel, lora: Lora | None) -> VllmSampler:
+        """The vLLM engine of a base, started for its first model."""
+        async with self._serving:
+            if folder not in self._served:
+                assert lora is not None
+                settings = VllmSettings(max_loras=self._max_loras, max_lora_rank=lora.rank, slots=self._slots)
+                sampler = VllmSampler(served_model(base, folder), self._engine, settings)
+                await to_thread.run_sync(sampler.start)
+                self._served[folder] = sampler
+            self._served[folder].check(lora)
+            return self._served[folder]
+
+    def _create(
+        self, name: str, loaded: _Loaded, lora: Lora | None, seed: int, take_snapshot: TakeSnapshot
+    ) -> TorchModel:
         base, passes = loaded.base, self._passes(loaded.base)
         adapter = _trained(base, lora, seed)
         return TorchModel(
@@ -168,7 +215,7 @@ class LocalBackend:
             self._engine,
             renderer=loaded.renderer,
             info=_info(name, base, adapter),
-            open_sampler=loaded.sampler.open,
+            take_snapshot=take_snapshot,
             states=self._cache / "states",
         )
 
@@ -224,6 +271,16 @@ def _at_least(least: int, settings: Mapping[str, int | None]) -> None:
     for name, value in settings.items():
         if value is not None and value < least:
             raise SettingError(f"{name}={value!r}: must be at least {least}")
+
+
+def _sampler(wanted: Literal["torch", "vllm"], *, deterministic: bool) -> Literal["torch", "vllm"]:
+    if wanted not in ("torch", "vllm"):
+        raise SettingError(f"sampler={wanted!r}: must be 'torch' or 'vllm'")
+    if wanted == "vllm" and deterministic:
+        raise UnsupportedError(
+            "sampler='vllm' with deterministic=True: what vLLM draws depends on what else it draws; 'torch'"
+        )
+    return wanted
 
 
 def _device(wanted: str) -> torch.device:

@@ -56,6 +56,11 @@ class KeyValueCache:
         )
 
     @property
+    def bytes_per_token(self) -> int:
+        """What one token of one sequence takes."""
+        return 2 * self._layers * self._heads * self._width * self._dtype.itemsize
+
+    @property
     def bytes(self) -> int:
         """How much is allocated now."""
         return 2 * self._all_keys.numel() * self._all_keys.element_size()

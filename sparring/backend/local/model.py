@@ -5,9 +5,9 @@ Every method that computes returns at once; the engine thread runs the operation
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, TypeVar
 
 import anyio
 
@@ -15,9 +15,9 @@ from sparring.backend.check_data import check_data
 from sparring.backend.datum import Datum
 from sparring.backend.local.checkpoint import state_folder
 from sparring.backend.local.export import export_adapter, export_merged
-from sparring.backend.local.lora import Weights
 from sparring.backend.local.operations import check_fits
 from sparring.backend.local.scorer import Scorer
+from sparring.backend.local.snapshots import Snapshot, TakeSnapshot
 from sparring.backend.local.thread import EngineThread
 from sparring.backend.local.trained_client import TrainedClient
 from sparring.backend.local.trainer import Share, Trainer
@@ -30,12 +30,6 @@ from sparring.backend.training import ForwardOutput, ModelInfo
 from sparring.errors import SettingError, UnsupportedError
 
 T = TypeVar("T")
-
-
-class OpenSampler(Protocol):
-    """Makes a sampling client of an adapter's weights; `release` is called once, when the client is closed."""
-
-    def __call__(self, weights: Weights, *, version: int, release: Callable[[], None]) -> SamplingClient: ...
 
 
 class TorchModel(TrainedClient):
@@ -52,11 +46,11 @@ class TorchModel(TrainedClient):
         *,
         renderer: Renderer,
         info: ModelInfo,
-        open_sampler: OpenSampler,
+        take_snapshot: TakeSnapshot,
         states: Path,
     ) -> None:
         super().__init__(trainer, engine, info=info, states=states)
-        self._scorer, self._renderer, self._open_sampler = scorer, renderer, open_sampler
+        self._scorer, self._renderer, self._take_snapshot = scorer, renderer, take_snapshot
         self._versions = Versions()
         self._published = -1
 
@@ -109,7 +103,7 @@ class TorchModel(TrainedClient):
         if version <= self._published:
             raise SettingError(f"version={version!r}: {self._published} is published, and versions never go back")
         pending = self._operations.submit(
-            "publish", lambda: self._versions.publish(version, self._trainer.adapter.snapshot())
+            "publish", lambda: self._versions.publish(version, self._take_snapshot(self._trainer))
         )
         self._published = version
         return pending
@@ -121,25 +115,35 @@ class TorchModel(TrainedClient):
         steps that made them."""
         if kind != "snapshot":
             raise UnsupportedError(f"kind={kind!r}: this backend samples from snapshots only")
-        if version is None:
-            number, weights = await self._operations.submit(
-                "sampler", lambda: (self._trainer.steps, self._trainer.adapter.snapshot())
-            )
-            return self._open_sampler(weights, version=number, release=lambda: None)
-        taken: list[Weights] = []
-        opening = self._operations.submit("sampler", lambda: taken.append(self._versions.take(version)))
+        taken: list[tuple[int, Snapshot]] = []
+        opening = self._operations.submit("sampler", lambda: taken.append(self._take(version)))
         try:
             await opening
         except anyio.get_cancelled_exc_class():
             opening.retrieved = True  # nobody waits for it any more, so nobody has to hear that it failed
             self._release(version, taken)
             raise
-        return self._open_sampler(taken[0], version=version, release=lambda: self._release(version, taken))
+        number, snapshot = taken[0]
+        return snapshot.open(version=number, release=lambda: self._release(version, taken))
 
-    def _release(self, version: int, taken: list[Weights]) -> None:
-        """A client of a published version was closed, or its opening was cancelled, perhaps before the version was taken."""
+    def _take(self, version: int | None) -> tuple[int, Snapshot]:
+        """A published version, or what the weights are now, under the number of steps that made them."""
+        if version is None:
+            return self._trainer.steps, self._take_snapshot(self._trainer)
+        return version, self._versions.take(version)
+
+    def _release(self, version: int | None, taken: Sequence[tuple[int, Snapshot]]) -> None:
+        """A client was closed, or its opening was cancelled, perhaps before anything was taken."""
+
+        def let_go() -> None:
+            for number, snapshot in taken:
+                if version is None:
+                    snapshot.free()
+                else:
+                    self._versions.release(number)
+
         if not self._engine.closed:
-            self._engine.submit(lambda: self._versions.release(version) if taken else None, "release")
+            self._engine.submit(let_go, "release")
 
     def _export(self, folder: Path, *, merge: bool) -> str:
         if merge:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from sparring.arrays import F32, I32
+from sparring.backend.check_request import check_request, checked_tokens
 from sparring.backend.local.attention import Pass, decoding_view, forward, prompt_view
 from sparring.backend.local.base import BaseModel
 from sparring.backend.local.cache import KeyValueCache
@@ -33,7 +34,7 @@ from sparring.backend.local.readout import read_out
 from sparring.backend.local.request import Drawn, Group, Request, passes
 from sparring.backend.local.scheduler import Scheduler
 from sparring.backend.sampling import SampledSequence, SamplingParams
-from sparring.errors import BackendError, ContextFull, SettingError
+from sparring.errors import BackendError, SettingError
 
 PREFILL_TOKENS = 512
 """Tokens of prompts in one step; a longer prompt is computed in parts."""
@@ -116,12 +117,7 @@ class TorchSampler:
     ) -> Request:
         """Check and queue a request. Raises `SettingError` and `ContextFull` as `SamplingClient.sample` says."""
         tokens = self.checked(prompt)
-        if n < 1:
-            raise SettingError(f"n={n!r}: must be at least 1")
-        if len(tokens) + params.max_tokens > self._base.context_length:
-            raise ContextFull(
-                f"{len(tokens)} tokens and max_tokens={params.max_tokens!r} do not fit into {self._base.context_length}"
-            )
+        check_request(tokens, params, n, self._base.context_length)
         request = Request(tokens, params, n, adapter=adapter, version=version, decode=self._decode_text)
         self._inbox.append(request)
         self._engine.wake()
@@ -129,13 +125,7 @@ class TorchSampler:
 
     def checked(self, tokens: Sequence[int] | I32) -> I32:
         """The tokens as i32[T]; `SettingError` for none at all and for ids that the model does not have."""
-        ids = np.asarray(tokens, np.int64)
-        if ids.ndim != 1 or len(ids) == 0:
-            raise SettingError(f"tokens of shape {ids.shape!r}: one row of at least one token is needed")
-        if ids.min() < 0 or ids.max() >= self._base.vocabulary:
-            bad = int(ids[(ids < 0) | (ids >= self._base.vocabulary)][0])
-            raise SettingError(f"token {bad!r}: this model's are 0 to {self._base.vocabulary - 1}")
-        return ids.astype(np.int32)
+        return checked_tokens(tokens, self._base.vocabulary)
 
     def statistics(self) -> SamplerStatistics:
         """How it stands; read from any thread, each number by itself."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparring.backend.local.lora import Weights
+from sparring.backend.local.snapshots import Snapshot
 from sparring.errors import SettingError
 
 
 @dataclass(slots=True)
 class _Held:
-    weights: Weights
+    snapshot: Snapshot
     users: int = 0
 
 
@@ -26,18 +26,18 @@ class Versions:
         """The versions that can be sampled from, oldest first."""
         return tuple(sorted(self._held))
 
-    def publish(self, version: int, weights: Weights) -> None:
+    def publish(self, version: int, snapshot: Snapshot) -> None:
         """Add a version newer than all others; older ones without users are freed."""
         assert all(version > number for number in self._held), (version, self.numbers)
-        self._held[version] = _Held(weights)
+        self._held[version] = _Held(snapshot)
         self._free()
 
-    def take(self, version: int) -> Weights:
-        """The weights of a version, held until as many calls of `release`. Raises `SettingError` for one that is not there."""
+    def take(self, version: int) -> Snapshot:
+        """The snapshot of a version, held until as many calls of `release`. Raises `SettingError` for one that is not there."""
         if version not in self._held:
             raise SettingError(f"version={version!r} is not published or was freed; there are {list(self.numbers)}")
         self._held[version].users += 1
-        return self._held[version].weights
+        return self._held[version].snapshot
 
     def release(self, version: int) -> None:
         """Undo one `take`."""
@@ -53,4 +53,6 @@ class Versions:
 
     def _free(self) -> None:
         newest = None if self._closed else max(self._held)
-        self._held = {number: held for number, held in self._held.items() if held.users > 0 or number == newest}
+        idle = [number for number, held in self._held.items() if held.users == 0 and number != newest]
+        for number in idle:
+            self._held.pop(number).snapshot.free()

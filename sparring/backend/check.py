@@ -1,0 +1,296 @@
+"""Does a backend keep its contract? Plain async functions that raise `CheckFailed` and say what they saw.
+
+`check_backend` runs all of them on one model; each can be run by itself. What they ask is public (`Backend`, `TrainingClient`,
+`SamplingClient`), so they fit a backend of one's own. A small random model will do; figures are those of invariant 5.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from re import findall
+from typing import TypeVar
+
+import anyio
+import numpy as np
+
+from sparring.arrays import F32, I32
+from sparring.backend.datum import Datum
+from sparring.backend.losses import CrossEntropy, ImportanceSampling
+from sparring.backend.sampling import SampledSequence, SamplingClient, SamplingParams
+from sparring.backend.training import Adam, Backend, Lora, TrainingClient
+from sparring.errors import CheckFailed, SettingError
+
+T = TypeVar("T")
+
+QUESTIONS = ("What is 7 + 5?", "Name three rivers.", "Why is the sky blue?", "Write two lines about a fox.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """Mean and largest difference between sampler and trainer in the log-prob of a token."""
+
+    mean: float
+    largest: float
+
+
+FP32 = Bounds(mean=1e-5, largest=1e-4)
+BF16 = Bounds(mean=0.05, largest=0.5)
+
+
+async def check_backend(
+    backend: Backend,
+    model: str,
+    *,
+    lora: Lora | None = None,
+    bounds: Bounds = FP32,
+    tokens: int = 2000,
+    busy: Callable[[], int] | None = None,
+) -> None:
+    """Every check on fresh adapters of `model` (rank 8 unless `lora` says otherwise). `tokens` are compared for parity; `busy`
+    tells how many sequences the backend is drawing, for `check_cancelled`."""
+    made = await backend.create_model(model, lora=lora or Lora(rank=8, alpha=16.0), seed=1)
+    await check_parity(made, bounds=bounds, tokens=tokens)
+    await check_distribution(made)
+    await check_ends(made)
+    await check_seeds(made, bounds=bounds)
+    await check_versions(made, bounds=bounds, first=2)
+    if busy is not None:
+        await check_cancelled(made, busy)
+    await made.unload()
+
+
+async def check_parity(model: TrainingClient, *, bounds: Bounds = FP32, tokens: int = 2000, first: int = 0) -> None:
+    """Publishes versions `first` and the next.
+
+    What the sampler says of the tokens that it drew is what the trainer says of them, at the temperature that they were
+    drawn at, for each of several versions while others are drawn from; and so for tokens that were only scored."""
+    old, new = await _published(model, first), await _published(model, first + 1)
+    count = tokens // (len(QUESTIONS) * 2 * 2 * 16) + 1
+    found: list[tuple[I32, float, list[SampledSequence]]] = []
+
+    async def draw(client: SamplingClient, prompt: I32, temperature: float) -> None:
+        params = SamplingParams(max_tokens=16, temperature=temperature, seed=1)
+        found.append((prompt, temperature, await client.sample(prompt, params, n=count)))
+
+    async with anyio.create_task_group() as group:
+        for prompt in _prompts(model):
+            for temperature in (1.0, 0.7):
+                group.start_soon(draw, new, prompt, temperature)
+                group.start_soon(old.sample, prompt, SamplingParams(max_tokens=8))
+    drawn = [(prompt, t, sample) for prompt, t, samples in found for sample in samples]
+    data = [Datum.completion(prompt, sample, advantage=0.0, temperature=t) for prompt, t, sample in drawn]
+    output = await model.forward(data, ImportanceSampling())
+    differences = [
+        np.abs(logprobs[len(prompt) :] - sample.logprobs)
+        for (prompt, _, sample), logprobs in zip(drawn, output.logprobs, strict=True)
+    ]
+    _within("drawn and trained log-probs", differences, bounds)
+    plain = [datum for datum in data if datum.temperature == 1.0][:4]
+    scores = [(await new.logprobs(datum.tokens))[datum.mask] for datum in plain]
+    wanted = await model.forward(plain, ImportanceSampling())
+    pairs = zip(scores, wanted.logprobs, plain, strict=True)
+    _within("scored and trained log-probs", [np.abs(s - w[d.mask]) for s, w, d in pairs], bounds)
+    await old.aclose()
+    await new.aclose()
+
+
+async def check_distribution(model: TrainingClient) -> None:
+    """Greedy draws are certain and alike; `top_k` and `top_p` leave tokens out, and the others' log-probs make up for it."""
+    client, prompt = await model.sampler(), _prompts(model)[0]
+    greedy = await client.sample(prompt, SamplingParams(max_tokens=4, temperature=0.0), n=3)
+    _insist(
+        all(np.array_equal(sample.tokens, greedy[0].tokens) and not sample.logprobs.any() for sample in greedy),
+        f"temperature=0 drew {[sample.tokens.tolist() for sample in greedy]} with log-probs {greedy[0].logprobs.tolist()}; "
+        "it must draw the likeliest token, always, with log-prob 0",
+    )
+    (one,) = await client.sample(prompt, SamplingParams(max_tokens=4, top_k=1, seed=1))
+    _insist(
+        np.array_equal(one.tokens, greedy[0].tokens) and float(np.abs(one.logprobs).max()) < 1e-6,
+        f"top_k=1 drew {one.tokens.tolist()} with log-probs {one.logprobs.tolist()}; greedy {greedy[0].tokens.tolist()}",
+    )
+    for params, most in (
+        (SamplingParams(max_tokens=1, top_k=3, temperature=1.5, seed=1), 3),
+        (SamplingParams(max_tokens=1, top_p=0.5, seed=1), None),
+    ):
+        first = await client.sample(prompt, params, n=200)
+        odds = {int(sample.tokens[0]): float(np.exp(np.float64(sample.logprobs[0]))) for sample in first}
+        total = sum(odds.values())
+        _insist(most is None or len(odds) <= most, f"{params} drew {len(odds)} different tokens")
+        _insist(
+            total <= 1 + 1e-3, f"{params}: the probabilities of the {len(odds)} tokens drawn sum to {total:.4f} > 1"
+        )
+        _insist(total >= 0.8, f"{params}: 200 draws saw tokens of {total:.4f} of the probability in all; 1 is expected")
+    await client.aclose()
+
+
+async def check_ends(model: TrainingClient) -> None:
+    """A sequence ends at `max_tokens`, at a stop token or where its text holds a stop string; what ends it is part of it, and
+    neither the end-of-turn token nor anything else ends one that was not told so."""
+    client, prompt = await model.sampler(), _prompts(model)[1]
+    (free,) = await client.sample(prompt, SamplingParams(max_tokens=24, seed=3))
+    _insist(
+        (len(free.tokens), free.stop) == (24, "length"),
+        f"max_tokens=24 without any stop ended {free.stop!r} after {len(free.tokens)} tokens",
+    )
+    for stop_ids in ((int(free.tokens[7]),), (int(free.tokens[11]), int(free.tokens[4]))):
+        end = min(free.tokens.tolist().index(token) for token in stop_ids) + 1
+        (ended,) = await client.sample(prompt, SamplingParams(max_tokens=24, seed=3, stop_ids=stop_ids))
+        _insist(
+            ended.stop == "stop" and ended.tokens.tolist() == free.tokens[:end].tolist(),
+            f"stop_ids={stop_ids!r}: ended {ended.stop!r} with {ended.tokens.tolist()} of {free.tokens.tolist()}",
+        )
+        _insist(len(ended.logprobs) == end, f"{end} tokens came with {len(ended.logprobs)} log-probs")
+    text = model.renderer.text
+    strings = findall("[ -~]{2,4}", text(free.tokens))
+    _insist(
+        bool(strings),
+        f"24 tokens hold no two readable characters: {text(free.tokens)!r}; take a model that writes some",
+    )
+    string = strings[len(strings) // 2]
+    end = next(i for i in range(1, 25) if string in text(free.tokens[:i]))
+    (ended,) = await client.sample(prompt, SamplingParams(max_tokens=24, seed=3, stop=(string,)))
+    _insist(
+        ended.stop == "stop" and ended.tokens.tolist() == free.tokens[:end].tolist(),
+        f"stop={string!r}: ended {ended.stop!r} with the text {text(ended.tokens)!r}, not {text(free.tokens[:end])!r}",
+    )
+    await client.aclose()
+
+
+async def check_seeds(model: TrainingClient, *, bounds: Bounds = FP32) -> None:
+    """A seed decides what is drawn, each sequence of a request has a draw of its own, and without a seed draws differ."""
+    client, prompt = await model.sampler(), _prompts(model)[2]
+
+    async def draw(seed: int | None, n: int = 3) -> list[SampledSequence]:
+        return await client.sample(prompt, SamplingParams(max_tokens=12, seed=seed), n=n)
+
+    first, again, fewer = await draw(5), await draw(5), await draw(5, n=2)
+    for one, other, name in ((first, again, "the same"), (first[:2], fewer, "a smaller n")):
+        same = all(np.array_equal(a.tokens, b.tokens) for a, b in zip(one, other, strict=True))
+        _insist(same, f"seed=5 drew other tokens with {name} request")
+        _within(
+            "log-probs of one seed", [np.abs(a.logprobs - b.logprobs) for a, b in zip(one, other, strict=True)], bounds
+        )
+    others = [*first, *await draw(6), *await draw(None), *await draw(None)]
+    _insist(len({tuple(sample.tokens.tolist()) for sample in others}) == 12, "sequences of different seeds are alike")
+    await client.aclose()
+
+
+async def check_versions(model: TrainingClient, *, bounds: Bounds = FP32, first: int = 0) -> None:
+    """Publishes versions `first` and the next.
+
+    Versions never go back; each token is stamped with its version; a snapshot stays as it is while training goes on."""
+    old = await _published(model, first)
+    prompt, params = _prompts(model)[3], SamplingParams(max_tokens=12, seed=7)
+    before = await old.sample(prompt, params, n=2)
+    during: list[list[SampledSequence]] = []
+
+    async def sample() -> None:
+        during.append(await old.sample(prompt, params, n=2))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(sample)
+        new = await _published(model, first + 1)
+    during.append(await old.sample(prompt, params, n=2))
+    for later in during:
+        for one, other in zip(before, later, strict=True):
+            _insist(
+                np.array_equal(one.tokens, other.tokens) and one.versions == other.versions,
+                f"version {old.version} draws other tokens since {new.version} was published: a snapshot must not change",
+            )
+            _within("log-probs of a snapshot before and after", [np.abs(one.logprobs - other.logprobs)], bounds)
+    fresh = await new.sample(prompt, params, n=2)
+    for client, samples in ((old, before), (new, fresh)):
+        stamped = {sample.versions for sample in samples}
+        _insist(stamped == {((client.version, 12),)}, f"version {client.version} stamped its tokens {stamped!r}")
+    tokens = np.concatenate([prompt, before[0].tokens])
+    moved = float(np.abs((await old.logprobs(tokens) - await new.logprobs(tokens))[1:]).max())
+    _insist(
+        moved > 1e-3, f"versions {old.version} and {new.version} have the same log-probs: the newer is not the newer"
+    )
+    for version in (new.version, old.version):
+        try:
+            await model.publish(version)
+        except SettingError:
+            continue
+        raise CheckFailed(f"publish({version}) after {new.version} was not refused with a SettingError")
+    await old.aclose()
+    await new.aclose()
+
+
+async def check_cancelled(model: TrainingClient, busy: Callable[[], int]) -> None:
+    """A request whose caller was cancelled is drawn no further: once a later one has ended, nothing of it is left."""
+    client, prompt = await model.sampler(), _prompts(model)[0]
+    most = model.info.context_length - len(prompt)
+    async with anyio.create_task_group() as group:
+        for _ in range(3):
+            group.start_soon(client.sample, prompt, SamplingParams(max_tokens=most), 8)
+        await client.sample(prompt, SamplingParams(max_tokens=2))
+        group.cancel_scope.cancel()
+    await client.sample(prompt, SamplingParams(max_tokens=2))
+    _insist(busy() == 0, f"{busy()} sequences are still drawn after their callers were cancelled")
+    await client.aclose()
+
+
+async def check_closing(use: Callable[[], Awaitable[None]], *, folders: Sequence[Path] = ()) -> None:
+    """After `use`, which opens a backend and leaves it again, there is no task, thread, process or file in `folders` that was
+    not there before. Workers that anyio and multiprocessing keep for later do not count."""
+    before = _there(folders)
+    await use()
+    left = sorted(_there(folders) - before)
+    _insist(not left, f"the backend left {', '.join(left)}")
+
+
+def _there(folders: Sequence[Path]) -> set[str]:
+    tasks = {f"task {task.id} {task.name}" for task in anyio.get_running_tasks()}
+    threads = {
+        f"thread {t.ident} {t.name}" for t in threading.enumerate() if type(t).__module__.partition(".")[0] != "anyio"
+    }
+    files = {f"file {path}" for folder in folders for path in folder.iterdir()}
+    return tasks | threads | files | {f"process {text}" for text in _children()}
+
+
+def _children() -> set[str]:
+    """Number and command of the processes that this one started, where the system tells (Linux)."""
+    found: set[str] = set()
+    for listed in Path("/proc/self/task").glob("*/children"):
+        for number in listed.read_text().split():
+            command = Path(f"/proc/{number}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if "multiprocessing.resource_tracker" not in command:
+                found.add(f"{number} {command}")
+    return found
+
+
+def _prompts(model: TrainingClient) -> list[I32]:
+    return [model.renderer.start([{"role": "user", "content": question}]) for question in QUESTIONS]
+
+
+async def _published(model: TrainingClient, version: int) -> SamplingClient:
+    """Train the model by one large step, publish it, and open the version."""
+    model.forward_backward([_to_learn(prompt) for prompt in _prompts(model)], CrossEntropy())
+    await model.optim_step(Adam(learning_rate=0.02))
+    await model.publish(version)
+    return await model.sampler(version=version)
+
+
+def _to_learn(prompt: I32) -> Datum:
+    zeros: F32 = np.zeros(len(prompt), np.float32)
+    mask = np.arange(len(prompt)) > 0
+    return Datum(tokens=prompt, mask=mask, logprobs=zeros, advantages=zeros, weights=mask.astype(np.float32))
+
+
+def _within(what: str, differences: Sequence[F32], bounds: Bounds) -> None:
+    every = np.concatenate(differences)
+    mean, largest = float(every.mean()), float(every.max())
+    _insist(
+        mean <= bounds.mean and largest <= bounds.largest,
+        f"{what} differ by {mean:.2g} on average, {largest:.2g} at most, over {len(every)} tokens; allowed are "
+        f"{bounds.mean:g} and {bounds.largest:g}",
+    )
+
+
+def _insist(held: bool, otherwise: str) -> None:
+    if not held:
+        raise CheckFailed(otherwise)

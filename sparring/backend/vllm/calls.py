@@ -1,0 +1,126 @@
+"""The one module that imports vLLM: one engine, and what is asked of it. Imported when an engine is started, never before."""
+
+# pyright: reportMissingImports=false
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import multiprocessing
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any
+from uuid import uuid4
+
+from psutil import NoSuchProcess, Process
+from vllm import SamplingParams
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.lora.request import LoRARequest
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from sparring.backend.vllm.adapters import AdapterFile
+from sparring.backend.vllm.engine import EngineDied
+
+_NAME = "EngineCore"
+
+
+class AsyncEngine:
+    """vLLM's `AsyncLLM` and the processes that it started. Made and used on one asyncio loop; see `Engine`."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        before = {process.pid for process in multiprocessing.active_children()}
+        self._made: AsyncLLM | None = AsyncLLM.from_engine_args(AsyncEngineArgs(**options))
+        started = [p for p in multiprocessing.active_children() if p.pid not in before and p.name.startswith(_NAME)]
+        self._processes = [Process(process.pid) for process in started]
+
+    @property
+    def processes(self) -> tuple[int, ...]:
+        return tuple(process.pid for process in self._family())
+
+    @property
+    def _llm(self) -> AsyncLLM:
+        if self._made is None:
+            raise EngineDied
+        return self._made
+
+    @property
+    def dead(self) -> bool:
+        return self._made is None or bool(self._made.errored)
+
+    async def warm_up(self) -> None:
+        await self._generate([0], {"max_tokens": 2, "seed": 0, "logprobs": 0}, None)
+
+    async def generate(self, tokens: Sequence[int], params: Mapping[str, Any], adapter: AdapterFile) -> Any:
+        return await self._generate(tokens, params, _request(adapter))
+
+    async def _generate(self, tokens: Sequence[int], params: Mapping[str, Any], request: LoRARequest | None) -> Any:
+        given = SamplingParams(**params, output_kind=RequestOutputKind.FINAL_ONLY)
+        prompt = {"prompt_token_ids": list(tokens)}
+        output: Any = None
+        try:
+            async for part in self._llm.generate(prompt, given, uuid4().hex, lora_request=request):
+                output = part
+        except EngineDeadError as error:
+            raise EngineDied from error
+        return output
+
+    async def load(self, adapter: AdapterFile) -> None:
+        await self._call(self._llm.add_lora(_request(adapter)))
+
+    async def unload(self, adapter: AdapterFile) -> None:
+        await self._call(self._llm.remove_lora(adapter.number))
+
+    async def answer(self) -> None:
+        await self._call(self._llm.is_paused())
+
+    async def _call(self, call: Coroutine[Any, Any, Any]) -> None:
+        """Await a call that vLLM would leave unanswered for ever if the engine died meanwhile; the task that hands out what the
+        engine says ends then."""
+        asked = asyncio.ensure_future(call)
+        try:
+            await asyncio.wait({asked, self._llm.output_handler}, return_when=asyncio.FIRST_COMPLETED)
+            if not asked.done():
+                raise EngineDied
+            await asked
+        except EngineDeadError as error:
+            raise EngineDied from error
+        finally:
+            asked.cancel()
+
+    def kill(self) -> None:
+        _kill(self._family())
+
+    def shut(self) -> None:
+        if self._made is None:
+            return
+        family = self._family()
+        self._made.shutdown(timeout=5.0)
+        _kill(family)
+        self._made.engine_core.resources.ctx.destroy(linger=0)
+        self._made = (
+            None  # it shuts itself once more when it is freed, which fails where that is at the interpreter's end
+        )
+        gc.collect()
+
+    def _family(self) -> list[Process]:
+        """The processes and all that they started."""
+        found = list(self._processes)
+        for process in self._processes:
+            try:
+                found += process.children(recursive=True)
+            except NoSuchProcess:
+                continue
+        return found
+
+
+def _request(adapter: AdapterFile) -> LoRARequest:
+    return LoRARequest(lora_name=adapter.name, lora_int_id=adapter.number, lora_path=str(adapter.folder))
+
+
+def _kill(processes: Sequence[Process]) -> None:
+    for process in processes:
+        try:
+            process.kill()
+        except NoSuchProcess:
+            continue

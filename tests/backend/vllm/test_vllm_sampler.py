@@ -1,0 +1,137 @@
+"""The vLLM sampler on a tiny model: the conformance suite, what it refuses, when versions are unloaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sparring.backend.check import check_backend
+from sparring.backend.local import LocalBackend
+from sparring.backend.local.model import TorchModel
+from sparring.backend.sampling import SamplingParams
+from sparring.backend.training import Lora
+from sparring.backend.vllm import VllmSampler
+from sparring.backend.vllm.adapters import AdapterFile, AdapterFolder
+from sparring.errors import BackendError, CheckFailed, ContextFull, SettingError, UnsupportedError
+from tests.backend.batches import spread
+from tests.backend.drawing import prompt_of
+
+pytestmark = pytest.mark.vllm
+LORA = Lora(rank=8, alpha=16.0)
+
+
+@pytest.fixture
+async def model(backend: LocalBackend, tiny_wide: Path) -> TorchModel:
+    made = await backend.create_model(str(tiny_wide), lora=LORA)
+    spread(made)
+    return made
+
+
+async def test_the_conformance_suite(backend: LocalBackend, served: VllmSampler, tiny_wide: Path) -> None:
+    await check_backend(backend, str(tiny_wide), lora=LORA, busy=lambda: served.statistics().requests)
+
+
+async def test_versions_are_unloaded_when_nobody_needs_them(model: TorchModel, served: VllmSampler) -> None:
+    before = served.statistics().adapters
+    for version in range(3):
+        await model.publish(version)
+    assert served.statistics().adapters == before + 1
+    held = await model.sampler(version=2)
+    await held.logprobs([5, 6])  # asked after what unloads the older ones
+    assert len(folders(served)) == before + 1
+    await model.publish(3)
+    await model.publish(4)
+    assert served.statistics().adapters == before + 2
+    sample = await held.sample(prompt_of(0, 5), SamplingParams(max_tokens=3))
+    assert sample[0].versions == ((2, 3),)
+    await held.aclose()
+    await model.unload()
+    await model_is_done(model)
+    assert served.statistics().adapters == before
+
+
+async def test_what_cannot_be_drawn_is_refused(model: TorchModel, backend: LocalBackend, tiny_wide: Path) -> None:
+    client = await model.sampler()
+    with pytest.raises(ContextFull, match=r"200 tokens and max_tokens=57 .* 256"):
+        await client.sample(prompt_of(0, 200), SamplingParams(max_tokens=57))
+    (whole,) = await client.sample(prompt_of(0, 200), SamplingParams(max_tokens=56))
+    assert len(whole.tokens) == 56
+    full = prompt_of(1, 256)
+    scores = await client.logprobs(full)
+    assert np.isnan(scores[0]) and np.isfinite(scores[1:]).all() and scores.shape == (256,)
+    with pytest.raises(ContextFull, match="257"):
+        await client.logprobs([5] * 257)
+    wrong: list[tuple[Any, str]] = [([], "at least one"), ([5, 320], "320"), ([-1], "-1"), ([[5]], "shape")]
+    for bad, said in wrong:
+        with pytest.raises(SettingError, match=said):
+            await client.sample(bad, SamplingParams(max_tokens=1))
+        with pytest.raises(SettingError, match=said):
+            await client.logprobs(bad)
+    for params, said in (
+        (SamplingParams(max_tokens=1, temperature=0.001), "temperature=0.001"),
+        (SamplingParams(max_tokens=1, temperature=2.5), "temperature=2.5"),
+        (SamplingParams(max_tokens=1, stop=("",)), "empty"),
+    ):
+        with pytest.raises(UnsupportedError, match=said):
+            await client.sample([5], params)
+    with pytest.raises(SettingError, match="n=0"):
+        await client.sample([5], SamplingParams(max_tokens=1), n=0)
+    with pytest.raises(UnsupportedError, match="inflight"):
+        await model.sampler("inflight")
+    with pytest.raises(SettingError, match=r"rank=16.*up to 8"):
+        await backend.create_model(str(tiny_wide), lora=Lora(rank=16))
+    await client.aclose()
+    await client.aclose()
+    with pytest.raises(BackendError, match="closed"):
+        await client.sample([5], SamplingParams(max_tokens=1))
+
+
+async def test_one_token_is_scored_too(model: TorchModel) -> None:
+    client = await model.sampler()
+    scores = await client.logprobs([7])
+    assert scores.shape == (1,) and np.isnan(scores[0])
+
+
+class Reused(AdapterFolder):
+    """The planted defect: every version is written over the one before, under the same name and number."""
+
+    def write(self, files: Any) -> AdapterFile:
+        fresh = super().write(files)
+        folder = self.path / "reused"
+        folder.mkdir(exist_ok=True)
+        for path in fresh.folder.iterdir():
+            path.replace(folder / path.name)
+        return AdapterFile(name="reused", number=999, folder=folder)
+
+    def remove(self, adapter: AdapterFile) -> None:
+        """What comes next is written over it."""
+
+
+@pytest.mark.parametrize("canary", [True, False])
+async def test_a_stale_cache_is_seen(
+    backend: LocalBackend, served: VllmSampler, tiny_wide: Path, monkeypatch: pytest.MonkeyPatch, *, canary: bool
+) -> None:
+    """By the canary at publication; and where that looks away, by the suite."""
+    reused = Reused()
+    monkeypatch.setattr(served, "_files", reused)
+    if not canary:
+        monkeypatch.setattr("sparring.backend.local.served.compare", lambda trainer, draw: None)
+    with pytest.raises(
+        BackendError if canary else CheckFailed, match="drifted apart" if canary else "log-probs differ"
+    ):
+        await check_backend(backend, str(tiny_wide), lora=LORA)
+    reused.close()
+
+
+def folders(served: VllmSampler) -> list[Path]:
+    files = served._files  # pyright: ignore[reportPrivateUsage]
+    assert files is not None
+    return [path for path in files.path.iterdir() if path.is_dir()]
+
+
+async def model_is_done(model: TorchModel) -> None:
+    """Everything that was submitted to the engine thread has run."""
+    await model._engine.submit(lambda: None, "wait")  # pyright: ignore[reportPrivateUsage]
