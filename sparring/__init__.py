@@ -48,7 +48,21 @@ from sparring.environments import (
     split,
 )
 from sparring.errors import ContextFull, EffectError, SparringError, Unjudged
-from sparring.learner import Algorithm, Comparable, Episodes, Policy, Run, advantages, grpo, rae, train, train_async
+from sparring.learner import (
+    Algorithm,
+    Comparable,
+    Drop,
+    Episodes,
+    EqualRewards,
+    Pace,
+    Policy,
+    Run,
+    advantages,
+    grpo,
+    rae,
+    train,
+    train_async,
+)
 from sparring.rollout import Finished, play
 
 __version__ = "0.1.0"
@@ -70,9 +84,11 @@ __all__ = [
     "Custom",
     "Datum",
     "DecoupledPPO",
+    "Drop",
     "EffectError",
     "Environment",
     "Episodes",
+    "EqualRewards",
     "External",
     "Finished",
     "Frozen",
@@ -84,6 +100,7 @@ __all__ = [
     "Lora",
     "MathVerifier",
     "Outcome",
+    "Pace",
     "Policy",
     "Reply",
     "Rewards",

@@ -14,11 +14,11 @@ import msgspec
 
 from sparring.errors import SettingError
 from sparring.learner.advantages import Advantages, GroupMean, RoleBaseline
-from sparring.learner.algorithm import Scope
 from sparring.learner.history import read_events
 from sparring.learner.run import Run
 from sparring.learner.step import prepare
 from sparring.rollout import Coordinator, Schedule
+from sparring.rollout.comparable import Scope
 from sparring.rollout.events import Admitted, AnyEvent, Opened, Planned, Stepped
 
 _KNOWN: Mapping[str, type[GroupMean | RoleBaseline]] = {"GroupMean": GroupMean, "RoleBaseline": RoleBaseline}
@@ -29,12 +29,16 @@ Credit = tuple[Advantages, Mapping[str, Scope]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """How many decisions were made again, and each that came out otherwise, as a sentence."""
+    """How many decisions were made again, and each that came out otherwise, as a sentence.
+
+    `drops` are the lines of the drop-bias table: what was trained and what was not, where anything was dropped.
+    """
 
     admissions: int
     batches: int
     steps: int
     differences: tuple[str, ...]
+    drops: tuple[str, ...] = ()
 
     @property
     def agrees(self) -> bool:
@@ -45,7 +49,7 @@ class Comparison:
         """What a person reads."""
         verdict = "all agree" if self.agrees else f"{len(self.differences)} differ"
         counted = f"{self.admissions} admissions, {self.batches} batches, {self.steps} steps decided again: {verdict}"
-        return [counted, *self.differences]
+        return [counted, *self.differences, *self.drops]
 
 
 def replay(folder: Path, run: Run | None = None) -> Comparison:
@@ -67,6 +71,10 @@ def compare(events: Iterable[AnyEvent], run: Run | None = None) -> Comparison:
     counts: dict[type, int] = {Admitted: 0, Planned: 0, Stepped: 0}
     differences: list[str] = []
     for event in history:
+        if isinstance(event, Admitted | Planned):
+            differences += [
+                f"episode {one.group}/{one.member} was not dropped: {one.detail}" for one in coordinator.late()
+            ]
         match event:
             case Admitted():
                 differences += _admission(event, coordinator)
@@ -80,7 +88,11 @@ def compare(events: Iterable[AnyEvent], run: Run | None = None) -> Comparison:
             counts[type(event)] += 1
         coordinator.apply(event)
     return Comparison(
-        admissions=counts[Admitted], batches=counts[Planned], steps=counts[Stepped], differences=tuple(differences)
+        admissions=counts[Admitted],
+        batches=counts[Planned],
+        steps=counts[Stepped],
+        differences=tuple(differences),
+        drops=tuple(coordinator.bias.lines),
     )
 
 

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from sparring.arrays import F32, I32
 from sparring.backend import Datum
 from sparring.learner.advantages import Advantages, Comparable, estimate, plain_state
-from sparring.learner.algorithm import Scope
 from sparring.rollout import Batch, Context, Trajectory
+from sparring.rollout.comparable import Scope, comparable_sets
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,19 +72,6 @@ def prepare(
     if spreads:
         metrics["mixed"] = _mean(spreads)
     return Prepared(data=tuple(data), metrics=metrics, state=plain_state(estimator, now), digest=digest.hexdigest())
-
-
-def comparable_sets(drawn: Sequence[Trajectory], compare: Mapping[str, Scope]) -> list[list[int]]:
-    """Indices of the trajectories that are compared: one task, seat and label, over the group or within the episode.
-
-    Sets, and the trajectories of each, are in the order in which they were drawn.
-    """
-    sets: dict[tuple[int, int, str, str], list[int]] = {}
-    for index, trajectory in enumerate(drawn):
-        within = compare.get(trajectory.seat, "group") == "episode"
-        key = (trajectory.group, trajectory.episode if within else -1, trajectory.seat, trajectory.label)
-        sets.setdefault(key, []).append(index)
-    return list(sets.values())
 
 
 def _comparable(chosen: Sequence[Trajectory], environment: str) -> Comparable:

@@ -20,6 +20,7 @@ from sparring.environments import size
 from sparring.errors import JournalError, SettingError, SparringError, UnsupportedError
 from sparring.learner.described import check_same, describe, digests
 from sparring.learner.folder import RunFolder
+from sparring.learner.pacing import Drop
 from sparring.learner.players import check_players
 from sparring.learner.report import ReportFile
 from sparring.learner.resume import Redone, bases, fold, needed_versions, redo
@@ -115,6 +116,12 @@ def schedule_of(run: Run) -> Schedule:
         group_size=run.group_size,
         seed=run.seed,
         pinned=run.deterministic,
+        equal_rewards={
+            name: dict(policy.algorithm.compare)
+            for name, policy in run.named_policies.items()
+            if policy.algorithm.filters
+        },
+        drop_after=run.pacing.versions if isinstance(run.pacing, Drop) else None,
     )
 
 

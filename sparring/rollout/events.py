@@ -141,8 +141,15 @@ class SeatResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     turn_rewards: dict[int, float] = {}
 
 
+DEADLINE = "deadline"
+LATE = "late"
+
+
 class Ended(Event, frozen=True, kw_only=True, tag="ended"):
-    """An episode ended. `fault` is empty, or says how it failed (an exception, a deadline): then nothing of it is trained."""
+    """An episode ended. `fault` is empty, or says how it failed (an exception, a deadline): then nothing of it is trained.
+
+    `LATE` is the fault of an episode that was dropped for its age because the run was told to: nobody's failure.
+    """
 
     group: int
     member: int

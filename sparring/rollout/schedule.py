@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from random import Random
 
 from sparring.rollout.budget import Bound
+from sparring.rollout.comparable import Scope
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,13 +23,21 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """`pinned` is the schedule of deterministic runs: which version a group plays with is a function of its position."""
+    """What decides what is played and what becomes of it.
+
+    pinned         the schedule of deterministic runs: which version a group plays with is a function of its position
+    equal_rewards  {policy: {seat: what its trajectories are compared over}}, for the policies whose units are dropped
+                   where all rewards that are compared are equal
+    drop_after     an episode is dropped when more than so many versions were made since its group was admitted; None: never
+    """
 
     sources: tuple[Source, ...]
     bounds: Mapping[str, Bound]
     group_size: int
     seed: int
     pinned: bool = False
+    equal_rewards: Mapping[str, Mapping[str, Scope]] = field(default_factory=dict[str, Mapping[str, Scope]])
+    drop_after: int | None = None
 
     def combination(self, turn: int) -> tuple[int, int]:
         """(source, line-up) of the turn: sources alternate by group, and each source's line-ups by its groups."""

@@ -15,9 +15,9 @@ from sparring import Comparable, Datum, F
 from sparring.errors import SettingError
 from sparring.learner import GroupMean, RoleBaseline, advantages
 from sparring.learner.advantages import Advantages
-from sparring.learner.algorithm import Scope
-from sparring.learner.step import Prepared, comparable_sets, prepare
+from sparring.learner.step import Prepared, prepare
 from sparring.rollout import Batch, Trajectory
+from sparring.rollout.comparable import Scope, comparable_sets
 from sparring.rollout.events import Ended, SeatResult
 from tests.learner.sets import batch, context, f32, trajectory
 

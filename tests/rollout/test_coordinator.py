@@ -232,10 +232,10 @@ def test_a_policy_that_never_spoke_is_dropped_alone() -> None:
     assert rows["bob"].dropped["empty"].units == 1 and rows["alice"].buffered.units == 1
     again = story.admit()
     assert again.trained == ["bob"], "alice has her unit"
-    assert story.state.barren == {"alice": 0, "bob": 1}
-    assert story.state.barren_detail == "no seat that is trained spoke and was rewarded"
+    assert {policy: barren.count for policy, barren in story.state.barren.items()} == {"alice": 0, "bob": 1}
+    assert story.state.barren["bob"].detail == "no seat that is trained spoke and was rewarded"
     story.end(1)
-    assert story.state.barren == {"alice": 0, "bob": 0}
+    assert not any(barren.count for barren in story.state.barren.values())
 
 
 def test_why_nothing_was_left_to_train_on() -> None:
@@ -245,8 +245,8 @@ def test_why_nothing_was_left_to_train_on() -> None:
     ):
         options: dict[str, Any] = case
         story.end(story.admit().group, **options)
-        assert story.state.barren_detail == said
-        assert story.state.barren["alice"] == count + 1
+        assert story.state.barren["alice"].detail == said
+        assert story.state.barren["alice"].count == count + 1
 
 
 def test_a_pinned_schedule_leaves_holes() -> None:
