@@ -3,6 +3,7 @@
 from sparring.learner.advantages import Advantages, Comparable, GroupMean, RoleBaseline, advantages
 from sparring.learner.algorithm import Algorithm, EqualRewards, grpo, rae
 from sparring.learner.pacing import Drop, Pace
+from sparring.learner.reuse import Reuse
 from sparring.learner.run import Episodes, Policy, Run
 from sparring.learner.train import train, train_async
 
@@ -16,6 +17,7 @@ __all__ = [
     "GroupMean",
     "Pace",
     "Policy",
+    "Reuse",
     "RoleBaseline",
     "Run",
     "advantages",

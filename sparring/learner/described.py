@@ -213,11 +213,11 @@ def _name(value: object) -> str:
 
 
 def code_fingerprints(run: Run) -> dict[str, str]:
-    """The digest of the source of each function and class of the user's own in the policies, the line-ups and the
-    backend."""
+    """The digest of the source of each function and class of the user's own in the policies, the line-ups, the backend
+    and the reuse."""
     everyone = [*run.sources, *run.named_held_out.values()]
     lineups = [lineup.players for source in everyone for lineup in source.lineups]
-    found = _code([*run.named_policies.values(), *lineups, run.backend], ())
+    found = _code([*run.named_policies.values(), *lineups, run.backend, run.reuse], ())
     return {f"code of {_name(thing)}": source_digest(thing) for thing in found}
 
 

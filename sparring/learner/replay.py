@@ -16,7 +16,7 @@ from sparring.errors import SettingError
 from sparring.learner.advantages import Advantages, GroupMean, RoleBaseline
 from sparring.learner.history import read_events
 from sparring.learner.run import Run
-from sparring.learner.step import prepare
+from sparring.learner.step import Priority, mean_advantage, prepare
 from sparring.rollout import Coordinator, Schedule
 from sparring.rollout.comparable import Scope
 from sparring.rollout.events import Admitted, AnyEvent, Opened, Planned, Stepped
@@ -68,6 +68,7 @@ def compare(events: Iterable[AnyEvent], run: Run | None = None) -> Comparison:
         raise SettingError("the journal does not begin with a run's settings: nothing was started in this folder")
     coordinator = Coordinator(msgspec.convert(opened.run["schedule"], Schedule))
     crediting = _credits(opened.run["settings"]["policies"], run)
+    priority = _priority(opened.run["settings"].get("reuse"), run)
     counts: dict[type, int] = {Admitted: 0, Planned: 0, Stepped: 0}
     differences: list[str] = []
     for event in history:
@@ -81,7 +82,7 @@ def compare(events: Iterable[AnyEvent], run: Run | None = None) -> Comparison:
             case Planned():
                 differences += _batch(event, coordinator)
             case Stepped():
-                differences += _step(event, coordinator, crediting[event.policy])
+                differences += _step(event, coordinator, crediting[event.policy], priority)
             case _:
                 """What players and clocks did is given, not decided."""
         if type(event) in counts:
@@ -108,14 +109,18 @@ def _admission(event: Admitted, coordinator: Coordinator) -> list[str]:
 def _batch(event: Planned, coordinator: Coordinator) -> list[str]:
     again = coordinator.next_batch(event.policy)
     return (
-        [] if again == event else [f"step {event.step} of {event.policy!r} took {event.groups}, decided again: {again}"]
+        []
+        if again == event
+        else [
+            f"step {event.step} of {event.policy!r} took {event.groups}, reused {event.reused}, decided again: {again}"
+        ]
     )
 
 
-def _step(event: Stepped, coordinator: Coordinator, credit: Credit) -> list[str]:
+def _step(event: Stepped, coordinator: Coordinator, credit: Credit, priority: Priority | None) -> list[str]:
     names = [source.environment for source in coordinator.schedule.sources]
     state: Mapping[str, Any] = coordinator.durable[event.policy].get("advantages", {})
-    prepared = prepare(coordinator.batches[event.policy], *credit, state, names)
+    prepared = prepare(coordinator.batches[event.policy], *credit, state, names, priority)
     where = f"step {event.step} of {event.policy!r}"
     found = []
     if prepared.digest != event.advantages:
@@ -125,6 +130,8 @@ def _step(event: Stepped, coordinator: Coordinator, credit: Credit) -> list[str]
             found.append(f"{where}: {name} = {prepared.metrics.get(name)!r} instead of {event.metrics.get(name)!r}")
     if dict(prepared.state) != event.durable.get("advantages", {}):
         found.append(f"{where}: the estimator's state differs")
+    if dict(prepared.weights) != event.weights:
+        found.append(f"{where}: other weights of units that may be used again")
     return found
 
 
@@ -138,6 +145,16 @@ def _credits(policies: Mapping[str, Any], run: Run | None) -> dict[str, Credit]:
             f"name the file that the run was started with"
         )
     return {name: (algorithm.advantages, algorithm.compare) for name, algorithm in algorithms.items()}
+
+
+def _priority(described: Mapping[str, Any] | None, run: Run | None) -> Priority | None:
+    """How the run weighs units that may be used again."""
+    if run is not None:
+        return None if run.reuse is None else run.reuse.priority
+    how = "uniform" if described is None else described["how"]
+    if how not in ("uniform", "prioritized"):
+        raise SettingError(f"reuse: how is {how!r}, which is not part of sparring: name the run's file too")
+    return mean_advantage if how == "prioritized" else None
 
 
 def _credit(policy: str, described: Mapping[str, Any]) -> Credit:

@@ -15,6 +15,7 @@ from sparring.environments import Environment, Tasks, size
 from sparring.errors import SettingError, UnsupportedError
 from sparring.learner.algorithm import Algorithm, grpo
 from sparring.learner.pacing import Pace, Pacing, check_pacing
+from sparring.learner.reuse import Reuse, check_reuse
 
 DEFAULT_POLICY = "policy"
 
@@ -118,6 +119,7 @@ class Run:
     max_faults        share of episodes that may fail before the run stops
     max_refill        groups in a row that may leave a policy nothing to train on (all failed, or equal rewards where that is
                       filtered) and be replaced before the run stops; None: 32, or four steps' worth if that is more
+    reuse             Reuse(...) trains on units once more, in places beyond the fresh ones; None does not
     pacing            what becomes of episodes that take long: Pace() waits for them, Drop(...) drops and counts them
     stall_deadline    seconds without any event after which the run stops and says what it waits for
     """
@@ -139,6 +141,7 @@ class Run:
     max_faults: float = 0.1
     max_refill: int | None = None
     pacing: Pacing = Pace()
+    reuse: Reuse | None = None
     stall_deadline: float = 900.0
     folder: Path = Path("runs")
 
@@ -182,6 +185,7 @@ class Run:
             episode_deadline=self.episode_deadline,
             deterministic=self.deterministic,
         )
+        check_reuse(self.reuse, max_staleness=self.max_staleness)
 
     def _check_ceilings(self) -> None:
         if not (_number(self.max_faults) and 0 <= self.max_faults <= 1):

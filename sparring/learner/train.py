@@ -122,6 +122,7 @@ def schedule_of(run: Run) -> Schedule:
             if policy.algorithm.filters
         },
         drop_after=run.pacing.versions if isinstance(run.pacing, Drop) else None,
+        reuse=None if run.reuse is None else run.reuse.rule,
     )
 
 

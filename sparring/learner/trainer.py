@@ -303,11 +303,12 @@ class Trainer:
         now = monotonic()
         seconds = now - began
         done = stepped.step + 1 - self._first_step[stepped.policy]
+        tokens = stepped.metrics["action_tokens"] + stepped.metrics.get("reused/action_tokens", 0.0)
         left = (self._run.steps - stepped.step - 1) * (now - self._started) / done
         timing = {
             "seconds": seconds,
             "train_seconds": now - ready,
-            "tokens_per_second": stepped.metrics["action_tokens"] / seconds if seconds else 0.0,
+            "tokens_per_second": tokens / seconds if seconds else 0.0,
             "idle": (ready - began) / seconds if seconds else 0.0,
             "left_seconds": left,
         }

@@ -12,7 +12,7 @@ from typing import Any
 
 from sparring.rollout.bias import DropBias
 from sparring.rollout.budget import StalenessBudget, Waiting
-from sparring.rollout.buffer import RolloutBuffer
+from sparring.rollout.buffer import RolloutBuffer, oldest_version
 from sparring.rollout.comparable import all_equal
 from sparring.rollout.events import (
     LATE,
@@ -49,10 +49,11 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """The units of a planned step."""
+    """The units of a planned step: fresh ones, and those that are used `again`."""
 
     planned: Planned
     units: tuple[Unit, ...]
+    again: tuple[Unit, ...] = ()
 
 
 class Coordinator:
@@ -63,7 +64,7 @@ class Coordinator:
         self.budget = StalenessBudget(schedule.bounds, pinned=schedule.pinned)
         self.ledger = Ledger()
         self.bias = DropBias()
-        self.buffer = RolloutBuffer(self.budget)
+        self.buffer = RolloutBuffer(self.budget, reuse=schedule.reuse, seed=schedule.seed)
         self.groups: dict[int, LiveGroup] = {}
         self.batches: dict[str, Batch] = {}
         self.durable: dict[str, Mapping[str, Any]] = {policy: {} for policy in schedule.bounds}
@@ -106,7 +107,8 @@ class Coordinator:
         groups = self.buffer.fresh(policy)
         if isinstance(groups, Waiting):
             return groups
-        return Planned(policy=policy, step=self.budget.version(policy), groups=list(groups))
+        reused = list(self.buffer.reused(policy))
+        return Planned(policy=policy, step=self.budget.version(policy), groups=list(groups), reused=reused)
 
     def late(self) -> tuple[Ended, ...]:
         """The ends of the episodes that are to be dropped now, as more than `schedule.drop_after` versions of a policy that
@@ -266,8 +268,9 @@ class Coordinator:
         return source, -1 if self.schedule.sources[source].tasks is None else group.admitted.index
 
     def _plan(self, event: Planned) -> None:
-        batch = Batch(planned=event, units=self.buffer.take(event.policy, event.groups))
-        self._assert_fresh(batch)
+        again = self.buffer.again(event.policy, event.reused)
+        batch = Batch(planned=event, units=self.buffer.take(event.policy, event.groups), again=again)
+        self._assert_young(batch)
         self.batches[event.policy] = batch
 
     def _step(self, event: Stepped) -> None:
@@ -278,21 +281,27 @@ class Coordinator:
             self.ledger.trained(event.policy, str(unit.group))
             count_made(self.bias, unit.trajectories, "trained", self._task(self.groups[unit.group]))
             self._leave(self.groups[unit.group], event.policy)
+        for unit in batch.again:
+            self.ledger.reused(event.policy, _tokens_by_seat(unit.trajectories))
+        for unit in self.buffer.trained(event.policy, batch.units, batch.again, event.weights):
+            self.ledger.expired(event.policy, _tokens_by_seat(unit.trajectories))
         self.durable[event.policy] = event.durable
         self.ledger.assert_balanced(self.budget.statistics())
         assert not self.budget.overdue(), f"units that no step may train any more: {self.budget.overdue()}"
 
-    def _assert_fresh(self, batch: Batch) -> None:
-        """Invariant 1: no token of the batch is older than the bound."""
-        oldest = batch.planned.step - self.schedule.bounds[batch.planned.policy].max_staleness
-        for unit in batch.units:
-            for trajectory in unit.trajectories:
-                for context in trajectory.contexts:
-                    versions = context.versions[context.action_mask]
-                    assert len(versions) == 0 or versions.min() >= oldest, (
-                        f"step {batch.planned.step} of {unit.policy}: group {unit.group} holds a token of version "
-                        f"{versions.min()}, older than {oldest}"
-                    )
+    def _assert_young(self, batch: Batch) -> None:
+        """Invariant 1: on its first use, no token is older than the bound; on a later one, none is older than `max_age`."""
+        step, policy = batch.planned.step, batch.planned.policy
+        reuse = self.schedule.reuse
+        for units, most in (
+            (batch.units, self.schedule.bounds[policy].max_staleness),
+            (batch.again, reuse.max_age if reuse else 0),
+        ):
+            for unit in units:
+                oldest = oldest_version(unit, step)
+                assert oldest >= step - most, (
+                    f"step {step} of {policy}: group {unit.group} holds a token of version {oldest}, older than {step - most}"
+                )
 
     def _leave(self, group: LiveGroup, policy: str) -> None:
         group.left.discard(policy)

@@ -8,6 +8,7 @@ from functools import lru_cache
 from random import Random
 
 from sparring.rollout.budget import Bound
+from sparring.rollout.buffer import ReuseRule
 from sparring.rollout.comparable import Scope
 
 
@@ -29,6 +30,7 @@ class Schedule:
     equal_rewards  {policy: {seat: what its trajectories are compared over}}, for the policies whose units are dropped
                    where all rewards that are compared are equal
     drop_after     an episode is dropped when more than so many versions were made since its group was admitted; None: never
+    reuse          how trained units are used again; None: never
     """
 
     sources: tuple[Source, ...]
@@ -38,6 +40,7 @@ class Schedule:
     pinned: bool = False
     equal_rewards: Mapping[str, Mapping[str, Scope]] = field(default_factory=dict[str, Mapping[str, Scope]])
     drop_after: int | None = None
+    reuse: ReuseRule | None = None
 
     def combination(self, turn: int) -> tuple[int, int]:
         """(source, line-up) of the turn: sources alternate by group, and each source's line-ups by its groups."""
