@@ -127,10 +127,19 @@ class Story:
         self.tell(planned)
         return planned.groups
 
-    def step(self, policy: str, *, install: bool = True) -> None:
+    def step(self, policy: str, *, install: bool = True, weights: Mapping[int, float] | None = None) -> None:
         step = self.state.budget.version(policy)
         self.tell(
-            Stepped(policy=policy, step=step, digest="", advantages="", metrics={}, engine={}, durable={"at": step})
+            Stepped(
+                policy=policy,
+                step=step,
+                digest="",
+                advantages="",
+                metrics={},
+                engine={},
+                durable={"at": step},
+                weights=dict(weights or {}),
+            )
         )
         if install:
             self.tell(Installed(policy=policy, version=step + 1))
