@@ -256,8 +256,9 @@ class Counting:
     ],
 )
 def test_reuse_that_cannot_be(fields: dict[str, Any], said: str) -> None:
+    whole: dict[str, Any] = {"units": 1}
     with pytest.raises(SettingError, match=said):
-        Reuse(**{"units": 1} | fields)
+        Reuse(**whole | fields)
 
 
 def test_contradictions_are_refused(tmp_path: Path) -> None:
