@@ -64,7 +64,7 @@ from sparring.learner import (
     train,
     train_async,
 )
-from sparring.rollout import Finished, play
+from sparring.rollout import Curriculum, Finished, play
 
 __version__ = "0.1.0"
 
@@ -82,6 +82,7 @@ __all__ = [
     "Comparable",
     "ContextFull",
     "CrossEntropy",
+    "Curriculum",
     "Custom",
     "Datum",
     "DecoupledPPO",

@@ -65,6 +65,7 @@ def described_episodes(episodes: Episodes) -> dict[str, Any]:
         "lineups": [plain(lineup.players) for lineup in episodes.lineups],
         "greedy": episodes.greedy,
         "seen": episodes.seen,
+        "curriculum": plain(episodes.curriculum),
     }
 
 

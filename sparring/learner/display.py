@@ -232,7 +232,7 @@ def _policy_line(name: str, policy: Mapping[str, Any], model: Mapping[str, Any])
 def _episodes_line(name: str, episodes: Mapping[str, Any]) -> str:
     environment = episodes["environment"]
     tasks = "endless" if episodes["tasks"] is None else episodes["tasks"]
-    rest = {key: episodes[key] for key in ("lineups", "greedy", "seen")}
+    rest = {key: episodes[key] for key in ("lineups", "greedy", "seen", "curriculum")}
     return (
         f"{name}: {environment['name']} {_pairs(environment.get('settings', {}))} tasks={tasks} {_pairs(rest)}".replace(
             "  ", " "

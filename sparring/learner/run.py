@@ -16,6 +16,7 @@ from sparring.errors import SettingError, UnsupportedError
 from sparring.learner.algorithm import Algorithm, grpo
 from sparring.learner.pacing import Pace, Pacing, check_pacing
 from sparring.learner.reuse import Reuse, check_reuse
+from sparring.rollout import Curriculum
 
 DEFAULT_POLICY = "policy"
 
@@ -24,7 +25,8 @@ LearningRateSchedule = Literal["constant", "linear", "cosine"]
 
 @dataclass(frozen=True, slots=True)
 class Episodes:
-    """Tasks played in an environment by a line-up; several line-ups alternate from group to group. For held-out
+    """Tasks played in an environment by a line-up; several line-ups alternate from group to group. For training: a
+    `curriculum` draws tasks by how often they are solved, else each pass over them has an order of its own. For held-out
     episodes: `seen` allows tasks that are trained on, `greedy` plays at temperature 0."""
 
     environment: Environment[Any]
@@ -32,6 +34,7 @@ class Episodes:
     lineup: Lineup | Sequence[Lineup] = Lineup()
     seen: bool = field(default=False, kw_only=True)
     greedy: bool = field(default=False, kw_only=True)
+    curriculum: Curriculum | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if not isinstance(self.environment, Environment):
@@ -50,6 +53,12 @@ class Episodes:
             )
         if size(self.tasks) == 0:
             raise SettingError(f"{name}: its tasks are empty; give at least one")
+        if self.curriculum is not None and not isinstance(self.curriculum, Curriculum):
+            raise SettingError(f"{name}: curriculum={self.curriculum!r}: must be None or Curriculum()")
+        if self.curriculum is not None and size(self.tasks) is None:
+            raise SettingError(
+                f"{name}: curriculum={self.curriculum!r}: an endless source never plays a task twice; give a finite list"
+            )
 
     @property
     def lineups(self) -> Sequence[Lineup]:
@@ -269,8 +278,9 @@ def _check_policies(policies: object) -> None:
 
 
 def _check_held_out(held_out: object) -> None:
-    if held_out is None or isinstance(held_out, Episodes):
+    if held_out is None:
         return
+    held_out = {"held-out": held_out} if isinstance(held_out, Episodes) else held_out
     if not isinstance(held_out, Mapping):
         raise SettingError(f"held_out={held_out!r}: must be Episodes, a mapping of names to them, or None")
     for name, source in held_out.items():
@@ -278,6 +288,10 @@ def _check_held_out(held_out: object) -> None:
             raise SettingError(f"held_out: the name {name!r} must be text that is not empty")
         if not isinstance(source, Episodes):
             raise SettingError(f"held_out[{name!r}]={source!r}: must be Episodes(environment, tasks)")
+        if source.curriculum is not None:
+            raise SettingError(
+                f"held_out[{name!r}]: curriculum={source.curriculum!r}: all held-out tasks are played; leave it out here"
+            )
 
 
 def _folder_name(name: object) -> bool:

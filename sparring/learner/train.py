@@ -103,7 +103,12 @@ def schedule_of(run: Run) -> Schedule:
                 )
             lineups.append(trained)
         sources.append(
-            Source(environment=episodes.environment.name, tasks=size(episodes.tasks), lineups=tuple(lineups))
+            Source(
+                environment=episodes.environment.name,
+                tasks=size(episodes.tasks),
+                lineups=tuple(lineups),
+                curriculum=episodes.curriculum,
+            )
         )
     learning = {policy for source in sources for lineup in source.lineups for policy in lineup.values()}
     for policy in policies:

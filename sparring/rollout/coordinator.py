@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import Any
 
 from sparring.rollout.bias import DropBias
@@ -78,6 +79,7 @@ class Coordinator:
         self._admitted = 0
         self._turn = 0
         self._cursors = [0] * len(schedule.sources)
+        self._successes = [schedule.successes(source) for source in range(len(schedule.sources))]
 
     def next_group(self) -> Choice | str | None:
         """The group to admit now; a sentence that says what its admission waits for; None when admission has ended."""
@@ -96,7 +98,7 @@ class Coordinator:
         return Choice(
             group=self._admitted,
             source=source,
-            index=self.schedule.task_index(source, self._cursors[source]),
+            index=self._next_index(source),
             lineup=lineup,
             trained=trained,
             pinned=pinned,
@@ -172,6 +174,12 @@ class Coordinator:
                 lines.append(f"learner of {policy}: {batch.reason}")
         return lines
 
+    def _next_index(self, source: int) -> int:
+        cursor, successes = self._cursors[source], self._successes[source]
+        if successes is None:
+            return self.schedule.task_index(source, cursor)
+        return successes.draw(Random(f"{self.schedule.seed}/curriculum/{source}/{cursor}"))
+
     def _next_turn(self) -> int | None:
         for turn in range(self._turn, self._turn + self.schedule.combinations):
             if self._open_policies(*self.schedule.combination(turn)):
@@ -196,6 +204,9 @@ class Coordinator:
         self._turn = turn + 1
         self._admitted += 1
         self._cursors[event.source] += 1
+        for successes in self._successes:
+            if successes is not None:
+                successes.settle(event.pinned)
         due = self.budget.admit(str(event.group), event.trained)
         members = [LiveEpisode() for _ in range(self.schedule.group_size)]
         since = {policy: self.budget.version(policy) for policy in event.trained}
@@ -225,6 +236,9 @@ class Coordinator:
         for member in group.members:
             member.past = []
         count_lost(self.bias, done, seats, self._task(group))
+        successes = self._successes[group.admitted.source]
+        if successes is not None:
+            successes.add(group.admitted, group.due, done.episodes, seats)
         for policy in group.admitted.trained:
             mine = tuple(trajectory for trajectory in done.trajectories if trajectory.policy == policy)
             if not mine:

@@ -10,16 +10,18 @@ from random import Random
 from sparring.rollout.budget import Bound
 from sparring.rollout.buffer import ReuseRule
 from sparring.rollout.comparable import Scope
+from sparring.rollout.curriculum import Curriculum, Successes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
     """One `Episodes` of the run: how many tasks (None: endless) and, for each of its line-ups, {seat: policy} of those
-    trained."""
+    trained. `curriculum`: tasks are drawn by it, else each pass over them has an order of its own."""
 
     environment: str
     tasks: int | None
     lineups: tuple[Mapping[str, str], ...]
+    curriculum: Curriculum | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +53,14 @@ class Schedule:
     def combinations(self) -> int:
         """Turns after which every line-up of every source had its own."""
         return len(self.sources) * max(len(source.lineups) for source in self.sources)
+
+    def successes(self, source: int) -> Successes | None:
+        """Where the results of a source with a curriculum are kept; None for one without."""
+        curriculum, tasks = self.sources[source].curriculum, self.sources[source].tasks
+        if curriculum is None:
+            return None
+        assert tasks is not None, f"source {source}: a curriculum over endless tasks"
+        return Successes(curriculum=curriculum, tasks=tasks, pinned=self.pinned)
 
     def task_index(self, source: int, cursor: int) -> int:
         """Which task the source's group number `cursor` plays: each pass over a finite source has an order of its own."""

@@ -118,6 +118,7 @@ class World:
     filtered: bool = False
     dropped: bool = False
     reused: int = 0
+    learnt: bool = False
     ends: tuple[tuple[int, str], ...]
     """(commit, how): the successive starts of the run end before or after that commit, or are stopped at it, as by Ctrl-C."""
 
@@ -143,6 +144,7 @@ worlds = st.builds(
     filtered=st.booleans(),
     dropped=st.booleans(),
     reused=st.integers(0, 2),
+    learnt=st.booleans(),
     ends=st.lists(st.tuples(st.integers(0, 12), st.sampled_from(["before", "after", "stop"])), max_size=3).map(tuple),
 )
 
@@ -154,7 +156,11 @@ def run_of(world: World, folder: Path) -> Run:
     alone = [Lineup({"only": name}) for name in names]
     tasks: Any = generated(drawn) if world.endless else range(7)
     game = replace(fair(faults=world.faults), resumable=world.resumable)
-    kinds = (Episodes(game, tasks, pairs), Episodes(solo, tasks, alone))
+    curriculum = Curriculum(window=2) if world.learnt and not world.endless else None
+    kinds = (
+        Episodes(game, tasks, pairs, curriculum=curriculum),
+        Episodes(solo, tasks, alone, curriculum=curriculum),
+    )
     algorithm = grpo(filters=[EqualRewards()] if world.filtered else []) if world.members > 1 else rae()
     drops = world.dropped and world.staleness > 0 and not world.deterministic
     return Run(
