@@ -21,6 +21,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from sparring import (
+    Curriculum,
     Drop,
     Episodes,
     EqualRewards,

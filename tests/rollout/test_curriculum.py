@@ -134,9 +134,22 @@ def lived(plan: Schedule, chance: Random) -> list[int]:
 def test_a_pinned_schedule_draws_the_same_whoever_ends_first(
     seeds: tuple[int, int], k: int, batch: int, policies: int
 ) -> None:
-    plan = learning(k=k, batch=batch, policies=policies, steps=5, pinned=True)
+    plan = replace(learning(k=k, batch=batch, policies=policies, steps=12, pinned=True), seed=seeds[0])
     one, two = (lived(plan, Random(seed)) for seed in seeds)
-    assert one == two and len(one) == 5 * batch
+    assert one == two and len(one) == 12 * batch
+
+
+def test_without_settling_it_would_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A planted defect: results count as soon as they are there."""
+    add = Successes.add
+
+    def at_once(self: Successes, *given: Any) -> None:
+        self.pinned = False
+        add(self, *given)
+
+    monkeypatch.setattr(Successes, "add", at_once)
+    plans = [replace(learning(k=1, steps=12, pinned=True), seed=seed) for seed in range(8)]
+    assert any(lived(plan, Random(1)) != lived(plan, Random(2)) for plan in plans)
 
 
 def test_what_is_certain_is_played_less() -> None:
