@@ -20,10 +20,11 @@ class Drop:
 
     versions  an episode is dropped when a policy that trains in it has made more than so many versions since its group was
               admitted; `max_staleness - 1` is when a step would begin to wait for it
-    seconds   an episode is dropped when it took longer
+    seconds   an episode is dropped when it plays for longer
 
     Drops take the long episodes, not any: `sparring replay` shows the trained and the dropped ones by length, reward and
-    task. They are no faults (`max_faults`).
+    task. They are no faults (`max_faults`). While a step lacks units no version is made, so `versions` alone does not end
+    what hangs: `seconds` or the run's `episode_deadline` does.
     """
 
     versions: int | None = None
