@@ -164,10 +164,10 @@ def test_the_schedule_says_who_filters(tmp_path: Path) -> None:
 
 
 def test_settings_that_cannot_be(tmp_path: Path) -> None:
+    filtered = replace(rae(), filters=[EqualRewards()])
     with pytest.raises(
         SettingError, match=r"group_size=1: .*EqualRewards\(\) of 'policy' would drop every unit; use a"
     ):
-        filtered = replace(rae(), filters=[EqualRewards()])
         run_of(tmp_path, WELL, group_size=1, policies=Policy("model", filtered))
     alone = replace(filtered, compare={"only": "episode"})
     assert run_of(tmp_path, WELL, group_size=1, policies=Policy("model", alone)), "forks are compared within an episode"
