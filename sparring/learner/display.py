@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 
 from sparring.learner.history import Step, estimate_mean, headline_name
-from sparring.rollout.events import AnyEvent, Ended, Evaluated, Noted, Stepped, Timed
+from sparring.rollout.events import LATE, AnyEvent, Ended, Evaluated, Noted, Stepped, Timed
 
 _HEADER_EVERY = 20
 _MISSING = "-"
@@ -119,7 +119,8 @@ class Display:
             case Ended() if event.fault and event.fault not in self._faults:
                 self._faults.add(event.fault)
                 said = (event.detail.strip().splitlines() or [""])[-1]
-                self.warn(f"episode {event.member} of group {event.group} failed ({event.fault}): {said}")
+                what = "was dropped" if event.fault == LATE else "failed"
+                self.warn(f"episode {event.member} of group {event.group} {what} ({event.fault}): {said}")
             case Noted():
                 self._write(f"{event.kind}: {event.text}")
             case _:
