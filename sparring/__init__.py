@@ -48,8 +48,23 @@ from sparring.environments import (
     split,
 )
 from sparring.errors import ContextFull, EffectError, SparringError, Unjudged
-from sparring.learner import Algorithm, Comparable, Episodes, Policy, Run, advantages, grpo, rae, train, train_async
-from sparring.rollout import Finished, play
+from sparring.learner import (
+    Algorithm,
+    Comparable,
+    Drop,
+    Episodes,
+    EqualRewards,
+    Pace,
+    Policy,
+    Reuse,
+    Run,
+    advantages,
+    grpo,
+    rae,
+    train,
+    train_async,
+)
+from sparring.rollout import Curriculum, Finished, play
 
 __version__ = "0.1.0"
 
@@ -67,12 +82,15 @@ __all__ = [
     "Comparable",
     "ContextFull",
     "CrossEntropy",
+    "Curriculum",
     "Custom",
     "Datum",
     "DecoupledPPO",
+    "Drop",
     "EffectError",
     "Environment",
     "Episodes",
+    "EqualRewards",
     "External",
     "Finished",
     "Frozen",
@@ -84,8 +102,10 @@ __all__ = [
     "Lora",
     "MathVerifier",
     "Outcome",
+    "Pace",
     "Policy",
     "Reply",
+    "Reuse",
     "Rewards",
     "Run",
     "Sampling",

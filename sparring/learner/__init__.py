@@ -1,7 +1,9 @@
 """How data becomes updates: advantages, algorithms, the run and its training loop."""
 
 from sparring.learner.advantages import Advantages, Comparable, GroupMean, RoleBaseline, advantages
-from sparring.learner.algorithm import Algorithm, grpo, rae
+from sparring.learner.algorithm import Algorithm, EqualRewards, grpo, rae
+from sparring.learner.pacing import Drop, Pace
+from sparring.learner.reuse import Reuse
 from sparring.learner.run import Episodes, Policy, Run
 from sparring.learner.train import train, train_async
 
@@ -9,9 +11,13 @@ __all__ = [
     "Advantages",
     "Algorithm",
     "Comparable",
+    "Drop",
     "Episodes",
+    "EqualRewards",
     "GroupMean",
+    "Pace",
     "Policy",
+    "Reuse",
     "RoleBaseline",
     "Run",
     "advantages",

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import get_args
 
 from sparring.backend.losses import PPO, CrossEntropy, Loss, required_fields
 from sparring.errors import SettingError
 from sparring.learner.advantages import Advantages, GroupMean, RoleBaseline
+from sparring.rollout.comparable import Scope
 
-Scope = Literal["group", "episode"]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EqualRewards:
+    """A filter: units are dropped in which all rewards that are compared are equal, and others are played in their place
+    (dynamic sampling, arXiv 2503.14476, DAPO). Such a unit has no gradient under a group mean.
+
+    A set of one has nothing to differ from. At most `Run.max_refill` groups in a row are replaced. In a deterministic run
+    a dropped unit leaves a hole: its step trains on fewer.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,12 +28,14 @@ class Algorithm:
 
     compare  {seat: "group" (default) or "episode"}: whether the seat's trajectories are compared over the group, or within
              each episode, where the forks of one label (and, among those without one, the seat itself) are the set
+    filters  which finished units are dropped and played anew with other tasks, as in [EqualRewards()]
     """
 
     name: str
     advantages: Advantages
     loss: Loss
     compare: Mapping[str, Scope] = field(default_factory=dict[str, Scope])
+    filters: Sequence[EqualRewards] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.advantages, type) or not isinstance(self.advantages, Advantages):
@@ -49,6 +60,10 @@ class Algorithm:
         for seat, scope in self.compare.items():
             if scope not in get_args(Scope):
                 raise SettingError(f"{self.name}(compare={{{seat!r}: {scope!r}}}): must be 'group' or 'episode'")
+        if not isinstance(self.filters, list | tuple) or not all(isinstance(one, EqualRewards) for one in self.filters):
+            raise SettingError(
+                f"{self.name}(filters={self.filters!r}): must be a list of filters, as in [EqualRewards()]"
+            )
 
 
 def grpo(
@@ -57,6 +72,7 @@ def grpo(
     deviation: bool = False,
     loss: Loss | None = None,
     compare: Mapping[str, Scope] | None = None,
+    filters: Sequence[EqualRewards] = (),
 ) -> Algorithm:
     """Group-relative policy optimisation: each trajectory against the mean of its group, PPO's clipped ratio to the
     sampler.
@@ -73,6 +89,7 @@ def grpo(
         advantages=GroupMean(deviation=deviation) if advantages is None else advantages,
         loss=PPO() if loss is None else loss,
         compare={} if compare is None else compare,
+        filters=filters,
     )
 
 

@@ -25,7 +25,7 @@ from sparring.rollout import Schedule
 
 _PACKAGES = ("sparring", "torch", "transformers", "peft", "vllm", "numpy")
 _ELSEWHERE = ("train", "held_out", "folder")
-_FREE = ("max_concurrent", "episode_deadline", "stall_deadline", "max_faults")
+_FREE = ("max_concurrent", "episode_deadline", "stall_deadline", "max_faults", "max_refill")
 """Fields that may change when a run is resumed: they decide how, not what."""
 
 _ENDLESS_SAMPLE = 64
@@ -65,6 +65,7 @@ def described_episodes(episodes: Episodes) -> dict[str, Any]:
         "lineups": [plain(lineup.players) for lineup in episodes.lineups],
         "greedy": episodes.greedy,
         "seen": episodes.seen,
+        "curriculum": plain(episodes.curriculum),
     }
 
 
@@ -213,11 +214,11 @@ def _name(value: object) -> str:
 
 
 def code_fingerprints(run: Run) -> dict[str, str]:
-    """The digest of the source of each function and class of the user's own in the policies, the line-ups and the
-    backend."""
+    """The digest of the source of each function and class of the user's own in the policies, the line-ups, the backend
+    and the reuse."""
     everyone = [*run.sources, *run.named_held_out.values()]
     lineups = [lineup.players for source in everyone for lineup in source.lineups]
-    found = _code([*run.named_policies.values(), *lineups, run.backend], ())
+    found = _code([*run.named_policies.values(), *lineups, run.backend, run.reuse], ())
     return {f"code of {_name(thing)}": source_digest(thing) for thing in found}
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 
 from sparring.learner.history import Step, estimate_mean, headline_name
-from sparring.rollout.events import AnyEvent, Ended, Evaluated, Noted, Stepped, Timed
+from sparring.rollout.events import LATE, AnyEvent, Ended, Evaluated, Noted, Stepped, Timed
 
 _HEADER_EVERY = 20
 _MISSING = "-"
@@ -119,7 +119,8 @@ class Display:
             case Ended() if event.fault and event.fault not in self._faults:
                 self._faults.add(event.fault)
                 said = (event.detail.strip().splitlines() or [""])[-1]
-                self.warn(f"episode {event.member} of group {event.group} failed ({event.fault}): {said}")
+                what = "was dropped" if event.fault == LATE else "failed"
+                self.warn(f"episode {event.member} of group {event.group} {what} ({event.fault}): {said}")
             case Noted():
                 self._write(f"{event.kind}: {event.text}")
             case _:
@@ -232,7 +233,7 @@ def _policy_line(name: str, policy: Mapping[str, Any], model: Mapping[str, Any])
 def _episodes_line(name: str, episodes: Mapping[str, Any]) -> str:
     environment = episodes["environment"]
     tasks = "endless" if episodes["tasks"] is None else episodes["tasks"]
-    rest = {key: episodes[key] for key in ("lineups", "greedy", "seen")}
+    rest = {key: episodes[key] for key in ("lineups", "greedy", "seen", "curriculum")}
     return (
         f"{name}: {environment['name']} {_pairs(environment.get('settings', {}))} tasks={tasks} {_pairs(rest)}".replace(
             "  ", " "

@@ -10,7 +10,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from sparring.errors import SettingError
-from sparring.rollout.events import Admitted, AnyEvent, Ended, Evaluated, Noted, Opened, Planned, Stepped, Timed
+from sparring.rollout.events import LATE, Admitted, AnyEvent, Ended, Evaluated, Noted, Opened, Planned, Stepped, Timed
 from sparring.rollout.journal import Journal, SqliteSegments
 
 _Z = 1.959964
@@ -93,6 +93,8 @@ class History:
     unjudged: tuple[Fault, ...]
     notes: tuple[Noted, ...]
     episodes: int
+    late: int
+    """Episodes that ended, and those of them that were dropped for their age, which is no fault."""
 
     @property
     def policies(self) -> tuple[str, ...]:
@@ -191,6 +193,7 @@ class _Folding:
         self._faults: dict[str, list[str]] = {}
         self._unjudged: dict[str, list[str]] = {}
         self._episodes = 0
+        self._late = 0
 
     def add(self, event: AnyEvent) -> None:
         match event:
@@ -232,7 +235,8 @@ class _Folding:
 
     def _end(self, event: Ended) -> None:
         self._episodes += 1
-        if event.fault:
+        self._late += event.fault == LATE
+        if event.fault and event.fault != LATE:
             detail = event.detail.strip().splitlines() or [""]
             self._faults.setdefault(event.fault, []).append(detail[-1])
         for result in event.results:
@@ -249,6 +253,7 @@ class _Folding:
             unjudged=_counted(self._unjudged),
             notes=tuple(self._notes),
             episodes=self._episodes,
+            late=self._late,
         )
 
     def _whereabouts(self, policy: str) -> Whereabouts:

@@ -14,11 +14,11 @@ import msgspec
 
 from sparring.errors import SettingError
 from sparring.learner.advantages import Advantages, GroupMean, RoleBaseline
-from sparring.learner.algorithm import Scope
 from sparring.learner.history import read_events
 from sparring.learner.run import Run
-from sparring.learner.step import prepare
+from sparring.learner.step import Priority, mean_advantage, prepare
 from sparring.rollout import Coordinator, Schedule
+from sparring.rollout.comparable import Scope
 from sparring.rollout.events import Admitted, AnyEvent, Opened, Planned, Stepped
 
 _KNOWN: Mapping[str, type[GroupMean | RoleBaseline]] = {"GroupMean": GroupMean, "RoleBaseline": RoleBaseline}
@@ -29,12 +29,16 @@ Credit = tuple[Advantages, Mapping[str, Scope]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """How many decisions were made again, and each that came out otherwise, as a sentence."""
+    """How many decisions were made again, and each that came out otherwise, as a sentence.
+
+    `drops` are the lines of the drop-bias table: what was trained and what was not, where anything was dropped.
+    """
 
     admissions: int
     batches: int
     steps: int
     differences: tuple[str, ...]
+    drops: tuple[str, ...] = ()
 
     @property
     def agrees(self) -> bool:
@@ -45,7 +49,7 @@ class Comparison:
         """What a person reads."""
         verdict = "all agree" if self.agrees else f"{len(self.differences)} differ"
         counted = f"{self.admissions} admissions, {self.batches} batches, {self.steps} steps decided again: {verdict}"
-        return [counted, *self.differences]
+        return [counted, *self.differences, *self.drops]
 
 
 def replay(folder: Path, run: Run | None = None) -> Comparison:
@@ -64,23 +68,32 @@ def compare(events: Iterable[AnyEvent], run: Run | None = None) -> Comparison:
         raise SettingError("the journal does not begin with a run's settings: nothing was started in this folder")
     coordinator = Coordinator(msgspec.convert(opened.run["schedule"], Schedule))
     crediting = _credits(opened.run["settings"]["policies"], run)
+    priority = _priority(opened.run["settings"].get("reuse"), run)
     counts: dict[type, int] = {Admitted: 0, Planned: 0, Stepped: 0}
     differences: list[str] = []
     for event in history:
+        if isinstance(event, Admitted | Planned):
+            differences += [
+                f"episode {one.group}/{one.member} was not dropped: {one.detail}" for one in coordinator.late()
+            ]
         match event:
             case Admitted():
                 differences += _admission(event, coordinator)
             case Planned():
                 differences += _batch(event, coordinator)
             case Stepped():
-                differences += _step(event, coordinator, crediting[event.policy])
+                differences += _step(event, coordinator, crediting[event.policy], priority)
             case _:
                 """What players and clocks did is given, not decided."""
         if type(event) in counts:
             counts[type(event)] += 1
         coordinator.apply(event)
     return Comparison(
-        admissions=counts[Admitted], batches=counts[Planned], steps=counts[Stepped], differences=tuple(differences)
+        admissions=counts[Admitted],
+        batches=counts[Planned],
+        steps=counts[Stepped],
+        differences=tuple(differences),
+        drops=tuple(coordinator.bias.lines),
     )
 
 
@@ -96,14 +109,18 @@ def _admission(event: Admitted, coordinator: Coordinator) -> list[str]:
 def _batch(event: Planned, coordinator: Coordinator) -> list[str]:
     again = coordinator.next_batch(event.policy)
     return (
-        [] if again == event else [f"step {event.step} of {event.policy!r} took {event.groups}, decided again: {again}"]
+        []
+        if again == event
+        else [
+            f"step {event.step} of {event.policy!r} took {event.groups}, reused {event.reused}, decided again: {again}"
+        ]
     )
 
 
-def _step(event: Stepped, coordinator: Coordinator, credit: Credit) -> list[str]:
+def _step(event: Stepped, coordinator: Coordinator, credit: Credit, priority: Priority | None) -> list[str]:
     names = [source.environment for source in coordinator.schedule.sources]
     state: Mapping[str, Any] = coordinator.durable[event.policy].get("advantages", {})
-    prepared = prepare(coordinator.batches[event.policy], *credit, state, names)
+    prepared = prepare(coordinator.batches[event.policy], *credit, state, names, priority)
     where = f"step {event.step} of {event.policy!r}"
     found = []
     if prepared.digest != event.advantages:
@@ -113,6 +130,8 @@ def _step(event: Stepped, coordinator: Coordinator, credit: Credit) -> list[str]
             found.append(f"{where}: {name} = {prepared.metrics.get(name)!r} instead of {event.metrics.get(name)!r}")
     if dict(prepared.state) != event.durable.get("advantages", {}):
         found.append(f"{where}: the estimator's state differs")
+    if dict(prepared.weights) != event.weights:
+        found.append(f"{where}: other weights of units that may be used again")
     return found
 
 
@@ -126,6 +145,16 @@ def _credits(policies: Mapping[str, Any], run: Run | None) -> dict[str, Credit]:
             f"name the file that the run was started with"
         )
     return {name: (algorithm.advantages, algorithm.compare) for name, algorithm in algorithms.items()}
+
+
+def _priority(described: Mapping[str, Any] | None, run: Run | None) -> Priority | None:
+    """How the run weighs units that may be used again."""
+    if run is not None:
+        return None if run.reuse is None else run.reuse.priority
+    how = "uniform" if described is None else described["how"]
+    if how not in ("uniform", "prioritized"):
+        raise SettingError(f"reuse: how is {how!r}, which is not part of sparring: name the run's file too")
+    return mean_advantage if how == "prioritized" else None
 
 
 def _credit(policy: str, described: Mapping[str, Any]) -> Credit:

@@ -248,7 +248,8 @@ def _accounts(told: History) -> str:
     failed, unjudged = (sum(fault.count for fault in faults) for faults in (told.faults, told.unjudged))
     return _section(
         "Where the episodes went",
-        f"<p>Training episodes that ended: {told.episodes}, of them failed: {failed}. Seats not judged: {unjudged}.</p>",
+        f"<p>Training episodes that ended: {told.episodes}, of them failed: {failed}, dropped for their age: {told.late}. "
+        f"Seats not judged: {unjudged}.</p>",
         _table(("policy", "units dispatched", "trained", "dropped or still open"), rows),
         _faults("Failed episodes", told.faults),
         _faults("Not judged", told.unjudged),

@@ -14,6 +14,9 @@ from sparring.backend import Adam, BackendChoice, Local, Lora
 from sparring.environments import Environment, Tasks, size
 from sparring.errors import SettingError, UnsupportedError
 from sparring.learner.algorithm import Algorithm, grpo
+from sparring.learner.pacing import Pace, Pacing, check_pacing
+from sparring.learner.reuse import Reuse, check_reuse
+from sparring.rollout import Curriculum
 
 DEFAULT_POLICY = "policy"
 
@@ -22,7 +25,8 @@ LearningRateSchedule = Literal["constant", "linear", "cosine"]
 
 @dataclass(frozen=True, slots=True)
 class Episodes:
-    """Tasks played in an environment by a line-up; several line-ups alternate from group to group. For held-out
+    """Tasks played in an environment by a line-up; several line-ups alternate from group to group. For training: a
+    `curriculum` draws tasks by how often they are solved, else each pass over them has an order of its own. For held-out
     episodes: `seen` allows tasks that are trained on, `greedy` plays at temperature 0."""
 
     environment: Environment[Any]
@@ -30,6 +34,7 @@ class Episodes:
     lineup: Lineup | Sequence[Lineup] = Lineup()
     seen: bool = field(default=False, kw_only=True)
     greedy: bool = field(default=False, kw_only=True)
+    curriculum: Curriculum | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if not isinstance(self.environment, Environment):
@@ -48,6 +53,12 @@ class Episodes:
             )
         if size(self.tasks) == 0:
             raise SettingError(f"{name}: its tasks are empty; give at least one")
+        if self.curriculum is not None and not isinstance(self.curriculum, Curriculum):
+            raise SettingError(f"{name}: curriculum={self.curriculum!r}: must be None or Curriculum()")
+        if self.curriculum is not None and size(self.tasks) is None:
+            raise SettingError(
+                f"{name}: curriculum={self.curriculum!r}: an endless source never plays a task twice; give a finite list"
+            )
 
     @property
     def lineups(self) -> Sequence[Lineup]:
@@ -115,6 +126,10 @@ class Run:
     max_concurrent    episodes played at once
     episode_deadline  seconds after which an episode is given up and counted
     max_faults        share of episodes that may fail before the run stops
+    max_refill        groups in a row that may leave a policy nothing to train on (all failed, or equal rewards where that is
+                      filtered) and be replaced before the run stops; None: 32, or four steps' worth if that is more
+    reuse             Reuse(...) trains on units once more, in places beyond the fresh ones; None does not
+    pacing            what becomes of episodes that take long: Pace() waits for them, Drop(...) drops and counts them
     stall_deadline    seconds without any event after which the run stops and says what it waits for
     """
 
@@ -133,6 +148,9 @@ class Run:
     max_concurrent: int = 256
     episode_deadline: float = 600.0
     max_faults: float = 0.1
+    max_refill: int | None = None
+    pacing: Pacing = Pace()
+    reuse: Reuse | None = None
     stall_deadline: float = 900.0
     folder: Path = Path("runs")
 
@@ -163,14 +181,26 @@ class Run:
             raise SettingError(f"deterministic={self.deterministic!r}: must be True or False")
         for name, least in _LEAST.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            if not (_whole(value) and value >= least):
                 raise SettingError(f"{name}={value!r}: must be a whole number, at least {least}")
         for name in ("episode_deadline", "stall_deadline"):
             seconds = getattr(self, name)
             if not (_number(seconds) and seconds > 0):
                 raise SettingError(f"{name}={seconds!r}: must be a finite number of seconds above 0")
+        self._check_ceilings()
+        check_pacing(
+            self.pacing,
+            max_staleness=self.max_staleness,
+            episode_deadline=self.episode_deadline,
+            deterministic=self.deterministic,
+        )
+        check_reuse(self.reuse, max_staleness=self.max_staleness)
+
+    def _check_ceilings(self) -> None:
         if not (_number(self.max_faults) and 0 <= self.max_faults <= 1):
             raise SettingError(f"max_faults={self.max_faults!r}: a share of the episodes, between 0 and 1")
+        if self.max_refill is not None and not (_whole(self.max_refill) and self.max_refill >= 1):
+            raise SettingError(f"max_refill={self.max_refill!r}: must be None or a whole number of groups, at least 1")
 
     def _check_policy(self, name: str, policy: Policy) -> None:
         compare = policy.algorithm.compare
@@ -188,6 +218,11 @@ class Run:
                 f"group_size={self.group_size!r}: {policy.algorithm.advantages.name} of {name!r} compares at least {least} "
                 f"episodes; use rae() or an estimator with a minimum of 1 for groups of one"
             )
+        if policy.algorithm.filters and self.group_size == 1 and "episode" not in compare.values():
+            raise SettingError(
+                f"group_size=1: in a group of one all rewards are equal, and EqualRewards() of {name!r} would drop every unit; "
+                f"use a group_size of at least 2, or leave out the filter"
+            )
 
     @property
     def sources(self) -> tuple[Episodes, ...]:
@@ -202,6 +237,11 @@ class Run:
         if self.held_out is None:
             return {}
         return {"held-out": self.held_out} if isinstance(self.held_out, Episodes) else self.held_out
+
+    @property
+    def most_refills(self) -> int:
+        """`max_refill`, or what None stands for."""
+        return max(32, 4 * self.groups_per_step) if self.max_refill is None else self.max_refill
 
     @property
     def path(self) -> Path:
@@ -238,8 +278,9 @@ def _check_policies(policies: object) -> None:
 
 
 def _check_held_out(held_out: object) -> None:
-    if held_out is None or isinstance(held_out, Episodes):
+    if held_out is None:
         return
+    held_out = {"held-out": held_out} if isinstance(held_out, Episodes) else held_out
     if not isinstance(held_out, Mapping):
         raise SettingError(f"held_out={held_out!r}: must be Episodes, a mapping of names to them, or None")
     for name, source in held_out.items():
@@ -247,10 +288,18 @@ def _check_held_out(held_out: object) -> None:
             raise SettingError(f"held_out: the name {name!r} must be text that is not empty")
         if not isinstance(source, Episodes):
             raise SettingError(f"held_out[{name!r}]={source!r}: must be Episodes(environment, tasks)")
+        if source.curriculum is not None:
+            raise SettingError(
+                f"held_out[{name!r}]: curriculum={source.curriculum!r}: all held-out tasks are played; leave it out here"
+            )
 
 
 def _folder_name(name: object) -> bool:
     return isinstance(name, str) and bool(name) and not name.startswith(".") and not set(name) & set("/\\\0")
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _number(value: object) -> bool:

@@ -7,10 +7,10 @@ Pure: a replay computes the same from the journal. Letters: `N` trajectories tha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from math import fsum
+from math import fsum, isfinite
 from typing import Any
 
 import numpy as np
@@ -19,21 +19,45 @@ from numpy.typing import NDArray
 
 from sparring.arrays import F32, I32
 from sparring.backend import Datum
+from sparring.errors import SettingError
 from sparring.learner.advantages import Advantages, Comparable, estimate, plain_state
-from sparring.learner.algorithm import Scope
-from sparring.rollout import Batch, Context, Trajectory
+from sparring.rollout import Batch, Context, Trajectory, Unit
+from sparring.rollout.comparable import Scope, comparable_sets
+from sparring.rollout.events import LATE
+
+Priority = Callable[[Unit, float], float]
+"""(unit, mean |advantage| over its action tokens) -> its weight in the draw of units that are used again, at least 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
     """A step's examples, ready for `forward_backward`: advantages are divided by the action tokens of all judged
-    trajectories drawn for the step, those with advantage 0 included. `metrics` are deterministic; `state` is the
-    estimator's, after the step; `digest` is over all advantages."""
+    trajectories drawn for the step, those with advantage 0 and those used again included.
+
+    data     the examples of the fresh units, `again` those of the units that are used again
+    metrics  deterministic
+    state    the estimator's, after the step
+    digest   over all advantages
+    weights  {group: weight}, where the draw of units that are used again is weighted
+    """
 
     data: tuple[Datum, ...]
+    again: tuple[Datum, ...]
     metrics: Mapping[str, float]
     state: Mapping[str, Any]
     digest: str
+    weights: Mapping[int, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Credited:
+    """Advantages of drawn trajectories: one row of f32[A] for each, the estimator's next state, and for each set of more
+    than one whether its rewards differ; `uncompared` sets were too small."""
+
+    values: tuple[F32, ...]
+    state: Mapping[str, Any]
+    spreads: tuple[bool, ...]
+    uncompared: int
 
 
 def prepare(
@@ -42,13 +66,47 @@ def prepare(
     compare: Mapping[str, Scope],
     state: Mapping[str, Any],
     environments: Sequence[str],
+    priority: Priority | None = None,
 ) -> Prepared:
-    """`environments` are the names of the run's sources, for estimators that keep a baseline for each. Raises
-    `SettingError` for an estimator that returns what it should not."""
+    """`environments` are the names of the run's sources, for estimators that keep a baseline for each.
+
+    Units that are used again are compared with the state after the fresh ones, and do not move it a second time. Raises
+    `SettingError` for an estimator, or a `priority`, that returns what it should not.
+    """
     drawn = [trajectory for unit in batch.units for trajectory in unit.trajectories]
-    tokens = sum(trajectory.action_tokens for trajectory in drawn)
-    sources = {unit.group: environments[unit.source] for unit in batch.units}
-    now: Mapping[str, Any] = plain_state(estimator, state)
+    more = [trajectory for unit in batch.again for trajectory in unit.trajectories]
+    tokens = sum(trajectory.action_tokens for trajectory in [*drawn, *more])
+    sources = {unit.group: environments[unit.source] for unit in [*batch.units, *batch.again]}
+    first = _credited(drawn, estimator, compare, plain_state(estimator, state), sources)
+    later = _credited(more, estimator, compare, first.state, sources)
+    digest = sha256()
+    for row in [*first.values, *later.values]:
+        digest.update(row.astype("<f4").tobytes())
+    metrics = _metrics(batch, drawn) | {"uncompared": float(first.uncompared)}
+    if first.spreads:
+        metrics["mixed"] = _mean(first.spreads)
+    return Prepared(
+        data=tuple(datum for one, row in zip(drawn, first.values, strict=True) for datum in _data(one, row, tokens)),
+        again=tuple(datum for one, row in zip(more, later.values, strict=True) for datum in _data(one, row, tokens)),
+        metrics=metrics | _reused_metrics(batch, more),
+        state=plain_state(estimator, first.state),
+        digest=digest.hexdigest(),
+        weights={} if priority is None else _weights(batch, [*first.values, *later.values], priority),
+    )
+
+
+def mean_advantage(unit: Unit, advantage: float) -> float:
+    """The `Priority` that is |advantage| itself."""
+    return advantage
+
+
+def _credited(
+    drawn: Sequence[Trajectory],
+    estimator: Advantages,
+    compare: Mapping[str, Scope],
+    state: Mapping[str, Any],
+    sources: Mapping[int, str],
+) -> _Credited:
     values = [np.zeros(trajectory.action_tokens, np.float32) for trajectory in drawn]
     spreads: list[bool] = []
     uncompared = 0
@@ -57,34 +115,28 @@ def prepare(
             uncompared += 1
             continue
         group = _comparable([drawn[index] for index in members], sources[drawn[members[0]].group])
-        checked = estimate(estimator, group, now)
-        now = checked.state
+        checked = estimate(estimator, group, state)
+        state = checked.state
         for index, row in zip(members, checked.values, strict=True):
             values[index] = row
         if len(members) > 1:
             spreads.append(bool(group.rewards.min() < group.rewards.max()))
-    digest = sha256()
-    data: list[Datum] = []
-    for trajectory, row in zip(drawn, values, strict=True):
-        digest.update(row.astype("<f4").tobytes())
-        data += _data(trajectory, row, tokens)
-    metrics = _metrics(batch, drawn, tokens) | {"uncompared": float(uncompared)}
-    if spreads:
-        metrics["mixed"] = _mean(spreads)
-    return Prepared(data=tuple(data), metrics=metrics, state=plain_state(estimator, now), digest=digest.hexdigest())
+    return _Credited(values=tuple(values), state=state, spreads=tuple(spreads), uncompared=uncompared)
 
 
-def comparable_sets(drawn: Sequence[Trajectory], compare: Mapping[str, Scope]) -> list[list[int]]:
-    """Indices of the trajectories that are compared: one task, seat and label, over the group or within the episode.
-
-    Sets, and the trajectories of each, are in the order in which they were drawn.
-    """
-    sets: dict[tuple[int, int, str, str], list[int]] = {}
-    for index, trajectory in enumerate(drawn):
-        within = compare.get(trajectory.seat, "group") == "episode"
-        key = (trajectory.group, trajectory.episode if within else -1, trajectory.seat, trajectory.label)
-        sets.setdefault(key, []).append(index)
-    return list(sets.values())
+def _weights(batch: Batch, values: Sequence[F32], priority: Priority) -> dict[int, float]:
+    """The weight of every unit of the batch, from the advantages that it has now."""
+    weights: dict[int, float] = {}
+    rows = iter(values)
+    for unit in [*batch.units, *batch.again]:
+        mine = [abs(value) for _ in unit.trajectories for value in next(rows).tolist()]
+        weight: object = priority(unit, _mean(mine))
+        if isinstance(weight, bool) or not (isinstance(weight, int | float) and isfinite(weight) and weight >= 0):
+            raise SettingError(
+                f"reuse: the priority of group {unit.group} is {weight!r}: must be a finite number, at least 0"
+            )
+        weights[unit.group] = float(weight)
+    return weights
 
 
 def _comparable(chosen: Sequence[Trajectory], environment: str) -> Comparable:
@@ -137,9 +189,9 @@ def _datum(context: Context, values: Float32[F32, " A"], tokens: int) -> Datum:
     )
 
 
-def _metrics(batch: Batch, drawn: Sequence[Trajectory], tokens: int) -> dict[str, float]:
-    """Every one a function of the batch's units alone; means are over correctly rounded sums, so that no order changes
-    them."""
+def _metrics(batch: Batch, drawn: Sequence[Trajectory]) -> dict[str, float]:
+    """Every one a function of the batch's fresh units alone; means are over correctly rounded sums, so that no order
+    changes them."""
     lags = _lags(batch, drawn)
     metrics = {
         "reward": _mean([trajectory.reward for trajectory in drawn]),
@@ -150,9 +202,25 @@ def _metrics(batch: Batch, drawn: Sequence[Trajectory], tokens: int) -> dict[str
         "units": float(len(batch.units)),
         "trajectories": float(len(drawn)),
         "contexts": float(sum(len(trajectory.contexts) for trajectory in drawn)),
-        "action_tokens": float(tokens),
+        "action_tokens": float(sum(trajectory.action_tokens for trajectory in drawn)),
     }
     return metrics | _seat_rewards(drawn) | _episode_metrics(batch)
+
+
+def _reused_metrics(batch: Batch, drawn: Sequence[Trajectory]) -> dict[str, float]:
+    """The same of the units that are used again, as far as it means something for them; none where there are none."""
+    if not batch.again:
+        return {}
+    lags = _lags(batch, drawn)
+    return {
+        "reused/reward": _mean([trajectory.reward for trajectory in drawn]),
+        "reused/length": _mean([trajectory.action_tokens for trajectory in drawn]),
+        "reused/staleness": float(lags.mean(dtype=np.float64)) if len(lags) else 0.0,
+        "reused/staleness_max": float(lags.max(initial=0)),
+        "reused/units": float(len(batch.again)),
+        "reused/trajectories": float(len(drawn)),
+        "reused/action_tokens": float(sum(trajectory.action_tokens for trajectory in drawn)),
+    }
 
 
 def _seat_rewards(drawn: Sequence[Trajectory]) -> dict[str, float]:
@@ -177,9 +245,11 @@ def _episode_metrics(batch: Batch) -> dict[str, float]:
             given.setdefault(name, []).append(value)
     counts = {
         "episodes": float(len(episodes)),
-        "faults": float(sum(bool(ended.fault) for ended in episodes)),
+        "faults": float(sum(bool(ended.fault) and ended.fault != LATE for ended in episodes)),
         "unjudged": float(sum(bool(result.unjudged) for ended in episodes for result in ended.results)),
     }
+    if late := sum(ended.fault == LATE for ended in episodes):
+        counts["late"] = float(late)
     return counts | {f"environment/{name}": _mean(values) for name, values in sorted(given.items())}
 
 

@@ -16,7 +16,8 @@ from sparring.rollout.events import Stepped
 
 
 async def take_step(run: Run, policy: str, batch: Batch, durable: Mapping[str, Any], model: TrainingClient) -> Stepped:
-    """Train one planned batch: prepare, `forward_backward`, `optim_step`. Waits for the model alone.
+    """Train one planned batch: prepare, `forward_backward`, `optim_step`. Waits for the model alone. What is used again goes
+    through in a call of its own, so that its figures stand apart; the gradient is the same.
 
     `durable` is the policy's durable state before the step.
 
@@ -30,21 +31,26 @@ async def take_step(run: Run, policy: str, batch: Batch, durable: Mapping[str, A
         settings.algorithm.compare,
         state,
         [source.environment.name for source in run.sources],
+        None if run.reuse is None else run.reuse.priority,
     )
     engine: dict[str, float] = {}
-    if prepared.data:
+    if prepared.data or prepared.again:
         rate = settings.rate_at(batch.planned.step, run.steps)
+        parts = [(name, data) for name, data in (("", prepared.data), ("reused/", prepared.again)) if data]
         try:
-            trained = model.forward_backward(prepared.data, settings.algorithm.loss)
+            trained = [(name, model.forward_backward(data, settings.algorithm.loss)) for name, data in parts]
             stepped = model.optim_step(replace(settings.adam, learning_rate=rate))
-            forward: ForwardOutput = await trained
+            for name, pending in trained:
+                forward: ForwardOutput = await pending
+                measured = {"loss": forward.metrics["loss"], **rates(forward.metrics)}
+                engine |= {f"{name}{key}": value for key, value in measured.items()}
             optim: OptimOutput = await stepped
         except NonFinite as error:
-            where = f"step {batch.planned.step} of {policy!r}, groups {batch.planned.groups}"
+            where = f"step {batch.planned.step} of {policy!r}, groups {batch.planned.groups + batch.planned.reused}"
             raise NonFinite(
                 f"{where}: {error}; lower the learning rate or look at these groups in the journal"
             ) from error
-        engine = {"loss": forward.metrics["loss"], "learning_rate": rate, **rates(forward.metrics), **optim.metrics}
+        engine |= {"learning_rate": rate, **optim.metrics}
     return Stepped(
         policy=policy,
         step=batch.planned.step,
@@ -53,6 +59,7 @@ async def take_step(run: Run, policy: str, batch: Batch, durable: Mapping[str, A
         metrics=dict(prepared.metrics),
         engine=engine,
         durable={"advantages": dict(prepared.state)},
+        weights=dict(prepared.weights),
     )
 
 

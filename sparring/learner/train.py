@@ -21,6 +21,7 @@ from sparring.environments import size
 from sparring.errors import JournalError, SettingError, SparringError, UnsupportedError
 from sparring.learner.described import check_same, describe, digests
 from sparring.learner.folder import RunFolder
+from sparring.learner.pacing import Drop
 from sparring.learner.players import check_players
 from sparring.learner.report import ReportFile
 from sparring.learner.resume import Redone, bases, fold, needed_versions, redo
@@ -103,7 +104,12 @@ def schedule_of(run: Run) -> Schedule:
                 )
             lineups.append(trained)
         sources.append(
-            Source(environment=episodes.environment.name, tasks=size(episodes.tasks), lineups=tuple(lineups))
+            Source(
+                environment=episodes.environment.name,
+                tasks=size(episodes.tasks),
+                lineups=tuple(lineups),
+                curriculum=episodes.curriculum,
+            )
         )
     learning = {policy for source in sources for lineup in source.lineups for policy in lineup.values()}
     for policy in policies:
@@ -116,6 +122,13 @@ def schedule_of(run: Run) -> Schedule:
         group_size=run.group_size,
         seed=run.seed,
         pinned=run.deterministic,
+        equal_rewards={
+            name: dict(policy.algorithm.compare)
+            for name, policy in run.named_policies.items()
+            if policy.algorithm.filters
+        },
+        drop_after=run.pacing.versions if isinstance(run.pacing, Drop) else None,
+        reuse=None if run.reuse is None else run.reuse.rule,
     )
 
 

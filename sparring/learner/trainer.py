@@ -15,15 +15,19 @@ from time import monotonic
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
+import msgspec
 from anyio.abc import TaskGroup
 
 from sparring.agents import Player
 from sparring.environments import task_digest
-from sparring.errors import RunChanged, SettingError, Stalled, TooManyFaults
+from sparring.errors import RunChanged, SettingError, Stalled
+from sparring.learner.ceilings import Ceilings
 from sparring.learner.described import task_at
 from sparring.learner.evaluate import evaluate
 from sparring.learner.folder import RunFolder
+from sparring.learner.pacing import Drop
 from sparring.learner.players import Players
 from sparring.learner.resume import evaluated
 from sparring.learner.run import Run
@@ -33,6 +37,8 @@ from sparring.learner.versions import Versions
 from sparring.rollout import Choice, Coordinator, Journal, Slots, Waiting
 from sparring.rollout.episode import Episode, EpisodePlan, run_episode
 from sparring.rollout.events import (
+    DEADLINE,
+    LATE,
     Acted,
     Admitted,
     Affected,
@@ -43,13 +49,8 @@ from sparring.rollout.events import (
     Stepped,
     Timed,
 )
+from sparring.rollout.live import LiveGroup
 from sparring.rollout.signal import Signal
-
-_FEWEST_FAULTS = 8
-"""Failed episodes below which no run is stopped for their share."""
-
-_MOST_BARREN = 32
-"""Groups in a row (or four steps' worth, if those are more) that may leave a policy nothing to train on."""
 
 _MOST_UNTOLD = 1024
 """Events that the watchers have not been told of above which no group is admitted."""
@@ -83,11 +84,11 @@ class Trainer:
         self._changed = Signal()
         self._unshown: deque[tuple[int, AnyEvent]] = deque()
         self._episodes: dict[tuple[int, int], Episode] = {}
+        self._playing: dict[tuple[int, int], anyio.CancelScope] = {}
         self._evaluation = anyio.CancelScope()
         self._evaluating = ""
         self._held_out_replies = 0
-        self._faults_before, self._episodes_before = parts.coordinator.faults, parts.coordinator.episodes
-        self._barren_before = dict(parts.coordinator.barren)
+        self._ceilings = Ceilings(parts.run, parts.coordinator)
         self._stopping = False
         self._done = False
         self._started = monotonic()
@@ -99,6 +100,7 @@ class Trainer:
             group.start_soon(self._pump)
             async with anyio.create_task_group() as work:
                 work.start_soon(self._watch_for_stall)
+                self._drop_late()
                 self._go_on(work)
                 work.start_soon(self._admit, work)
                 async with anyio.create_task_group() as learners:
@@ -142,7 +144,17 @@ class Trainer:
         number = self._journal.append(event)
         self._unshown.append((number, event))
         self._changed.notify()
+        if isinstance(event, Stepped):
+            self._drop_late()
         return number
+
+    def _drop_late(self) -> None:
+        """End the episodes that are too old by now, at once with the step that made them so."""
+        for ended in self._coordinator.late():
+            self._record(ended)
+            if scope := self._playing.get((ended.group, ended.member)):
+                scope.cancel()
+            self._ceilings.check()
 
     async def _commit(self, event: AnyEvent) -> None:
         """The same, and wait for the disk."""
@@ -178,9 +190,21 @@ class Trainer:
                 work.start_soon(self._play, choice.group, member)
 
     async def _play(self, number: int, member: int) -> None:
-        """Waits for a slot, then for the episode."""
-        live = self._coordinator.groups[number]
+        """Waits for a slot, then for the episode; cut off by `_drop_late`, which may come before it began."""
+        live = self._coordinator.groups.get(number)
+        if live is None or live.members[member].ended is not None:
+            return
+        with anyio.CancelScope() as scope:
+            self._playing[number, member] = scope
+            try:
+                await self._played(number, member, live)
+            finally:
+                del self._playing[number, member]
+                self._episodes.pop((number, member), None)
+
+    async def _played(self, number: int, member: int, live: LiveGroup) -> None:
         players = self._parts.lineups[live.admitted.source][live.admitted.lineup]
+        patience = self._run.pacing.seconds if isinstance(self._run.pacing, Drop) else None
         async with self._slots.at((min(live.due.values()), number, member)):
             task, digest = self._task(live.admitted.source, live.admitted.index)
             if digest != live.admitted.task:
@@ -198,15 +222,17 @@ class Trainer:
                 seed=self._run.seed,
                 group=number,
                 member=member,
-                deadline=self._run.episode_deadline,
+                deadline=self._run.episode_deadline if patience is None else patience,
                 clock=not self._run.deterministic,
                 past=tuple(live.members[member].past),
             )
             episode = self._episodes[number, member] = Episode(plan, self._emit)
             ended, _ = await run_episode(episode, plan)
             del self._episodes[number, member]
+        if ended.fault == DEADLINE and patience is not None:
+            ended = msgspec.structs.replace(ended, fault=LATE)
         self._record(ended)
-        self._check_faults()
+        self._ceilings.check()
         if not live.playing:
             for policy, version in live.admitted.pinned.items():
                 await self._parts.versions[policy].release(version)
@@ -221,27 +247,9 @@ class Trainer:
 
     async def _emit(self, event: Acted | Affected) -> None:
         await self._journal.room()
+        await anyio.lowlevel.checkpoint_if_cancelled()  # of an episode that was dropped nothing more is told
         self._journal.append(event)
         self._coordinator.apply(event)
-
-    def _check_faults(self) -> None:
-        """A run whose environment was mended starts counting anew when it is resumed."""
-        faults = self._coordinator.faults - self._faults_before
-        episodes = self._coordinator.episodes - self._episodes_before
-        if faults >= _FEWEST_FAULTS and faults > self._run.max_faults * episodes:
-            raise TooManyFaults(
-                f"{faults} of {episodes} episodes failed, more than max_faults={self._run.max_faults}; the first:\n"
-                f"{self._coordinator.fault_detail}"
-            )
-        most = max(_MOST_BARREN, 4 * self._run.groups_per_step)
-        for policy, barren in self._coordinator.barren.items():
-            if barren == 0:
-                self._barren_before[policy] = 0
-            if barren - self._barren_before[policy] >= most:
-                raise TooManyFaults(
-                    f"the last {barren} groups left {policy!r} nothing to train on; the last one: "
-                    f"{self._coordinator.barren_detail}"
-                )
 
     async def _learn(self, policy: str) -> None:
         """Waits for the units of the policy's next step; unblocked by episodes that end and by drops."""
@@ -295,11 +303,12 @@ class Trainer:
         now = monotonic()
         seconds = now - began
         done = stepped.step + 1 - self._first_step[stepped.policy]
+        tokens = stepped.metrics["action_tokens"] + stepped.metrics.get("reused/action_tokens", 0.0)
         left = (self._run.steps - stepped.step - 1) * (now - self._started) / done
         timing = {
             "seconds": seconds,
             "train_seconds": now - ready,
-            "tokens_per_second": stepped.metrics["action_tokens"] / seconds if seconds else 0.0,
+            "tokens_per_second": tokens / seconds if seconds else 0.0,
             "idle": (ready - began) / seconds if seconds else 0.0,
             "left_seconds": left,
         }

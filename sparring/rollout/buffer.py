@@ -1,28 +1,64 @@
-"""The off-policy buffer: finished units between play and training."""
+"""The off-policy buffer: finished units between play and training, and trained ones that may be used again."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from math import fsum
+from random import Random
 
 from sparring.rollout.budget import StalenessBudget, Waiting
 from sparring.rollout.trajectory import Unit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReuseRule:
+    """How trained units are used again (rule 5): in places beyond the fresh ones of a step, never twice in one batch.
+
+    units     at most so many of them in a step
+    weighted  drawn in proportion to their weights, else each alike
+    max_uses  uses of one unit in all, the first included
+    max_age   how many versions older than the weights it trains a token of a further use may be
+    """
+
+    units: int
+    weighted: bool
+    max_uses: int
+    max_age: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Used:
+    """A trained unit that may be used again: its oldest token's version, its uses so far, its weight as of the last."""
+
+    unit: Unit
+    oldest: int
+    uses: int
+    weight: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BufferStatistics:
-    """Units and action tokens that wait. Bounded by admission: at most (max_staleness + 1) steps' worth for each policy."""
+    """Units and action tokens that wait. Bounded by admission: at most (max_staleness + 1) steps' worth for each policy.
+
+    `kept` units were trained and may be used again: at most max_age steps' worth.
+    """
 
     units: int
     tokens: int
+    kept: int
 
 
 class RolloutBuffer:
-    """Units that are finished and not yet taken, under the rule of `StalenessBudget`."""
+    """Units that are finished and not yet taken, under the rule of `StalenessBudget`; with `reuse`, trained ones too."""
 
-    def __init__(self, budget: StalenessBudget) -> None:
+    def __init__(self, budget: StalenessBudget, *, reuse: ReuseRule | None = None, seed: int = 0) -> None:
         self._budget = budget
+        self._reuse = reuse
+        self._seed = seed
         self._units: dict[tuple[str, int], Unit] = {}
+        self._used: dict[str, dict[int, Used]] = {}
 
     def add(self, unit: Unit) -> None:
         """A unit is complete."""
@@ -35,10 +71,77 @@ class RolloutBuffer:
         candidate = self._budget.candidate(policy)
         return candidate if isinstance(candidate, Waiting) else tuple(int(unit) for unit in candidate)
 
+    def reused(self, policy: str) -> tuple[int, ...]:
+        """The groups whose units the policy's next step uses again, in order of admission: a seeded draw without
+        replacement from those that may be; fewer where there are not enough, and none of weight 0."""
+        if self._reuse is None:
+            return ()
+        kept = sorted(self._used.get(policy, {}).items())
+        rng = Random(f"{self._seed}/reuse/{policy}/{self._budget.version(policy)}")
+        weights = [used.weight if self._reuse.weighted else 1.0 for _, used in kept]
+        return tuple(kept[index][0] for index in draw(weights, self._reuse.units, rng))
+
     def take(self, policy: str, groups: Sequence[int]) -> tuple[Unit, ...]:
         """The units of a planned step; they leave the buffer, and the budget's books when the step is committed."""
         self._budget.take(policy, [str(group) for group in groups])
         return tuple(self._units.pop((policy, group)) for group in groups)
 
+    def again(self, policy: str, groups: Sequence[int]) -> tuple[Unit, ...]:
+        """The units that a planned step uses again."""
+        if not groups:
+            return ()
+        assert self._reuse is not None, f"{policy}: {groups!r} are used again in a run without reuse"
+        assert len(set(groups)) == len(groups) <= self._reuse.units, f"{policy}: {groups!r} are used again in one step"
+        used = [self._used.get(policy, {}).get(group) for group in groups]
+        missing = [group for group, one in zip(groups, used, strict=True) if one is None]
+        assert not missing, f"{policy}: {missing!r} were not trained, were used often enough, or are too old"
+        return tuple(one.unit for one in used if one is not None)
+
+    def trained(
+        self, policy: str, fresh: Sequence[Unit], again: Sequence[Unit], weights: Mapping[int, float]
+    ) -> tuple[Unit, ...]:
+        """The step that used these units is committed, and the budget knows; returns the units that no later step may use
+        as they are too old by now."""
+        if self._reuse is None:
+            return ()
+        kept = self._used.setdefault(policy, {})
+        version, expired = self._budget.version(policy), []
+        for unit in fresh:
+            oldest, weight = oldest_version(unit, version - 1), weights.get(unit.group, 0.0)
+            kept[unit.group] = Used(unit=unit, oldest=oldest, uses=1, weight=weight)
+        for unit in again:
+            used = kept[unit.group]
+            kept[unit.group] = replace(used, uses=used.uses + 1, weight=weights.get(unit.group, used.weight))
+        for group, used in list(kept.items()):
+            if used.uses >= self._reuse.max_uses:
+                del kept[group]
+            elif version - used.oldest > self._reuse.max_age:
+                expired.append(kept.pop(group).unit)
+        return tuple(expired)
+
     def statistics(self) -> BufferStatistics:
-        return BufferStatistics(units=len(self._units), tokens=sum(unit.action_tokens for unit in self._units.values()))
+        return BufferStatistics(
+            units=len(self._units),
+            tokens=sum(unit.action_tokens for unit in self._units.values()),
+            kept=sum(len(kept) for kept in self._used.values()),
+        )
+
+
+def oldest_version(unit: Unit, without: int) -> int:
+    """The version of the unit's oldest action token; `without` where it has none."""
+    made = [context.versions[context.action_mask] for one in unit.trajectories for context in one.contexts]
+    return min((int(versions.min()) for versions in made if len(versions)), default=without)
+
+
+def draw(weights: Sequence[float], count: int, rng: Random) -> list[int]:
+    """Up to `count` indices without replacement, in order: each next one with a probability in proportion to its weight
+    among those left. Weight 0 is never drawn."""
+    left = {index: weight for index, weight in enumerate(weights) if weight > 0}
+    chosen: list[int] = []
+    while left and len(chosen) < count:
+        point = rng.random() * fsum(left.values())
+        reached = (index for index, upto in zip(left, accumulate(left.values()), strict=True) if point < upto)
+        index = next(reached, max(left))  # the last one where rounding left the point beyond the sum
+        chosen.append(index)
+        del left[index]
+    return sorted(chosen)

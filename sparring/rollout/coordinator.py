@@ -7,12 +7,16 @@ applying the journal; replaying is deciding again and comparing. No I/O, no cloc
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from random import Random
 from typing import Any
 
+from sparring.rollout.bias import DropBias
 from sparring.rollout.budget import StalenessBudget, Waiting
-from sparring.rollout.buffer import RolloutBuffer
+from sparring.rollout.buffer import RolloutBuffer, oldest_version
+from sparring.rollout.comparable import all_equal
 from sparring.rollout.events import (
+    LATE,
     Acted,
     Admitted,
     Affected,
@@ -25,9 +29,11 @@ from sparring.rollout.events import (
     Restarted,
     Stepped,
 )
-from sparring.rollout.ledger import Ledger
+from sparring.rollout.ledger import DropReason, Ledger
+from sparring.rollout.live import Completed, LiveEpisode, LiveGroup, completed, count_lost, count_made
+from sparring.rollout.refill import Barren, nothing_left
 from sparring.rollout.schedule import Schedule
-from sparring.rollout.trajectory import Trajectory, Unit, trajectories
+from sparring.rollout.trajectory import Trajectory, Unit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,34 +48,13 @@ class Choice:
     pinned: Mapping[str, int]
 
 
-@dataclass(slots=True, kw_only=True)
-class LiveEpisode:
-    """What the journal holds of an episode whose group is not done."""
-
-    past: list[Acted | Affected] = field(default_factory=list)
-    ended: Ended | None = None
-
-
-@dataclass(slots=True, kw_only=True)
-class LiveGroup:
-    """An admitted group, until none of its units is left; `left` are the policies that still have one."""
-
-    admitted: Admitted
-    due: Mapping[str, int]
-    members: list[LiveEpisode]
-    left: set[str] = field(default_factory=set)
-
-    @property
-    def playing(self) -> bool:
-        return any(member.ended is None for member in self.members)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """The units of a planned step."""
+    """The units of a planned step: fresh ones, and those that are used `again`."""
 
     planned: Planned
     units: tuple[Unit, ...]
+    again: tuple[Unit, ...] = ()
 
 
 class Coordinator:
@@ -79,7 +64,8 @@ class Coordinator:
         self.schedule = schedule
         self.budget = StalenessBudget(schedule.bounds, pinned=schedule.pinned)
         self.ledger = Ledger()
-        self.buffer = RolloutBuffer(self.budget)
+        self.bias = DropBias()
+        self.buffer = RolloutBuffer(self.budget, reuse=schedule.reuse, seed=schedule.seed)
         self.groups: dict[int, LiveGroup] = {}
         self.batches: dict[str, Batch] = {}
         self.durable: dict[str, Mapping[str, Any]] = {policy: {} for policy in schedule.bounds}
@@ -89,12 +75,11 @@ class Coordinator:
         self.faults = 0
         self.fault_detail = ""
         self.restarts = 0
-        self.barren = dict.fromkeys(schedule.bounds, 0)
-        """How many of a policy's groups, one after the other, have left it nothing to train on; `barren_detail` says why."""
-        self.barren_detail = ""
+        self.barren = {policy: Barren() for policy in schedule.bounds}
         self._admitted = 0
         self._turn = 0
         self._cursors = [0] * len(schedule.sources)
+        self._successes = [schedule.successes(source) for source in range(len(schedule.sources))]
 
     def next_group(self) -> Choice | str | None:
         """The group to admit now; a sentence that says what its admission waits for; None when admission has ended."""
@@ -113,7 +98,7 @@ class Coordinator:
         return Choice(
             group=self._admitted,
             source=source,
-            index=self.schedule.task_index(source, self._cursors[source]),
+            index=self._next_index(source),
             lineup=lineup,
             trained=trained,
             pinned=pinned,
@@ -124,7 +109,23 @@ class Coordinator:
         groups = self.buffer.fresh(policy)
         if isinstance(groups, Waiting):
             return groups
-        return Planned(policy=policy, step=self.budget.version(policy), groups=list(groups))
+        reused = list(self.buffer.reused(policy))
+        return Planned(policy=policy, step=self.budget.version(policy), groups=list(groups), reused=reused)
+
+    def late(self) -> tuple[Ended, ...]:
+        """The ends of the episodes that are to be dropped now, as more than `schedule.drop_after` versions of a policy that
+        trains in their group were made since it was admitted."""
+        after = self.schedule.drop_after
+        if after is None:
+            return ()
+        ends: list[Ended] = []
+        for number, live in self.groups.items():
+            ages = [self.budget.version(policy) - live.since[policy] for policy in sorted(live.left)]
+            if max(ages) > after:
+                detail = f"under way while {max(ages)} versions were made; pacing drops after {after}"
+                playing = [member for member, one in enumerate(live.members) if one.ended is None]
+                ends += [Ended(group=number, member=member, fault=LATE, detail=detail) for member in playing]
+        return tuple(ends)
 
     @property
     def finished(self) -> bool:
@@ -173,6 +174,12 @@ class Coordinator:
                 lines.append(f"learner of {policy}: {batch.reason}")
         return lines
 
+    def _next_index(self, source: int) -> int:
+        cursor, successes = self._cursors[source], self._successes[source]
+        if successes is None:
+            return self.schedule.task_index(source, cursor)
+        return successes.draw(Random(f"{self.schedule.seed}/curriculum/{source}/{cursor}"))
+
     def _next_turn(self) -> int | None:
         for turn in range(self._turn, self._turn + self.schedule.combinations):
             if self._open_policies(*self.schedule.combination(turn)):
@@ -197,9 +204,13 @@ class Coordinator:
         self._turn = turn + 1
         self._admitted += 1
         self._cursors[event.source] += 1
+        for successes in self._successes:
+            if successes is not None:
+                successes.settle(event.pinned)
         due = self.budget.admit(str(event.group), event.trained)
         members = [LiveEpisode() for _ in range(self.schedule.group_size)]
-        group = LiveGroup(admitted=event, due=due, members=members, left=set(event.trained))
+        since = {policy: self.budget.version(policy) for policy in event.trained}
+        group = LiveGroup(admitted=event, due=due, since=since, members=members, left=set(event.trained))
         self.groups[event.group] = group
         seats = self.trained_seats(event)
         for policy in event.trained:
@@ -211,52 +222,69 @@ class Coordinator:
         assert member.ended is None, f"group {event.group}, episode {event.member} ended twice"
         member.ended = event
         self.episodes += 1
-        if event.fault:
+        if event.fault and event.fault != LATE:
             self.faults += 1
             self.fault_detail = self.fault_detail or f"{event.fault}: {event.detail}"
         if not group.playing:
             self._complete(group)
 
     def _complete(self, group: LiveGroup) -> None:
-        """All episodes of the group have ended: each of its units is buffered, or dropped if nothing of it can be
+        """All episodes of the group have ended: each of its units is buffered, or dropped if nothing of it is to be
         trained on."""
         seats = self.trained_seats(group.admitted)
-        made: list[Trajectory] = []
-        episodes: list[Ended] = []
-        sampled: dict[str, int] = {}
+        done = completed(group.members, seats)
         for member in group.members:
-            assert member.ended is not None
-            episodes.append(member.ended)
-            acted = [event for event in member.past if isinstance(event, Acted)]
-            for event in acted:
-                sampled[event.seat] = sampled.get(event.seat, 0) + (event.sample.count if event.sample else 0)
-            made += trajectories(acted, member.ended, seats)
             member.past = []
-        failed = any(ended.fault for ended in episodes)
+        count_lost(self.bias, done, seats, self._task(group))
+        successes = self._successes[group.admitted.source]
+        if successes is not None:
+            successes.add(group.admitted, group.due, done.episodes, seats)
         for policy in group.admitted.trained:
-            mine = tuple(trajectory for trajectory in made if trajectory.policy == policy)
-            name = str(group.admitted.group)
-            self.barren[policy] = 0 if mine else self.barren[policy] + 1
-            if mine:
-                unit = Unit(
-                    policy=policy,
-                    group=group.admitted.group,
-                    source=group.admitted.source,
-                    trajectories=mine,
-                    episodes=tuple(episodes),
-                )
-                self.buffer.add(unit)
-                self.ledger.finished(policy, name, _tokens_by_seat(mine))
+            mine = tuple(trajectory for trajectory in done.trajectories if trajectory.policy == policy)
+            if not mine:
+                tokens = done.tokens([seat for seat, named in seats.items() if named == policy])
+                self._drop(group, policy, done.reason, tokens, nothing_left(done.episodes))
+            elif self._filtered(policy, mine):
+                count_made(self.bias, mine, "filter", self._task(group))
+                self._drop(group, policy, "filter", _tokens_by_seat(mine), "all rewards that are compared are equal")
             else:
-                self.barren_detail = _barren(episodes)
-                self.budget.drop(policy, name)
-                made_here = {seat: sampled.get(seat, 0) for seat, named in seats.items() if named == policy}
-                self.ledger.dropped(policy, name, "fault" if failed else "empty", made_here)
-                self._leave(group, policy)
+                self._keep(group, policy, mine, done)
+
+    def _filtered(self, policy: str, made: Sequence[Trajectory]) -> bool:
+        compare = self.schedule.equal_rewards.get(policy)
+        return compare is not None and all_equal(made, compare)
+
+    def _keep(self, group: LiveGroup, policy: str, made: tuple[Trajectory, ...], done: Completed) -> None:
+        admitted = group.admitted
+        self.barren[policy] = Barren()
+        self.buffer.add(
+            Unit(
+                policy=policy,
+                group=admitted.group,
+                source=admitted.source,
+                trajectories=made,
+                episodes=done.episodes,
+            )
+        )
+        self.ledger.finished(policy, str(admitted.group), _tokens_by_seat(made))
+
+    def _drop(self, group: LiveGroup, policy: str, reason: DropReason, tokens: Mapping[str, int], detail: str) -> None:
+        """The unit leaves the books; its place is free for another."""
+        name = str(group.admitted.group)
+        self.barren[policy].add(group.admitted, reason, detail)
+        self.budget.drop(policy, name)
+        self.ledger.dropped(policy, name, reason, tokens)
+        self._leave(group, policy)
+
+    def _task(self, group: LiveGroup) -> tuple[int, int]:
+        """(source, index) of the group's task for the drop-bias table, where an endless source is one task."""
+        source = group.admitted.source
+        return source, -1 if self.schedule.sources[source].tasks is None else group.admitted.index
 
     def _plan(self, event: Planned) -> None:
-        batch = Batch(planned=event, units=self.buffer.take(event.policy, event.groups))
-        self._assert_fresh(batch)
+        again = self.buffer.again(event.policy, event.reused)
+        batch = Batch(planned=event, units=self.buffer.take(event.policy, event.groups), again=again)
+        self._assert_young(batch)
         self.batches[event.policy] = batch
 
     def _step(self, event: Stepped) -> None:
@@ -265,22 +293,29 @@ class Coordinator:
         self.budget.step(event.policy)
         for unit in batch.units:
             self.ledger.trained(event.policy, str(unit.group))
+            count_made(self.bias, unit.trajectories, "trained", self._task(self.groups[unit.group]))
             self._leave(self.groups[unit.group], event.policy)
+        for unit in batch.again:
+            self.ledger.reused(event.policy, _tokens_by_seat(unit.trajectories))
+        for unit in self.buffer.trained(event.policy, batch.units, batch.again, event.weights):
+            self.ledger.expired(event.policy, _tokens_by_seat(unit.trajectories))
         self.durable[event.policy] = event.durable
         self.ledger.assert_balanced(self.budget.statistics())
         assert not self.budget.overdue(), f"units that no step may train any more: {self.budget.overdue()}"
 
-    def _assert_fresh(self, batch: Batch) -> None:
-        """Invariant 1: no token of the batch is older than the bound."""
-        oldest = batch.planned.step - self.schedule.bounds[batch.planned.policy].max_staleness
-        for unit in batch.units:
-            for trajectory in unit.trajectories:
-                for context in trajectory.contexts:
-                    versions = context.versions[context.action_mask]
-                    assert len(versions) == 0 or versions.min() >= oldest, (
-                        f"step {batch.planned.step} of {unit.policy}: group {unit.group} holds a token of version "
-                        f"{versions.min()}, older than {oldest}"
-                    )
+    def _assert_young(self, batch: Batch) -> None:
+        """Invariant 1: on its first use, no token is older than the bound; on a later one, none is older than `max_age`."""
+        step, policy = batch.planned.step, batch.planned.policy
+        reuse = self.schedule.reuse
+        for units, most in (
+            (batch.units, self.schedule.bounds[policy].max_staleness),
+            (batch.again, reuse.max_age if reuse else 0),
+        ):
+            for unit in units:
+                oldest = oldest_version(unit, step)
+                assert oldest >= step - most, (
+                    f"step {step} of {policy}: group {unit.group} holds a token of version {oldest}, older than {step - most}"
+                )
 
     def _leave(self, group: LiveGroup, policy: str) -> None:
         group.left.discard(policy)
@@ -293,10 +328,3 @@ def _tokens_by_seat(made: Sequence[Trajectory]) -> dict[str, int]:
     for trajectory in made:
         tokens[trajectory.seat] = tokens.get(trajectory.seat, 0) + trajectory.action_tokens
     return tokens
-
-
-def _barren(episodes: Sequence[Ended]) -> str:
-    """Why a group's episodes left nothing to train on, in the words of the first that says so."""
-    said = [f"{ended.fault}: {ended.detail}" for ended in episodes if ended.fault]
-    said += [f"seat {r.seat!r} was not judged: {r.unjudged}" for ended in episodes for r in ended.results if r.unjudged]
-    return said[0] if said else "no seat that is trained spoke and was rewarded"

@@ -29,7 +29,7 @@ from sparring.errors import (
     Unjudged,
     UnsupportedError,
 )
-from sparring.rollout.events import Acted, Affected, Ended, Sampled, SeatResult
+from sparring.rollout.events import DEADLINE, Acted, Affected, Ended, Sampled, SeatResult
 from sparring.rollout.signal import Signal
 
 REPLAY_DEADLINE = 60.0
@@ -238,7 +238,7 @@ async def run_episode(episode: Episode, plan: EpisodePlan) -> tuple[Ended, list[
         raise failed
     if scope.cancel_called:
         detail = f"play did not end within {plan.deadline} s; it waited for {episode.waits_for}"
-        return Ended(group=plan.group, member=plan.member, fault="deadline", detail=detail), seats
+        return Ended(group=plan.group, member=plan.member, fault=DEADLINE, detail=detail), seats
     episode.all_replayed(failed)
     if failed is not None:
         fault, detail = type(failed).__name__, _told(failed)

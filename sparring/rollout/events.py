@@ -14,7 +14,7 @@ import numpy as np
 from sparring.agents import Sample
 from sparring.environments import Reply
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", omit_defaults=True):
@@ -141,8 +141,15 @@ class SeatResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     turn_rewards: dict[int, float] = {}
 
 
+DEADLINE = "deadline"
+LATE = "late"
+
+
 class Ended(Event, frozen=True, kw_only=True, tag="ended"):
-    """An episode ended. `fault` is empty, or says how it failed (an exception, a deadline): then nothing of it is trained."""
+    """An episode ended. `fault` is empty, or says how it failed (an exception, a deadline): then nothing of it is trained.
+
+    `LATE` is the fault of an episode that was dropped for its age because the run was told to: nobody's failure.
+    """
 
     group: int
     member: int
@@ -154,11 +161,13 @@ class Ended(Event, frozen=True, kw_only=True, tag="ended"):
 
 
 class Planned(Event, frozen=True, kw_only=True, tag="planned"):
-    """A learner is about to train `groups`' units of its policy as step `step`, in this order."""
+    """A learner is about to train `groups`' units of its policy as step `step`, in this order, and those of `reused`, which
+    it trained before, once more."""
 
     policy: str
     step: int
     groups: list[int]
+    reused: list[int] = []
 
 
 class Stepped(Event, frozen=True, kw_only=True, tag="stepped"):
@@ -167,6 +176,7 @@ class Stepped(Event, frozen=True, kw_only=True, tag="stepped"):
     metrics     derived from the units alone: recomputed, byte for byte, by a replay
     advantages  sha256 over the advantages, likewise
     engine      what the backend measured: equal where the backend is deterministic
+    weights     {group: its weight in the draw of units that are used again}, where that draw is weighted
     """
 
     policy: str
@@ -176,6 +186,7 @@ class Stepped(Event, frozen=True, kw_only=True, tag="stepped"):
     metrics: dict[str, float]
     engine: dict[str, float]
     durable: dict[str, Any]
+    weights: dict[int, float] = {}
 
 
 class Installed(Event, frozen=True, kw_only=True, tag="installed"):

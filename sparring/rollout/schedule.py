@@ -3,32 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from random import Random
 
 from sparring.rollout.budget import Bound
+from sparring.rollout.buffer import ReuseRule
+from sparring.rollout.comparable import Scope
+from sparring.rollout.curriculum import Curriculum, Successes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
     """One `Episodes` of the run: how many tasks (None: endless) and, for each of its line-ups, {seat: policy} of those
-    trained."""
+    trained. `curriculum`: tasks are drawn by it, else each pass over them has an order of its own."""
 
     environment: str
     tasks: int | None
     lineups: tuple[Mapping[str, str], ...]
+    curriculum: Curriculum | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """`pinned` is the schedule of deterministic runs: which version a group plays with is a function of its position."""
+    """What decides what is played and what becomes of it.
+
+    pinned         the schedule of deterministic runs: which version a group plays with is a function of its position
+    equal_rewards  {policy: {seat: what its trajectories are compared over}}, for the policies whose units are dropped
+                   where all rewards that are compared are equal
+    drop_after     an episode is dropped when more than so many versions were made since its group was admitted; None: never
+    reuse          how trained units are used again; None: never
+    """
 
     sources: tuple[Source, ...]
     bounds: Mapping[str, Bound]
     group_size: int
     seed: int
     pinned: bool = False
+    equal_rewards: Mapping[str, Mapping[str, Scope]] = field(default_factory=dict[str, Mapping[str, Scope]])
+    drop_after: int | None = None
+    reuse: ReuseRule | None = None
 
     def combination(self, turn: int) -> tuple[int, int]:
         """(source, line-up) of the turn: sources alternate by group, and each source's line-ups by its groups."""
@@ -39,6 +53,14 @@ class Schedule:
     def combinations(self) -> int:
         """Turns after which every line-up of every source had its own."""
         return len(self.sources) * max(len(source.lineups) for source in self.sources)
+
+    def successes(self, source: int) -> Successes | None:
+        """Where the results of a source with a curriculum are kept; None for one without."""
+        curriculum, tasks = self.sources[source].curriculum, self.sources[source].tasks
+        if curriculum is None:
+            return None
+        assert tasks is not None, f"source {source}: a curriculum over endless tasks"
+        return Successes(curriculum=curriculum, tasks=tasks, pinned=self.pinned)
 
     def task_index(self, source: int, cursor: int) -> int:
         """Which task the source's group number `cursor` plays: each pass over a finite source has an order of its own."""

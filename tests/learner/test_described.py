@@ -229,6 +229,7 @@ def test_a_description_is_complete() -> None:
         "lineups": [{}],
         "greedy": False,
         "seen": False,
+        "curriculum": None,
     }
     assert data["episodes"]["held_out/x"]["greedy"]
     assert data["models"]["alice"]["dtype"] == "float32"

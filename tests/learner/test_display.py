@@ -164,12 +164,13 @@ def test_a_resumed_run_goes_on_with_its_numbers() -> None:
 def test_what_fails_is_said_once_for_each_kind() -> None:
     faults = [
         Ended(group=3, member=n, fault=kind, detail="Traceback ...\nKeyError: 'x'")
-        for n, kind in enumerate(["KeyError", "deadline", "KeyError"])
+        for n, kind in enumerate(["KeyError", "deadline", "KeyError", "late", "late"])
     ]
     said = [line for line in displayed([story(2)[0], *faults]) if line.startswith("warning")]
     assert said == [
         "warning: episode 0 of group 3 failed (KeyError): KeyError: 'x'",
         "warning: episode 1 of group 3 failed (deadline): KeyError: 'x'",
+        "warning: episode 3 of group 3 was dropped (late): KeyError: 'x'",
     ]
 
 

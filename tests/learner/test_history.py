@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sparring.errors import SettingError
 from sparring.learner.history import estimate_mean, headline_name, history, last_line, read_events
-from sparring.rollout.events import Evaluated, Planned, Stepped, Timed, encode, segment
+from sparring.rollout.events import LATE, Ended, Evaluated, Planned, Stepped, Timed, encode, segment
 from sparring.rollout.journal import SqliteSegments
 from tests.learner.story import story
 
@@ -114,7 +114,13 @@ def test_faults_and_what_was_not_judged_are_counted_with_the_first_message() -> 
     assert [(one.kind, one.count, one.first) for one in told.unjudged] == [
         ("verifier gave up <soon>", 1, "seat solver")
     ]
-    assert told.episodes == 4 * 2 * 8
+    assert told.episodes == 4 * 2 * 8 and told.late == 0
+
+
+def test_what_was_dropped_for_its_age_is_no_fault() -> None:
+    late = [Ended(group=0, member=member, fault=LATE, detail="took long") for member in range(3)]
+    told = history([*story(1), *late])
+    assert told.faults == () and told.late == 3 and told.episodes == 2 * 8 + 3
 
 
 def test_the_last_line_tells_the_first_and_the_last_version() -> None:

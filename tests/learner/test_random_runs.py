@@ -20,7 +20,25 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from sparring import Episodes, Frozen, Lineup, Policy, Run, ScriptedModels, Seat, effect, environment, gather, grpo, rae
+from sparring import (
+    Curriculum,
+    Drop,
+    Episodes,
+    EqualRewards,
+    Frozen,
+    Lineup,
+    Pace,
+    Policy,
+    Reuse,
+    Run,
+    ScriptedModels,
+    Seat,
+    effect,
+    environment,
+    gather,
+    grpo,
+    rae,
+)
 from sparring.environments import Score, generated
 from sparring.learner import train_async
 from sparring.learner.replay import compare
@@ -98,6 +116,10 @@ class World:
     resumable: bool
     slots: int
     seed: int
+    filtered: bool = False
+    dropped: bool = False
+    reused: int = 0
+    learnt: bool = False
     ends: tuple[tuple[int, str], ...]
     """(commit, how): the successive starts of the run end before or after that commit, or are stopped at it, as by Ctrl-C."""
 
@@ -120,6 +142,10 @@ worlds = st.builds(
     resumable=st.sampled_from([True, True, False]),
     slots=st.sampled_from([1, 3, 64]),
     seed=st.integers(0, 99),
+    filtered=st.booleans(),
+    dropped=st.booleans(),
+    reused=st.integers(0, 2),
+    learnt=st.booleans(),
     ends=st.lists(st.tuples(st.integers(0, 12), st.sampled_from(["before", "after", "stop"])), max_size=3).map(tuple),
 )
 
@@ -131,8 +157,13 @@ def run_of(world: World, folder: Path) -> Run:
     alone = [Lineup({"only": name}) for name in names]
     tasks: Any = generated(drawn) if world.endless else range(7)
     game = replace(fair(faults=world.faults), resumable=world.resumable)
-    kinds = (Episodes(game, tasks, pairs), Episodes(solo, tasks, alone))
-    algorithm = grpo() if world.members > 1 else rae()
+    curriculum = Curriculum(window=2) if world.learnt and not world.endless else None
+    kinds = (
+        Episodes(game, tasks, pairs, curriculum=curriculum),
+        Episodes(solo, tasks, alone, curriculum=curriculum),
+    )
+    algorithm = grpo(filters=[EqualRewards()] if world.filtered else []) if world.members > 1 else rae()
+    drops = world.dropped and world.staleness > 0 and not world.deterministic
     return Run(
         name="run",
         train=[kinds[kind] for kind in world.sources],
@@ -148,6 +179,9 @@ def run_of(world: World, folder: Path) -> Run:
         deterministic=world.deterministic,
         max_concurrent=world.slots,
         max_faults=1.0,
+        max_refill=1000,
+        pacing=Drop(versions=world.staleness - 1) if drops else Pace(),
+        reuse=Reuse(units=world.reused, how=("uniform", "prioritized")[world.seed % 2]) if world.reused else None,
         folder=folder,
     )
 
@@ -216,8 +250,21 @@ def check_exactly_once(events: list[AnyEvent], run: Run) -> None:
         assert [step for step, _ in planned] == list(range(STEPS)), "a step was planned twice, or never"
         assert [e.step for e in events if isinstance(e, Stepped) and e.policy == policy] == list(range(STEPS))
         trained = [group for _, groups in planned for group in groups]
-        assert len(trained) == len(set(trained)), "a unit was trained twice"
+        assert len(trained) == len(set(trained)), "a unit was trained twice as a fresh one"
+        check_uses([e for e in events if isinstance(e, Planned) and e.policy == policy], run)
         assert set(trained) <= {e.group for e in admitted if policy in e.trained}
+
+
+def check_uses(plans: Sequence[Planned], run: Run) -> None:
+    """Rule 5: after the first use, never twice in a step, as often as is allowed."""
+    uses: Counter[int] = Counter()
+    for plan in plans:
+        assert set(plan.reused) <= set(uses), "used again before its first use"
+        assert len({*plan.groups, *plan.reused}) == len(plan.groups) + len(plan.reused), "twice in one step"
+        assert len(plan.reused) <= (run.reuse.units if run.reuse else 0), "more than there are places"
+        uses.update([*plan.groups, *plan.reused])
+    most = run.reuse.max_uses if run.reuse else 1
+    assert all(count <= most for count in uses.values()), "used too often"
 
 
 def check_conserved(events: list[AnyEvent], run: Run) -> None:
@@ -247,6 +294,9 @@ def check_fresh(events: list[AnyEvent], run: Run) -> None:
         if isinstance(event, Planned):
             versions = [version for group in event.groups for version in made[group, event.policy]]
             assert all(event.step - run.max_staleness <= version <= event.step for version in versions)
+            further = [version for group in event.reused for version in made[group, event.policy]]
+            assert run.reuse is not None or not further
+            assert all(event.step - version <= run.reuse.max_age for version in further if run.reuse)
 
 
 def history(world: World, ends: Sequence[tuple[int, str]], backend: str) -> list[AnyEvent]:

@@ -191,7 +191,7 @@ def test_equal_replies_are_shown_on_both_sides() -> None:
 
 def test_the_accounts_are_in_the_page() -> None:
     text = Page(page(history(story(4)))).text
-    assert "Training episodes that ended: 64, of them failed: 1. Seats not judged: 1." in text
+    assert "Training episodes that ended: 64, of them failed: 1, dropped for their age: 0. Seats not judged: 1." in text
     assert "policy 8 8 0" in text
     assert "KeyError 1 KeyError: 'x'" in text
     assert "verifier gave up <soon> 1 seat solver" in text

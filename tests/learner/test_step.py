@@ -15,10 +15,10 @@ from sparring import Comparable, Datum, F
 from sparring.errors import SettingError
 from sparring.learner import GroupMean, RoleBaseline, advantages
 from sparring.learner.advantages import Advantages
-from sparring.learner.algorithm import Scope
-from sparring.learner.step import Prepared, comparable_sets, prepare
+from sparring.learner.step import Prepared, prepare
 from sparring.rollout import Batch, Trajectory
-from sparring.rollout.events import Ended, SeatResult
+from sparring.rollout.comparable import Scope, comparable_sets
+from sparring.rollout.events import LATE, Ended, SeatResult
 from tests.learner.sets import batch, context, f32, trajectory
 
 NAMES = ("game", "other")
@@ -416,9 +416,11 @@ def test_what_episodes_say_of_themselves() -> None:
         Ended(group=0, member=0, metrics={"illegal": 1.0, "rounds": 4.0}),
         Ended(group=0, member=1, fault="deadline", detail="too slow"),
         Ended(group=0, member=2, metrics={"illegal": 0.0}, results=[SeatResult(seat="judge", unjudged="no verdict")]),
+        Ended(group=0, member=3, fault=LATE, detail="a choice"),
     ]
     metrics = prepared(batch(trajectory(1), trajectory(0, episode=2), episodes=episodes)).metrics
-    assert (metrics["episodes"], metrics["faults"], metrics["unjudged"]) == (3, 1, 1)
+    assert (metrics["episodes"], metrics["faults"], metrics["unjudged"]) == (4, 1, 1)
+    assert metrics["late"] == 1 and "late" not in prepared(batch(trajectory(1))).metrics
     assert metrics["environment/illegal"] == 0.5, "over the episodes that have it"
     assert metrics["environment/rounds"] == 4
 

@@ -2,138 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
-import numpy as np
 import pytest
 
-from sparring.agents import Sample
-from sparring.environments import Reply
-from sparring.rollout import Bound, Choice, Coordinator, Schedule, Source, Waiting
+from sparring.rollout import Coordinator, Waiting
 from sparring.rollout.events import (
-    Acted,
-    Admitted,
-    AnyEvent,
     Checkpointed,
     Ended,
     Evaluated,
     Installed,
     Noted,
-    Planned,
     Restarted,
-    Sampled,
     SeatResult,
-    Stepped,
     Timed,
 )
-
-TWO_SEATS = {"one": "alice", "two": "bob"}
-ONE_POLICY = {"one": "alice", "two": "alice"}
-
-
-def schedule(
-    *lineups: Sequence[Mapping[str, str]],
-    steps: int = 2,
-    batch: int = 2,
-    k: int = 0,
-    members: int = 2,
-    pinned: bool = False,
-) -> Schedule:
-    """A source for each sequence of line-ups."""
-    policies = {policy for source in lineups for lineup in source for policy in lineup.values()}
-    bound = Bound(units_per_step=batch, max_staleness=k, steps=steps)
-    return Schedule(
-        sources=tuple(Source(environment="game", tasks=9, lineups=tuple(source)) for source in lineups),
-        bounds=dict.fromkeys(sorted(policies), bound),
-        group_size=members,
-        seed=0,
-        pinned=pinned,
-    )
-
-
-class Story:
-    """A run told by hand."""
-
-    def __init__(self, plan: Schedule) -> None:
-        self.state = Coordinator(plan)
-        self.events: list[AnyEvent] = []
-
-    def tell(self, event: AnyEvent) -> None:
-        self.state.apply(event)
-        self.events.append(event)
-
-    def admit(self) -> Admitted:
-        choice = self.state.next_group()
-        assert isinstance(choice, Choice), choice
-        event = Admitted(
-            group=choice.group,
-            source=choice.source,
-            index=choice.index,
-            task="",
-            lineup=choice.lineup,
-            trained=list(choice.trained),
-            pinned=dict(choice.pinned),
-        )
-        self.tell(event)
-        return event
-
-    def admit_all(self) -> list[int]:
-        groups = []
-        while isinstance(self.state.next_group(), Choice):
-            groups.append(self.admit().group)
-        return groups
-
-    def act(self, group: int, member: int, seat: str, version: int = 0, turn: int = 0) -> None:
-        sample = Sample(
-            prompt=np.arange(3, dtype=np.int32),
-            whole=True,
-            tokens=np.arange(4, dtype=np.int32),
-            logprobs=np.zeros(4, np.float32),
-            versions=((version, 4),),
-            temperature=1.0,
-        )
-        self.tell(
-            Acted(
-                group=group,
-                member=member,
-                seat=seat,
-                turn=turn,
-                request=b"",
-                reply=Reply(text="x"),
-                sample=Sampled.packed(sample),
-            )
-        )
-
-    def end(
-        self, group: int, *, fault: str = "", silent: Sequence[str] = (), unjudged: str = "", version: int = 0
-    ) -> None:
-        """All episodes of the group, the last of them with the fault."""
-        seats = [seat for seat in self.state.trained_seats(self.state.groups[group].admitted) if seat not in silent]
-        members = range(self.state.schedule.group_size)
-        for member in members:
-            for seat in seats:
-                self.act(group, member, seat, version)
-            results = [SeatResult(seat=seat, value=None if unjudged else 1.0, unjudged=unjudged) for seat in seats]
-            failed = fault if member == members[-1] or fault == "all" else ""
-            self.tell(
-                Ended(group=group, member=member, results=[] if failed else results, fault=failed, detail="because")
-            )
-
-    def plan(self, policy: str) -> list[int]:
-        planned = self.state.next_batch(policy)
-        assert isinstance(planned, Planned), planned
-        self.tell(planned)
-        return planned.groups
-
-    def step(self, policy: str, *, install: bool = True) -> None:
-        step = self.state.budget.version(policy)
-        self.tell(
-            Stepped(policy=policy, step=step, digest="", advantages="", metrics={}, engine={}, durable={"at": step})
-        )
-        if install:
-            self.tell(Installed(policy=policy, version=step + 1))
+from tests.rollout.told import ONE_POLICY, TWO_SEATS, Story, schedule
 
 
 def test_a_whole_run() -> None:
@@ -232,10 +117,10 @@ def test_a_policy_that_never_spoke_is_dropped_alone() -> None:
     assert rows["bob"].dropped["empty"].units == 1 and rows["alice"].buffered.units == 1
     again = story.admit()
     assert again.trained == ["bob"], "alice has her unit"
-    assert story.state.barren == {"alice": 0, "bob": 1}
-    assert story.state.barren_detail == "no seat that is trained spoke and was rewarded"
+    assert {policy: barren.count for policy, barren in story.state.barren.items()} == {"alice": 0, "bob": 1}
+    assert story.state.barren["bob"].detail == "no seat that is trained spoke and was rewarded"
     story.end(1)
-    assert story.state.barren == {"alice": 0, "bob": 0}
+    assert not any(barren.count for barren in story.state.barren.values())
 
 
 def test_why_nothing_was_left_to_train_on() -> None:
@@ -245,8 +130,8 @@ def test_why_nothing_was_left_to_train_on() -> None:
     ):
         options: dict[str, Any] = case
         story.end(story.admit().group, **options)
-        assert story.state.barren_detail == said
-        assert story.state.barren["alice"] == count + 1
+        assert story.state.barren["alice"].detail == said
+        assert story.state.barren["alice"].count == count + 1
 
 
 def test_a_pinned_schedule_leaves_holes() -> None:

@@ -146,7 +146,7 @@ def test_a_unit_of_two_seats_counts_in_both() -> None:
     assert pro == LedgerRow(
         policy="alice",
         seat="pro",
-        dispatched=Count(units=7, tokens=60),
+        dispatched=Count(units=3 + len(REASONS), tokens=10 * (2 + len(REASONS))),
         trained=one,
         buffered=one,
         in_flight=Count(units=1, tokens=0),
@@ -154,7 +154,7 @@ def test_a_unit_of_two_seats_counts_in_both() -> None:
         reused=one,
         expired=Count(),
     )
-    assert con.dispatched == Count(units=7, tokens=42)
+    assert con.dispatched == Count(units=3 + len(REASONS), tokens=7 * (2 + len(REASONS)))
 
 
 def test_a_seat_that_said_nothing_has_no_tokens() -> None:

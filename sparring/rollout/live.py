@@ -1,0 +1,110 @@
+"""Groups from their admission until none of their units is left, and what came of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from sparring.rollout.bias import DropBias, Fate
+from sparring.rollout.events import DEADLINE, LATE, Acted, Admitted, Affected, Ended
+from sparring.rollout.ledger import DropReason
+from sparring.rollout.trajectory import Trajectory, trajectories
+
+
+@dataclass(slots=True, kw_only=True)
+class LiveEpisode:
+    """What the journal holds of an episode whose group is not done."""
+
+    past: list[Acted | Affected] = field(default_factory=list)
+    ended: Ended | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class LiveGroup:
+    """An admitted group, until none of its units is left; `left` are the policies that still have one.
+
+    `due` is each unit's last step, `since` the version that its policy had made when the group was admitted.
+    """
+
+    admitted: Admitted
+    due: Mapping[str, int]
+    since: Mapping[str, int]
+    members: list[LiveEpisode]
+    left: set[str] = field(default_factory=set)
+
+    @property
+    def playing(self) -> bool:
+        return any(member.ended is None for member in self.members)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One seat's part in an episode that makes no trajectory: the tokens that it sampled, and what became of it."""
+
+    seat: str
+    fate: Fate
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completed:
+    """All that a group's episodes came to: the judged trajectories of every policy, and the parts that made none."""
+
+    trajectories: tuple[Trajectory, ...]
+    lost: tuple[Part, ...]
+    episodes: tuple[Ended, ...]
+
+    @property
+    def reason(self) -> DropReason:
+        """Why there is nothing to train on for a policy without trajectories."""
+        faults = {ended.fault for ended in self.episodes if ended.fault}
+        if faults == {LATE}:
+            return "late"
+        return "fault" if faults else "empty"
+
+    def tokens(self, seats: Sequence[str]) -> dict[str, int]:
+        """The tokens that each of the seats sampled in vain."""
+        return {seat: sum(part.tokens for part in self.lost if part.seat == seat) for seat in seats}
+
+
+def completed(members: Sequence[LiveEpisode], seats: Mapping[str, str]) -> Completed:
+    """What came of episodes that have all ended; `seats` are those trained, {seat: policy}."""
+    made: list[Trajectory] = []
+    lost: list[Part] = []
+    episodes: list[Ended] = []
+    for member in members:
+        assert member.ended is not None
+        episodes.append(member.ended)
+        acted = [event for event in member.past if isinstance(event, Acted)]
+        mine = trajectories(acted, member.ended, seats)
+        made += mine
+        lost += _lost(acted, member.ended, mine, seats)
+    return Completed(trajectories=tuple(made), lost=tuple(lost), episodes=tuple(episodes))
+
+
+def _lost(acted: Sequence[Acted], ended: Ended, made: Sequence[Trajectory], seats: Mapping[str, str]) -> list[Part]:
+    """What the seats sampled that is in none of the episode's trajectories: one part for each seat or fork."""
+    judged = {(one.seat, one.fork) for one in made}
+    sampled: Counter[tuple[str, str]] = Counter()
+    for event in acted:
+        if event.sample is not None and event.seat in seats and (event.seat, event.fork) not in judged:
+            sampled[event.seat, event.fork] += event.sample.count
+    fate: Fate = "empty"
+    if ended.fault:
+        fate = "deadline" if ended.fault == DEADLINE else "late" if ended.fault == LATE else "fault"
+        for seat in seats:
+            sampled.setdefault((seat, ""), 0)
+    return [Part(seat=seat, fate=fate, tokens=count) for (seat, _), count in sampled.items()]
+
+
+def count_lost(bias: DropBias, done: Completed, seats: Mapping[str, str], task: tuple[int, int]) -> None:
+    """Count the parts that made no trajectory; `seats` are those trained, {seat: policy}."""
+    for part in done.lost:
+        bias.add(seats[part.seat], part.seat, part.fate, tokens=part.tokens, reward=None, task=task)
+
+
+def count_made(bias: DropBias, made: Sequence[Trajectory], fate: Fate, task: tuple[int, int]) -> None:
+    """Count the trajectories of a unit that was trained, or dropped whole."""
+    for one in made:
+        bias.add(one.policy, one.seat, fate, tokens=one.action_tokens, reward=one.reward, task=task)
