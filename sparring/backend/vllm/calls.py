@@ -97,6 +97,7 @@ class AsyncEngine:
         family = self._family()
         self._made.shutdown(timeout=5.0)
         _kill(family)
+        multiprocessing.active_children()  # takes note of those that ended
         self._made.engine_core.resources.ctx.destroy(linger=0)
         self._made = (
             None  # it shuts itself once more when it is freed, which fails where that is at the interpreter's end
