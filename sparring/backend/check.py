@@ -25,6 +25,7 @@ from sparring.errors import CheckFailed, SettingError
 
 T = TypeVar("T")
 
+_KEPT = ("AnyIO worker thread", "Trio thread")
 QUESTIONS = ("What is 7 + 5?", "Name three rivers.", "Why is the sky blue?", "Write two lines about a fox.")
 
 
@@ -245,9 +246,7 @@ async def check_closing(use: Callable[[], Awaitable[None]], *, folders: Sequence
 
 def _there(folders: Sequence[Path]) -> set[str]:
     tasks = {f"task {task.id} {task.name}" for task in anyio.get_running_tasks()}
-    threads = {
-        f"thread {t.ident} {t.name}" for t in threading.enumerate() if type(t).__module__.partition(".")[0] != "anyio"
-    }
+    threads = {f"thread {t.ident} {t.name}" for t in threading.enumerate() if not t.name.startswith(_KEPT)}
     files = {f"file {path}" for folder in folders for path in folder.iterdir()}
     return tasks | threads | files | {f"process {text}" for text in _children()}
 

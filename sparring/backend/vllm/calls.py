@@ -11,7 +11,7 @@ from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
-from psutil import NoSuchProcess, Process
+from psutil import NoSuchProcess, Process, wait_procs
 from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.lora.request import LoRARequest
@@ -125,3 +125,4 @@ def _kill(processes: Sequence[Process]) -> None:
             process.kill()
         except NoSuchProcess:
             continue
+    wait_procs(processes, timeout=10)
