@@ -267,9 +267,9 @@ def _prompts(model: TrainingClient) -> list[I32]:
 
 
 async def _published(model: TrainingClient, version: int) -> SamplingClient:
-    """Train the model by one large step, publish it, and open the version."""
+    """Train the model by a step that shows, publish it, and open the version."""
     model.forward_backward([_to_learn(prompt) for prompt in _prompts(model)], CrossEntropy())
-    await model.optim_step(Adam(learning_rate=0.02))
+    await model.optim_step(Adam(learning_rate=2e-3))
     await model.publish(version)
     return await model.sampler(version=version)
 
