@@ -11,7 +11,7 @@ from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
-from psutil import NoSuchProcess, Process
+from psutil import NoSuchProcess, Process, wait_procs
 from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.lora.request import LoRARequest
@@ -97,6 +97,7 @@ class AsyncEngine:
         family = self._family()
         self._made.shutdown(timeout=5.0)
         _kill(family)
+        multiprocessing.active_children()  # takes note of those that ended
         self._made.engine_core.resources.ctx.destroy(linger=0)
         self._made = (
             None  # it shuts itself once more when it is freed, which fails where that is at the interpreter's end
@@ -124,3 +125,4 @@ def _kill(processes: Sequence[Process]) -> None:
             process.kill()
         except NoSuchProcess:
             continue
+    wait_procs(processes, timeout=10)
