@@ -27,7 +27,6 @@ EDGES = {
     "BLE001": {
         "sparring/backend/local/thread.py",
         "sparring/backend/vllm/engine.py",
-        "sparring/backend/vllm/sampler.py",
         "sparring/rollout/episode.py",
         "tests/rollout/test_episode.py",
         "tests/rollout/test_episode_replay.py",

