@@ -187,13 +187,15 @@ async def check_versions(model: TrainingClient, *, bounds: Bounds = FP32, first:
     prompt, params = _prompts(model)[3], SamplingParams(max_tokens=12, seed=7)
     before = await old.sample(prompt, params, n=2)
     during: list[list[SampledSequence]] = []
+    published: list[SamplingClient] = []
 
     async def sample() -> None:
         during.append(await old.sample(prompt, params, n=2))
 
     async with anyio.create_task_group() as group:
         group.start_soon(sample)
-        new = await _published(model, first + 1)
+        published.append(await _published(model, first + 1))
+    (new,) = published
     during.append(await old.sample(prompt, params, n=2))
     for later in during:
         for one, other in zip(before, later, strict=True):
