@@ -18,6 +18,7 @@ from typing import Protocol
 import anyio
 import anyio.to_thread
 import msgspec
+from anyio.lowlevel import checkpoint_if_cancelled
 
 from sparring.errors import JournalError
 from sparring.rollout.events import SCHEMA, AnyEvent, Opened, decode_segment, encode, segment
@@ -115,7 +116,7 @@ class Journal:
         self._queued = Signal()
         self._written = Signal()
         self._failure: BaseException | None = None
-        self._closing = False
+        self._closing = self._cancelled = False
 
     @staticmethod
     @asynccontextmanager
@@ -150,8 +151,9 @@ class Journal:
                 yield event
 
     def append(self, event: AnyEvent) -> int:
-        """Queue an event; returns its number. Nothing that depends on it may be queued before it. Never waits."""
-        if self._failure is not None:
+        """Queue an event; returns its number. Nothing that depends on it may be queued before it. Never waits. Where the writer
+        was cancelled, nothing is written any more: `durable` says so."""
+        if self._failure is not None and not self._cancelled:
             raise self._failure
         assert not self._closing, f"the journal was closed before {event!r}"
         blob = encode(event)
@@ -170,6 +172,8 @@ class Journal:
         assert number <= self._appended, f"event {number} was never appended"
         while self._durable < number:
             if self._failure is not None:
+                if self._cancelled:  # whoever is cancelled with the writer is cancelled, and did not fail
+                    await checkpoint_if_cancelled()
                 raise self._failure
             await self._written.wait()
 
@@ -177,6 +181,8 @@ class Journal:
         """Wait while the queue holds more than its bound: whoever produces many events calls this before each."""
         while self._queued_bytes > _LARGEST_QUEUE:
             if self._failure is not None:
+                if self._cancelled:  # whoever is cancelled with the writer is cancelled, and did not fail
+                    await checkpoint_if_cancelled()
                 raise self._failure
             await self._written.wait()
 
@@ -199,6 +205,7 @@ class Journal:
             try:
                 await anyio.to_thread.run_sync(self._store.append, segment(batch), limiter=own)
             except BaseException as error:  # also of a store that breaks its word, and when the writer is cancelled
+                self._cancelled = isinstance(error, anyio.get_cancelled_exc_class())
                 own_words = isinstance(error, JournalError) or not isinstance(
                     error, (Exception, anyio.get_cancelled_exc_class())
                 )  # what ends the process is said as it is
