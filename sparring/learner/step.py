@@ -192,34 +192,30 @@ def _datum(context: Context, values: Float32[F32, " A"], tokens: int) -> Datum:
 def _metrics(batch: Batch, drawn: Sequence[Trajectory]) -> dict[str, float]:
     """Every one a function of the batch's fresh units alone; means are over correctly rounded sums, so that no order
     changes them."""
-    lags = _lags(batch, drawn)
-    metrics = {
-        "reward": _mean([trajectory.reward for trajectory in drawn]),
-        "length": _mean([trajectory.action_tokens for trajectory in drawn]),
-        "truncated": _mean([trajectory.truncated for trajectory in drawn]),
-        "staleness": float(lags.mean(dtype=np.float64)) if len(lags) else 0.0,
-        "staleness_max": float(lags.max(initial=0)),
-        "units": float(len(batch.units)),
-        "trajectories": float(len(drawn)),
-        "contexts": float(sum(len(trajectory.contexts) for trajectory in drawn)),
-        "action_tokens": float(sum(trajectory.action_tokens for trajectory in drawn)),
-    }
+    metrics = _drawn_metrics(batch, batch.units, drawn)
+    metrics["truncated"] = _mean([trajectory.truncated for trajectory in drawn])
+    metrics["contexts"] = float(sum(len(trajectory.contexts) for trajectory in drawn))
     return metrics | _seat_rewards(drawn) | _episode_metrics(batch)
 
 
 def _reused_metrics(batch: Batch, drawn: Sequence[Trajectory]) -> dict[str, float]:
-    """The same of the units that are used again, as far as it means something for them; none where there are none."""
+    """Those of the units that are used again; none where there are none."""
     if not batch.again:
         return {}
+    return {f"reused/{name}": value for name, value in _drawn_metrics(batch, batch.again, drawn).items()}
+
+
+def _drawn_metrics(batch: Batch, units: Sequence[Unit], drawn: Sequence[Trajectory]) -> dict[str, float]:
+    """What is said of fresh units and of those that are used again alike."""
     lags = _lags(batch, drawn)
     return {
-        "reused/reward": _mean([trajectory.reward for trajectory in drawn]),
-        "reused/length": _mean([trajectory.action_tokens for trajectory in drawn]),
-        "reused/staleness": float(lags.mean(dtype=np.float64)) if len(lags) else 0.0,
-        "reused/staleness_max": float(lags.max(initial=0)),
-        "reused/units": float(len(batch.again)),
-        "reused/trajectories": float(len(drawn)),
-        "reused/action_tokens": float(sum(trajectory.action_tokens for trajectory in drawn)),
+        "reward": _mean([trajectory.reward for trajectory in drawn]),
+        "length": _mean([trajectory.action_tokens for trajectory in drawn]),
+        "staleness": float(lags.mean(dtype=np.float64)) if len(lags) else 0.0,
+        "staleness_max": float(lags.max(initial=0)),
+        "units": float(len(units)),
+        "trajectories": float(len(drawn)),
+        "action_tokens": float(sum(trajectory.action_tokens for trajectory in drawn)),
     }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from sparring.arrays import I32, Bools
 from sparring.backend.datum import Datum
 from sparring.backend.local.lora import Adapter
 from sparring.backend.local.model import TorchModel
@@ -16,6 +17,18 @@ from sparring.backend.training import Lora
 from tests.backend.reference import reference
 
 LORA = Lora(rank=4, alpha=8.0)
+
+
+def scored(tokens: I32, mask: Bools, random: np.random.Generator, temperature: float) -> Datum:
+    """Random log-probs where the mask is, and one random advantage for all of it."""
+    return Datum(
+        tokens=tokens,
+        mask=mask,
+        logprobs=np.where(mask, -random.exponential(4, len(tokens)), 0).astype(np.float32),
+        advantages=np.where(mask, random.normal(), 0).astype(np.float32),
+        weights=mask.astype(np.float32),
+        temperature=temperature,
+    )
 
 
 def groups(count: int = 3, size: int = 4, *, seed: int = 0, temperature: float = 1.0) -> list[Datum]:
@@ -29,16 +42,7 @@ def groups(count: int = 3, size: int = 4, *, seed: int = 0, temperature: float =
             tokens = np.concatenate([prompt, random.integers(3, 320, length)]).astype(np.int32)
             place = np.arange(len(tokens)) - len(prompt)
             mask = (place == 0) | ((place > 0) & (random.random(len(tokens)) < 0.8))
-            data.append(
-                Datum(
-                    tokens=tokens,
-                    mask=mask,
-                    logprobs=np.where(mask, -random.exponential(4, len(tokens)), 0).astype(np.float32),
-                    advantages=np.where(mask, random.normal(), 0).astype(np.float32),
-                    weights=mask.astype(np.float32),
-                    temperature=temperature,
-                )
-            )
+            data.append(scored(tokens, mask, random, temperature))
     return data
 
 
@@ -59,17 +63,7 @@ def conversations(count: int = 2, *, seed: int = 0) -> list[Datum]:
         ):
             for temperature in (1.0, 1.0, 0.6):
                 place = np.arange(len(tokens))
-                mask = (place >= first) & (place < last)
-                data.append(
-                    Datum(
-                        tokens=tokens,
-                        mask=mask,
-                        logprobs=np.where(mask, -random.exponential(4, len(tokens)), 0).astype(np.float32),
-                        advantages=np.where(mask, random.normal(), 0).astype(np.float32),
-                        weights=mask.astype(np.float32),
-                        temperature=temperature,
-                    )
-                )
+                data.append(scored(tokens, (place >= first) & (place < last), random, temperature))
     return [data[index] for index in random.permutation(len(data))]
 
 

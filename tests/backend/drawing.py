@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import anyio
 import numpy as np
+import pytest
 import torch
 
 from sparring.arrays import I32
@@ -15,7 +16,9 @@ from sparring.backend.local.base import BaseModel, load_base
 from sparring.backend.local.lora import Adapter, AdapterWeights
 from sparring.backend.local.thread import Background
 from sparring.backend.pending import PendingResult
+from sparring.backend.sampling import SamplingClient, SamplingParams
 from sparring.backend.training import Lora
+from sparring.errors import ContextFull, SettingError
 
 T = TypeVar("T")
 VOCABULARY = 320
@@ -74,3 +77,21 @@ async def all_of(*calls: Callable[[], Any]) -> list[Any]:
         for index in range(len(calls)):
             group.start_soon(one, index)
     return results
+
+
+async def assert_refused(client: SamplingClient) -> None:
+    """By every sampler of a tiny model, whose context has 256 tokens: what does not fit, and what is no prompt."""
+    with pytest.raises(ContextFull, match=r"200 tokens and max_tokens=57 .* 256"):
+        await client.sample(prompt_of(0, 200), SamplingParams(max_tokens=57))
+    (whole,) = await client.sample(prompt_of(0, 200), SamplingParams(max_tokens=56))
+    assert len(whole.tokens) == 56
+    with pytest.raises(ContextFull, match="257"):
+        await client.logprobs([5] * 257)
+    wrong: list[tuple[Any, str]] = [([], "at least one"), ([5, 320], "320"), ([-1], "-1"), ([[5]], "shape")]
+    for bad, said in wrong:
+        with pytest.raises(SettingError, match=said):
+            await client.sample(bad, SamplingParams(max_tokens=1))
+        with pytest.raises(SettingError, match=said):
+            await client.logprobs(bad)
+    with pytest.raises(SettingError, match="n=0"):
+        await client.sample([5], SamplingParams(max_tokens=1), n=0)

@@ -25,9 +25,9 @@ from sparring.backend.losses import ImportanceSampling
 from sparring.backend.models import SMOLLM2
 from sparring.backend.sampling import SampledSequence, SamplingParams
 from sparring.backend.training import Adam, Lora
-from sparring.errors import BackendError, ContextFull, SettingError
+from sparring.errors import BackendError
 from tests.backend.conftest import tiny_tokenizer
-from tests.backend.drawing import VOCABULARY, adapter_of, all_of, base_of, prompt_of
+from tests.backend.drawing import VOCABULARY, adapter_of, all_of, assert_refused, base_of, prompt_of
 
 
 @pytest.fixture
@@ -293,20 +293,7 @@ async def test_sequences_end_at_stop_tokens_stop_strings_and_max_tokens(engine: 
 
 async def test_what_does_not_fit_or_is_no_prompt_is_refused(engine: EngineThread, tiny_llama: Path) -> None:
     client = TorchSampler(base_of(tiny_llama), engine).open(None, version=0)
-    with pytest.raises(ContextFull, match=r"200 tokens and max_tokens=57 .* 256"):
-        await client.sample(prompt_of(0, 200), SamplingParams(max_tokens=57))
-    (whole,) = await client.sample(prompt_of(0, 200), SamplingParams(max_tokens=56))
-    assert len(whole.tokens) == 56
-    with pytest.raises(ContextFull, match="257"):
-        await client.logprobs([5] * 257)
-    wrong: list[tuple[Any, str]] = [([], "at least one"), ([5, 320], "320"), ([-1], "-1"), ([[5]], "shape")]
-    for bad, said in wrong:
-        with pytest.raises(SettingError, match=said):
-            await client.sample(bad, SamplingParams(max_tokens=1))
-        with pytest.raises(SettingError, match=said):
-            await client.logprobs(bad)
-    with pytest.raises(SettingError, match="n=0"):
-        await client.sample([5], SamplingParams(max_tokens=1), n=0)
+    await assert_refused(client)
 
 
 # --------------------------------------------------------------------------------------------- the engine around it

@@ -17,9 +17,9 @@ from sparring.learner import train_async
 from sparring.learner.replay import compare
 from sparring.learner.train import schedule_of
 from sparring.rollout import Coordinator, MemorySegments
-from sparring.rollout.events import Admitted, AnyEvent, Ended, Planned, canonical, encode
+from sparring.rollout.events import Admitted, AnyEvent, Ended, Planned
 from tests.learner.moods import WELL, run_of, trained
-from tests.learner.worlds import Crash, CrashingSegments, digests_of, events_of
+from tests.learner.worlds import crash_at_every_commit, events_of
 
 
 @environment
@@ -120,22 +120,8 @@ async def test_a_run_that_is_refused_its_refills_can_have_more(tmp_path: Path) -
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize(("k", "policies"), [(0, 1), (1, 2)])
 async def test_a_crash_at_every_commit_changes_nothing(tmp_path: Path, k: int, policies: int, after: bool) -> None:
-    undisturbed = MemorySegments()
-    assert await train_async(coins(tmp_path / "undisturbed", k=k, policies=policies), store=undisturbed)
-    expected = [encode(event) for event in canonical(events_of(undisturbed))]
-    crashed, commit = True, 0
-    while crashed:
-        kept, run = MemorySegments(), coins(tmp_path / f"{commit}", k=k, policies=policies)
-        with anyio.fail_after(20):
-            try:
-                await train_async(run, store=CrashingSegments(kept, commit, after=after))
-                crashed = False
-            except Crash:
-                assert await train_async(run, store=kept)
-        assert [encode(event) for event in canonical(events_of(kept))] == expected, f"crash at commit {commit}"
-        assert digests_of(kept) == digests_of(undisturbed)
-        commit += 1
-    assert commit > 6
+    commits = await crash_at_every_commit(lambda folder: coins(folder, k=k, policies=policies), tmp_path, after=after)
+    assert commits > 6
 
 
 async def test_a_batch_that_the_filter_refuses_is_found_out(tmp_path: Path) -> None:

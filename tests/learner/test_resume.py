@@ -8,35 +8,15 @@ import pytest
 
 from sparring.learner import train_async
 from sparring.rollout import MemorySegments
-from sparring.rollout.events import Acted, Admitted, Affected, Ended, Planned, Stepped, canonical, encode
-from tests.learner.worlds import Crash, CrashingSegments, digests_of, duel_run, events_of
-
-
-def canonical_bytes(store: MemorySegments) -> list[bytes]:
-    return [encode(event) for event in canonical(events_of(store))]
+from sparring.rollout.events import Acted, Admitted, Affected, Ended, Planned, Stepped, encode
+from tests.learner.worlds import Crash, CrashingSegments, canonical_bytes, crash_at_every_commit, duel_run, events_of
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("k", [0, 1])
 async def test_a_crash_at_every_commit_changes_nothing(tmp_path: Path, k: int, after: bool) -> None:
-    undisturbed = MemorySegments()
-    assert await train_async(duel_run(tmp_path / "undisturbed", k=k), store=undisturbed)
-    expected = canonical_bytes(undisturbed)
-    crashed = True
-    commit = 0
-    while crashed:
-        kept = MemorySegments()
-        run = duel_run(tmp_path / f"{commit}", k=k)
-        with anyio.fail_after(20):
-            try:
-                await train_async(run, store=CrashingSegments(kept, commit, after=after))
-                crashed = False
-            except Crash:
-                assert await train_async(run, store=kept)
-        assert digests_of(kept) == digests_of(undisturbed), f"crash at commit {commit}"
-        assert canonical_bytes(kept) == expected, f"crash at commit {commit}"
-        commit += 1
-    assert commit > 10, "the run has plan, step and evaluation commits: far more than ten"
+    commits = await crash_at_every_commit(lambda folder: duel_run(folder, k=k), tmp_path, after=after)
+    assert commits > 10, "the run has plan, step and evaluation commits: far more than ten"
 
 
 @pytest.mark.parametrize("k", [0, 2])

@@ -22,10 +22,10 @@ from sparring.learner.step import Prepared, mean_advantage, prepare
 from sparring.learner.train import schedule_of
 from sparring.rollout import Batch, Coordinator, MemorySegments, Trajectory, Unit
 from sparring.rollout.buffer import ReuseRule
-from sparring.rollout.events import AnyEvent, Opened, Planned, Stepped, canonical, encode
+from sparring.rollout.events import AnyEvent, Opened, Planned, Stepped
 from tests.learner.moods import WELL, run_of
 from tests.learner.sets import batch, context, trajectory
-from tests.learner.worlds import Crash, CrashingSegments, digests_of, duel_run, events_of
+from tests.learner.worlds import crash_at_every_commit, duel_run, events_of
 
 NAMES = ("game", "other")
 
@@ -153,22 +153,7 @@ async def test_a_run_reuses_and_is_decided_again(tmp_path: Path, how: str, deter
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 async def test_a_crash_at_every_commit_changes_nothing(tmp_path: Path, after: bool) -> None:
-    undisturbed = MemorySegments()
-    assert await train_async(reusing(tmp_path / "undisturbed"), store=undisturbed)
-    expected = [encode(event) for event in canonical(events_of(undisturbed))]
-    crashed, commit = True, 0
-    while crashed:
-        kept, run = MemorySegments(), reusing(tmp_path / f"{commit}")
-        with anyio.fail_after(20):
-            try:
-                await train_async(run, store=CrashingSegments(kept, commit, after=after))
-                crashed = False
-            except Crash:
-                assert await train_async(run, store=kept)
-        assert [encode(event) for event in canonical(events_of(kept))] == expected, f"crash at commit {commit}"
-        assert digests_of(kept) == digests_of(undisturbed)
-        commit += 3
-    assert commit > 10
+    assert await crash_at_every_commit(reusing, tmp_path, after=after, every=3) > 10
 
 
 async def test_what_was_tampered_with_is_found_out(tmp_path: Path) -> None:

@@ -1,12 +1,15 @@
 """Small runs over the scripted backend, shared by the tests of the learner."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
+import anyio
+
 from sparring import Episodes, Frozen, Lineup, Policy, Run, ScriptedModels, Seat, environment, gather, grpo, rae
+from sparring.learner import train_async
 from sparring.rollout import MemorySegments
-from sparring.rollout.events import AnyEvent, Stepped, decode_segment
+from sparring.rollout.events import AnyEvent, Stepped, canonical, decode_segment, encode
 
 
 @environment
@@ -48,6 +51,10 @@ def events_of(store: MemorySegments) -> list[AnyEvent]:
     return [event for blob in store.blobs for event in decode_segment(blob)]
 
 
+def canonical_bytes(store: MemorySegments) -> list[bytes]:
+    return [encode(event) for event in canonical(events_of(store))]
+
+
 def digests_of(store: MemorySegments) -> dict[tuple[str, int], str]:
     return {(event.policy, event.step): event.digest for event in events_of(store) if isinstance(event, Stepped)}
 
@@ -77,3 +84,24 @@ class CrashingSegments:
 
     def close(self) -> None:
         """Memory needs no closing."""
+
+
+async def crash_at_every_commit(run_in: Callable[[Path], Run], folder: Path, *, after: bool, every: int = 1) -> int:
+    """Run it undisturbed, then once for each commit (or each third, ...) that it makes, crashed there and resumed: every one
+    ends with the same weights and the same history. Returns the number of the first commit that no run reaches."""
+    undisturbed = MemorySegments()
+    assert await train_async(run_in(folder / "undisturbed"), store=undisturbed)
+    expected = canonical_bytes(undisturbed)
+    crashed, commit = True, 0
+    while crashed:
+        kept, run = MemorySegments(), run_in(folder / f"{commit}")
+        with anyio.fail_after(20):
+            try:
+                await train_async(run, store=CrashingSegments(kept, commit, after=after))
+                crashed = False
+            except Crash:
+                assert await train_async(run, store=kept)
+        assert digests_of(kept) == digests_of(undisturbed), f"crash at commit {commit}"
+        assert canonical_bytes(kept) == expected, f"crash at commit {commit}"
+        commit += every
+    return commit

@@ -9,9 +9,10 @@ from sparring.arrays import F32, I32
 from sparring.backend.local.lora import Weights
 from sparring.backend.local.request import Request
 from sparring.backend.local.thread import Background
+from sparring.backend.opened import Opened
 from sparring.backend.pending import PendingResult
 from sparring.backend.sampling import SampledSequence, SamplingParams
-from sparring.errors import BackendError, ContextFull
+from sparring.errors import ContextFull
 
 T = TypeVar("T")
 
@@ -46,7 +47,7 @@ class Sampler(Protocol):
     def logprobs(self, adapter: Weights | None, tokens: I32) -> F32: ...
 
 
-class TorchSamplingClient:
+class TorchSamplingClient(Opened):
     """A `SamplingClient` of weights that never change. Requests that run when it is closed still come to their end."""
 
     def __init__(
@@ -58,14 +59,8 @@ class TorchSamplingClient:
         version: int,
         release: Callable[[], None],
     ) -> None:
+        super().__init__(version, release)
         self._sampler, self._engine, self._weights = sampler, engine, weights
-        self._version, self._release = version, release
-        self._closed = False
-
-    @property
-    def version(self) -> int:
-        """The version that was opened."""
-        return self._version
 
     async def sample(self, prompt: Sequence[int] | I32, params: SamplingParams, n: int = 1) -> list[SampledSequence]:
         """Draw `n` sequences; see `SamplingClient.sample`. At temperature 0 every log-prob is 0: the draw is certain."""
@@ -86,13 +81,3 @@ class TorchSamplingClient:
         if len(ids) > self._sampler.context_length:
             raise ContextFull(f"{len(ids)} tokens do not fit into a context of {self._sampler.context_length}")
         return await self._engine.submit(lambda: self._sampler.logprobs(self._weights, ids), "logprobs")
-
-    async def aclose(self) -> None:
-        """Let go of the weights; further calls raise `BackendError`."""
-        if not self._closed:
-            self._closed = True
-            self._release()
-
-    def _refuse_if_closed(self, name: str) -> None:
-        if self._closed:
-            raise BackendError(f"{name}: this sampling client was closed")

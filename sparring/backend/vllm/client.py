@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 from sparring.arrays import F32, I32
+from sparring.backend.opened import Opened
 from sparring.backend.sampling import SampledSequence, SamplingParams
 from sparring.backend.vllm.adapters import AdapterFile
 from sparring.backend.vllm.asked import Request
-from sparring.errors import BackendError
 
 T = TypeVar("T")
 
@@ -23,18 +23,12 @@ class Sampler(Protocol):
     def scores(self, tokens: Sequence[int] | I32, *, adapter: AdapterFile) -> Request[F32]: ...
 
 
-class VllmSamplingClient:
+class VllmSamplingClient(Opened):
     """A `SamplingClient` of an adapter that never changes. Requests that run when it is closed still come to their end."""
 
     def __init__(self, sampler: Sampler, adapter: AdapterFile, *, version: int, release: Callable[[], None]) -> None:
+        super().__init__(version, release)
         self._sampler, self._adapter = sampler, adapter
-        self._version, self._release = version, release
-        self._closed = False
-
-    @property
-    def version(self) -> int:
-        """The version that was opened."""
-        return self._version
 
     async def sample(self, prompt: Sequence[int] | I32, params: SamplingParams, n: int = 1) -> list[SampledSequence]:
         """Draw `n` sequences; see `SamplingClient.sample`. At temperature 0 every log-prob is 0: the draw is certain."""
@@ -45,16 +39,6 @@ class VllmSamplingClient:
         """Log-prob of each token given those before it, f32[T], at temperature 1; the first is NaN."""
         self._refuse_if_closed("logprobs")
         return await _answer(self._sampler.scores(tokens, adapter=self._adapter))
-
-    async def aclose(self) -> None:
-        """Let go of the weights; further calls raise `BackendError`."""
-        if not self._closed:
-            self._closed = True
-            self._release()
-
-    def _refuse_if_closed(self, name: str) -> None:
-        if self._closed:
-            raise BackendError(f"{name}: this sampling client was closed")
 
 
 async def _answer(request: Request[T]) -> T:
