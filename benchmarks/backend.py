@@ -71,8 +71,10 @@ async def in_turn(ways: Mapping[str, Callable[[], Awaitable[None]]], rounds: int
         for name, step in ways.items():
             start = time.perf_counter()
             await step()
+            seconds = time.perf_counter() - start
+            print(f"round {number} of {rounds}, {name}: {seconds:.2f} s", file=sys.stderr, flush=True)
             if number > 0:
-                found[name].append(time.perf_counter() - start)
+                found[name].append(seconds)
     return found
 
 

@@ -15,7 +15,7 @@ from sparring.backend.training import Lora
 from sparring.backend.vllm import ServedModel, VllmSettings
 from sparring.backend.vllm.asked import Request
 from sparring.backend.vllm.convert import sampled, scored, vllm_params
-from sparring.backend.vllm.settings import engine_options, refuse_unserved
+from sparring.backend.vllm.settings import engine_options, patience, refuse_unserved
 from sparring.errors import BackendError, SettingError, SparringError, UnsupportedError
 
 
@@ -105,6 +105,15 @@ def test_seeds_are_spread_out() -> None:
 def test_temperatures_that_vllm_changes_or_refuses_are_refused(temperature: float) -> None:
     with pytest.raises(UnsupportedError, match=f"temperature={temperature}"):
         vllm_params(SamplingParams(max_tokens=1, temperature=temperature), 1)
+
+
+@pytest.mark.parametrize(("given", "on_cpu", "seconds"), [(None, True, 120), (None, False, 20), (7.0, True, 7)])
+def test_a_cpu_is_waited_for_longer(tmp_path: Any, given: float | None, on_cpu: bool, seconds: float) -> None:
+    model = ServedModel(
+        folder=tmp_path, context_length=10, vocabulary=9, dtype="float32", on_cpu=on_cpu, token_bytes=64
+    )
+    settings = VllmSettings(max_loras=1, max_lora_rank=8, slots=1, stuck_after=given)
+    assert patience(settings, model) == seconds
 
 
 def test_the_engine_has_room_for_the_longest_sequence_and_the_largest_rank(tmp_path: Any) -> None:

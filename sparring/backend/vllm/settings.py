@@ -22,7 +22,7 @@ class VllmSettings:
     max_lora_rank    the largest rank of an adapter
     slots            sequences drawn at once
     cache_tokens     tokens whose keys and values are kept; never less than the model's context
-    stuck_after      seconds without an answer after which the engine counts as stuck; one step takes less
+    stuck_after      seconds without an answer after which the engine counts as stuck; one step takes less. None: see `patience`
     restarts         how often one request is asked again after the engine died under it
     """
 
@@ -30,7 +30,7 @@ class VllmSettings:
     max_lora_rank: int
     slots: int
     cache_tokens: int = 65536
-    stuck_after: float = 20.0
+    stuck_after: float | None = None
     restarts: int = 2
 
     def __post_init__(self) -> None:
@@ -40,7 +40,7 @@ class VllmSettings:
                 raise SettingError(f"{name}={value!r}: must be at least 1")
         if self.max_lora_rank > RANKS[-1]:
             raise SettingError(f"lora.rank={self.max_lora_rank!r}: vLLM takes up to {RANKS[-1]}; sampler='torch' any")
-        if not self.stuck_after > 0:
+        if self.stuck_after is not None and not self.stuck_after > 0:
             raise SettingError(f"stuck_after={self.stuck_after!r}: must be above 0 seconds")
         if self.restarts < 0:
             raise SettingError(f"restarts={self.restarts!r}: must be at least 0")
@@ -69,6 +69,12 @@ class ServedModel:
     dtype: Literal["float32", "bfloat16"]
     on_cpu: bool
     token_bytes: int
+
+
+def patience(settings: VllmSettings, model: ServedModel) -> float:
+    """Seconds after which an engine without an answer counts as stuck: what the user set, else 20 on a GPU and 120 on a CPU,
+    where the first step computes every waiting prompt in whole."""
+    return settings.stuck_after or (120.0 if model.on_cpu else 20.0)
 
 
 def engine_options(settings: VllmSettings, model: ServedModel) -> Mapping[str, Any]:
