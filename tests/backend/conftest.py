@@ -79,6 +79,19 @@ def tiny_wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _save(LlamaForCausalLM(LlamaConfig(**sizes)), tmp_path_factory.mktemp("models") / "tiny-wide")
 
 
+@pytest.fixture(scope="session")
+def tiny_tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, its output layer tied to the input embedding."""
+    sizes = {
+        **SIZES,
+        "hidden_size": 64,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "tie_word_embeddings": True,
+    }
+    return _save(LlamaForCausalLM(LlamaConfig(**sizes)), tmp_path_factory.mktemp("models") / "tiny-tied")
+
+
 @pytest.fixture(scope="session", params=["llama", "qwen3"])
 def tiny_model(request: pytest.FixtureRequest, tiny_llama: Path, tiny_qwen3: Path) -> Path:
     """Each tiny model in turn."""

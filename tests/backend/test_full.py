@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load, save
 
 from sparring.backend.datum import Datum, token_mean
 from sparring.backend.local import LocalBackend
@@ -212,6 +213,12 @@ async def test_bfloat16_computes_and_fp32_masters_gather_small_steps(tiny_llama:
         moved = (trained.master != before).float().mean()
         assert float(moved) > 0.5
         torch.testing.assert_close(trained.weights.tensors[0].reshape(-1), trained.master[: 320 * 32].bfloat16())
+        sent = load(save(trained.computed()))
+        assert set(sent) == set(trained.named()) and all(value.dtype == torch.bfloat16 for value in sent.values())
+        for name, values in trained.named().items():
+            assert torch.equal(sent[name], values.bfloat16()), (
+                f"{name}: what a sampler is sent is not what is computed with"
+            )
         before_rounding = trained.master.clone()
         await model.load_state(await model.save_state("s"))
         assert torch.equal(trained.master, before_rounding)

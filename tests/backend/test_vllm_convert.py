@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import sparring
 from sparring.backend.pending import PendingResult
 from sparring.backend.sampling import SamplingParams
 from sparring.backend.training import Lora
@@ -17,34 +18,7 @@ from sparring.backend.vllm.asked import Request
 from sparring.backend.vllm.convert import sampled, scored, vllm_params
 from sparring.backend.vllm.settings import engine_options, patience, refuse_unserved
 from sparring.errors import BackendError, SettingError, SparringError, UnsupportedError
-
-
-@dataclass(frozen=True, slots=True)
-class Flat:
-    """vLLM's `FlatLogprobs`: what stands at each place lies one after the other."""
-
-    start_indices: list[int]
-    end_indices: list[int]
-    logprobs: list[float]
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    index: int
-    token_ids: list[int]
-    logprobs: Flat
-    finish_reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Output:
-    outputs: list[Completion] = field(default_factory=list[Completion])
-    prompt_logprobs: Flat | None = None
-
-
-def completion(index: int, tokens: list[int], logprobs: list[float], reason: str = "length") -> Completion:
-    places = list(range(len(tokens)))
-    return Completion(index, tokens, Flat(places, [place + 1 for place in places], logprobs), reason)
+from tests.backend.scripted_engine import Completion, Flat, Output, completion
 
 
 def test_sequences_come_in_order_with_their_version() -> None:
@@ -124,6 +98,16 @@ def test_the_engine_has_room_for_the_longest_sequence_and_the_largest_rank(tmp_p
     assert (options["max_model_len"], options["max_lora_rank"], options["max_loras"]) == (1001, 16, 3)
     assert options["kv_cache_memory_bytes"] == 64 * (1001 + 256)
     assert options["enforce_eager"] and options["logprobs_mode"] == "processed_logprobs"
+    assert options["enable_lora"] and "worker_extension_cls" not in options
+
+
+def test_an_engine_for_all_weights_has_no_adapters_and_is_brought_what_reads_them(tmp_path: Any) -> None:
+    model = ServedModel(folder=tmp_path, context_length=10, vocabulary=9, dtype="float32", on_cpu=False, token_bytes=64)
+    options = engine_options(VllmSettings(max_loras=3, max_lora_rank=None, slots=5), model)
+    assert not options["enable_lora"] and "max_loras" not in options
+    module, _, name = options["worker_extension_cls"].rpartition(".")
+    source = (Path(sparring.__file__).parent.parent / module.replace(".", "/")).with_suffix(".py").read_text()
+    assert f"class {name}:" in source and f'"{options["weight_transfer_config"]["backend"]}"' in source
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
@@ -142,10 +126,9 @@ def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> Non
         VllmSettings(**({"max_loras": 1, "max_lora_rank": 8, "slots": 1} | settings))
 
 
-def test_only_plain_adapters_are_served() -> None:
+def test_plain_adapters_and_all_weights_are_served() -> None:
     refuse_unserved(Lora())
-    with pytest.raises(UnsupportedError, match="lora=Lora"):
-        refuse_unserved(None)
+    refuse_unserved(None)
     with pytest.raises(UnsupportedError, match="unembedding"):
         refuse_unserved(Lora(unembedding=True))
 

@@ -4,63 +4,15 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
-import anyio
 import pytest
 
-from sparring.backend.vllm.adapters import AdapterFile
-from sparring.backend.vllm.engine import Engine, EngineDied, VllmThread, start_vllm
+from sparring.backend.vllm.engine import Engine, VllmThread, start_vllm
 from sparring.errors import BackendError, SettingError
-
-ADAPTER = AdapterFile(name="a", number=1, folder=Path("/nowhere"))
-
-
-class Scripted:
-    """Answers a prompt with its sum. `dies` and `hangs` say at which token."""
-
-    def __init__(self, *, dies: int = -1, hangs: int = -1, answers: bool = True) -> None:
-        self._dies, self._hangs, self._answers = dies, hangs, answers
-        self.dead = self.was_shut = False
-        self.processes = (1,)
-        self.running = 0
-        self._killed = anyio.Event()
-        self.asked = threading.Event()
-
-    async def generate(self, tokens: Sequence[int], params: Mapping[str, Any], adapter: AdapterFile) -> Any:
-        self.running += 1
-        self.asked.set()
-        try:
-            if self.dead or self._dies in tokens:
-                self.dead = True
-                raise EngineDied
-            if self._hangs in tokens:
-                await self._killed.wait()
-                raise EngineDied
-            return sum(tokens)
-        finally:
-            self.running -= 1
-
-    async def warm_up(self) -> None: ...
-
-    async def load(self, adapter: AdapterFile) -> None: ...
-
-    async def unload(self, adapter: AdapterFile) -> None: ...
-
-    async def answer(self) -> None:
-        if not self._answers:
-            await anyio.sleep_forever()
-
-    def kill(self) -> None:
-        self.dead = True
-        self._killed.set()
-
-    def shut(self) -> None:
-        self.was_shut = True
+from tests.backend.scripted_engine import Scripted, ask
 
 
 @contextmanager
@@ -80,10 +32,6 @@ def thread_of(
         yield thread, made
     finally:
         thread.close()
-
-
-def ask(tokens: Sequence[int]) -> Callable[[Engine], Any]:
-    return lambda engine: engine.generate(tokens, {}, ADAPTER)
 
 
 def test_what_is_asked_of_an_engine_that_dies_is_asked_of_the_next() -> None:
@@ -161,6 +109,23 @@ def test_closing_cancels_what_runs_and_refuses_more() -> None:
         thread.submit(ask([1]))
     thread.close()
     assert threading.active_count() == threads
+
+
+def test_an_engine_that_is_still_being_started_is_ended_too() -> None:
+    """Whoever waits for it is cancelled, or the backend is closed: its processes would stay."""
+    threads = threading.active_count()
+    slow = Scripted(warms=False)
+    with thread_of(lambda: Scripted(dies=7), lambda: slow, Scripted) as (thread, made):
+        future = thread.submit(ask([7]))
+        assert slow.begun.wait(60) and thread.restarting
+        assert future.cancel()
+        assert thread.submit(ask([1])).result(60) == 1
+        assert (len(made), slow.was_shut, thread.restarting) == (3, True, False)
+    slow = Scripted(warms=False)
+    with thread_of(lambda: Scripted(dies=7), lambda: slow) as (thread, _):
+        thread.submit(ask([7]))
+        assert slow.begun.wait(60)
+    assert slow.was_shut and threading.active_count() == threads
 
 
 def test_a_missing_vllm_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,8 +66,10 @@ class LocalBackend:
     cache_dir       where named states and converted models are kept; None is the user's cache folder
     token_budget    tokens of one micro-batch; None chooses by device. It bounds memory and changes no result
     decode_share    decode steps between two training micro-batches
-    sampler         "torch" (in this process) or "vllm" (in processes of its own: adapters only, not deterministic)
+    sampler         "torch" (in this process) or "vllm" (in processes of its own: not deterministic). Without an adapter, vLLM
+                    holds one version's weights at a time; where several are drawn from, they take turns
     max_loras       vLLM: how many versions, of all models on one base, can be drawn from at once
+    replicas        vLLM: engines of each base that share the requests; on GPUs, each on one
     """
 
     def __init__(
@@ -83,8 +85,10 @@ class LocalBackend:
         decode_share: int = 1,
         sampler: Literal["torch", "vllm"] = "torch",
         max_loras: int = 8,
+        replicas: int = 1,
     ) -> None:
-        _at_least(1, {"threads": threads, "slots": slots, "token_budget": token_budget, "max_loras": max_loras})
+        _at_least(1, {"threads": threads, "slots": slots, "token_budget": token_budget})
+        _at_least(1, {"max_loras": max_loras, "replicas": replicas})
         _at_least(0, {"decode_share": decode_share})
         self._device = _device(device)
         self._dtype = choose_dtype(dtype, device=self._device, deterministic=deterministic)
@@ -94,8 +98,9 @@ class LocalBackend:
         self._token_budget = token_budget or (16384 if self._device.type == "cuda" else 1024)
         self._engine = EngineThread(decode_share=decode_share, on_start=self._on_start)
         self._loaded: dict[Path, _Loaded] = {}
-        self._sampler, self._max_loras = _sampler(sampler, deterministic=deterministic), max_loras
-        self._served: dict[Path, VllmSampler] = {}
+        self._sampler = _sampler(sampler, deterministic=deterministic, replicas=replicas)
+        self._max_loras, self._replicas = max_loras, replicas
+        self._served: dict[tuple[Path, bool], VllmSampler] = {}
         self._serving = anyio.Lock()
 
     async def __aenter__(self) -> LocalBackend:
@@ -193,16 +198,19 @@ class LocalBackend:
         return pending
 
     async def _serve(self, folder: Path, base: BaseModel, lora: Lora | None) -> VllmSampler:
-        """The vLLM engine of a base, started for its first model."""
+        """The vLLM engine of a base's adapters, or of all weights in its place, started for the first model that needs it."""
+        kind = (folder, lora is None)
         async with self._serving:
-            if folder not in self._served:
-                assert lora is not None
-                settings = VllmSettings(max_loras=self._max_loras, max_lora_rank=lora.rank, slots=self._slots)
+            if kind not in self._served:
+                rank = None if lora is None else lora.rank
+                settings = VllmSettings(
+                    max_loras=self._max_loras, max_lora_rank=rank, slots=self._slots, replicas=self._replicas
+                )
                 sampler = VllmSampler(served_model(base, folder), self._engine, settings)
                 await to_thread.run_sync(sampler.start)
-                self._served[folder] = sampler
-            self._served[folder].check(lora)
-            return self._served[folder]
+                self._served[kind] = sampler
+            self._served[kind].check(lora)
+            return self._served[kind]
 
     def _create(
         self, name: str, loaded: _Loaded, lora: Lora | None, seed: int, take_snapshot: TakeSnapshot
@@ -273,9 +281,11 @@ def _at_least(least: int, settings: Mapping[str, int | None]) -> None:
             raise SettingError(f"{name}={value!r}: must be at least {least}")
 
 
-def _sampler(wanted: Literal["torch", "vllm"], *, deterministic: bool) -> Literal["torch", "vllm"]:
+def _sampler(wanted: Literal["torch", "vllm"], *, deterministic: bool, replicas: int) -> Literal["torch", "vllm"]:
     if wanted not in ("torch", "vllm"):
         raise SettingError(f"sampler={wanted!r}: must be 'torch' or 'vllm'")
+    if wanted == "torch" and replicas > 1:
+        raise SettingError(f"replicas={replicas!r}: sampler='torch' draws in this process; sampler='vllm' has replicas")
     if wanted == "vllm" and deterministic:
         raise UnsupportedError(
             "sampler='vllm' with deterministic=True: what vLLM draws depends on what else it draws; 'torch'"

@@ -6,13 +6,12 @@ cache, so that keys and values of older weights would show too.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 
 from sparring.arrays import I32
 from sparring.backend.datum import Datum
+from sparring.backend.local.base import BaseModel
 from sparring.backend.local.scorer import Scorer
 from sparring.backend.local.trainer import Trainer
 from sparring.backend.losses import ImportanceSampling
@@ -27,16 +26,18 @@ BOUNDS = {torch.float32: (1e-4, 1e-3), torch.bfloat16: (0.15, 1.0)}
 """Mean and largest difference between sampler and trainer in the log-prob of a token, by the precision of both: several times
 what the two differ by where nothing is wrong."""
 
-Draw = Callable[[I32, SamplingParams], SampledSequence]
+CANARY = SamplingParams(max_tokens=DRAWN, seed=0)
 
 
-def compare(trainer: Trainer, draw: Draw) -> None:
-    """Raises `BackendError` with the numbers where sampler and trainer differ by more than the bounds. Engine thread only."""
-    base = trainer.base
+def canary_prompt(base: BaseModel) -> I32:
+    """The text's tokens, over and over."""
     text = base.tokenizer.encode(TEXT, add_special_tokens=False)
-    count = max(1, min(PROMPT, base.context_length - DRAWN))
-    prompt = np.resize(np.array(text, np.int32), count)
-    sample = draw(prompt, SamplingParams(max_tokens=DRAWN, seed=0))
+    return np.resize(np.array(text, np.int32), max(1, min(PROMPT, base.context_length - DRAWN)))
+
+
+def compare(trainer: Trainer, prompt: I32, sample: SampledSequence) -> None:
+    """Raises `BackendError` with the numbers where sampler and trainer differ by more than the bounds. Engine thread only."""
+    base, count = trainer.base, len(prompt)
     scorer = Scorer(base, trainer.adapter.weights, token_budget=trainer.passes.token_budget)
     drawn = Datum.completion(prompt, sample, advantage=0.0)
     (logprobs,) = trainer.forward(scorer.work([drawn], ImportanceSampling(), train=False)).logprobs

@@ -96,6 +96,10 @@ class FullModel:
         """The masters under the base's names, as copies on the CPU, in the order of the flat layout."""
         return {name: view.cpu().clone() for name, view in zip(self._names, self._views(self.master), strict=True)}
 
+    def computed(self) -> dict[str, Tensor]:
+        """What is computed with under the base's names, on the CPU; where it is there anyway, no copies."""
+        return {name: values.cpu() for name, values in zip(self._names, self.weights.tensors, strict=True)}
+
     def _views(self, flat: Tensor) -> tuple[Tensor, ...]:
         parts = flat[: len(flat) - self.tail].split([shape.numel() for shape in self._shapes])
         return tuple(part.view(shape) for part, shape in zip(parts, self._shapes, strict=True))

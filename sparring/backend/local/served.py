@@ -1,4 +1,4 @@
-"""Snapshots in vLLM: a model's adapter is sent there, and what vLLM draws with it is compared with the trainer."""
+"""Snapshots in vLLM: a model's weights are sent there, and what vLLM draws with them is compared with the trainer."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors.torch import save
 
 from sparring.backend.local.base import BaseModel
 from sparring.backend.local.cache import KeyValueCache
-from sparring.backend.local.canary import compare
+from sparring.backend.local.canary import CANARY, canary_prompt, compare
 from sparring.backend.local.checkpoint import adapter_files
 from sparring.backend.local.lora import Adapter
 from sparring.backend.local.trainer import Trainer
 from sparring.backend.sampling import SamplingClient
-from sparring.backend.vllm import ServedModel, VllmSampler
-from sparring.backend.vllm.adapters import AdapterFile
+from sparring.backend.vllm import Probe, ServedModel, VllmSampler
+from sparring.backend.vllm.files import WEIGHTS, WeightsFile
 
 
 def served_model(base: BaseModel, folder: Path) -> ServedModel:
@@ -29,6 +30,7 @@ def served_model(base: BaseModel, folder: Path) -> ServedModel:
         vocabulary=base.vocabulary,
         dtype=dtype,
         on_cpu=base.device.type == "cpu",
+        gpus=torch.cuda.device_count(),
         token_bytes=KeyValueCache.of(base, slots=1, max_tokens=1).bytes_per_token,
     )
 
@@ -38,26 +40,25 @@ class VllmSnapshot:
     """One version in vLLM."""
 
     sampler: VllmSampler
-    adapter: AdapterFile
+    weights: WeightsFile
 
     def open(self, *, version: int, release: Callable[[], None]) -> SamplingClient:
-        return self.sampler.open(self.adapter, version=version, release=release)
+        return self.sampler.open(self.weights, version=version, release=release)
 
     def free(self) -> None:
-        self.sampler.retire(self.adapter)
+        self.sampler.retire(self.weights)
 
 
 def send(sampler: VllmSampler, trainer: Trainer) -> VllmSnapshot:
-    """Install the trainer's adapter in vLLM. Engine thread only, which waits for it.
+    """Install the trainer's adapter, or all its weights, in vLLM. Engine thread only, which waits for it.
 
     Raises `BackendError` where vLLM does not take it, or draws from another distribution than the trainer has.
     """
     adapter = trainer.adapter
-    assert isinstance(adapter, Adapter), "vLLM was given a model without an adapter"
-    sent = sampler.install(adapter_files(adapter, trainer.base.name))
-    try:
-        compare(trainer, lambda prompt, params: sampler.draw_now(prompt, params, sent))
-    except BaseException:
-        sampler.retire(sent)
-        raise
-    return VllmSnapshot(sampler, sent)
+    if isinstance(adapter, Adapter):
+        files = adapter_files(adapter, trainer.base.name)
+    else:
+        files = {WEIGHTS: save(adapter.computed(), metadata={"format": "pt"})}
+    prompt = canary_prompt(trainer.base)
+    probe = Probe(prompt=prompt, params=CANARY, check=lambda sample: compare(trainer, prompt, sample))
+    return VllmSnapshot(sampler, sampler.install(files, probe))

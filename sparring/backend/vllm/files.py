@@ -1,4 +1,4 @@
-"""Adapters on their way to vLLM: one private folder of a process, and in it one folder for each published version.
+"""Weights on their way to vLLM: one private folder of a process, and in it one folder for each published version.
 
 A name, number or path is never used twice, because vLLM keeps adapters by number and prefixes' keys and values by name and
 path: what is cached under one of them can then only belong to the weights that were written there.
@@ -23,19 +23,21 @@ from sparring.errors import BackendError
 
 IN_MEMORY = Path("/dev/shm")
 _LOCK = "lock"
+WEIGHTS = "model.safetensors"
+"""The file of a version that is all weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AdapterFile:
-    """One version's adapter as vLLM is told of it."""
+class WeightsFile:
+    """One version as vLLM is told of it: an adapter in PEFT's files, or all weights."""
 
     name: str
     number: int
     folder: Path
 
 
-class AdapterFolder:
-    """Where adapters are written, in a folder of its own below `parent`. `write` and `remove` may be called from any thread."""
+class WeightsFolder:
+    """Where weights are written, in a folder of its own below `parent`. `write` and `remove` may be called from any thread."""
 
     def __init__(self, parent: Path | None = None) -> None:
         below = parent or usual_parent()
@@ -49,8 +51,8 @@ class AdapterFolder:
         fresh.rename(self.path)  # under its final name it is locked from the first moment
         self._token, self._numbers = token[:8], count(1)
 
-    def write(self, files: Mapping[str, bytes]) -> AdapterFile:
-        """Write an adapter's files under a new name. Raises `BackendError` where there is no room for them."""
+    def write(self, files: Mapping[str, bytes]) -> WeightsFile:
+        """Write a version's files under a new name. Raises `BackendError` where there is no room for them."""
         number = next(self._numbers)
         name = f"{self._token}-{number}"
         folder = self.path / name
@@ -61,13 +63,13 @@ class AdapterFolder:
         except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)
             raise BackendError(
-                f"the adapter for vLLM cannot be written to {str(folder)!r} ({error}): make room"
+                f"the weights for vLLM cannot be written to {str(folder)!r} ({error}): make room"
             ) from error
-        return AdapterFile(name=name, number=number, folder=folder)
+        return WeightsFile(name=name, number=number, folder=folder)
 
-    def remove(self, adapter: AdapterFile) -> None:
-        """Remove an adapter's files."""
-        shutil.rmtree(adapter.folder, ignore_errors=True)
+    def remove(self, weights: WeightsFile) -> None:
+        """Remove a version's files."""
+        shutil.rmtree(weights.folder, ignore_errors=True)
 
     def close(self) -> None:
         """Remove everything."""

@@ -1,0 +1,120 @@
+"""An engine in vLLM's place, and answers as vLLM's are: it answers, dies, hangs or refuses as it is told."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from sparring.backend.vllm.engine import Engine, EngineDied
+from sparring.backend.vllm.files import WeightsFile
+from sparring.errors import BackendError
+
+WEIGHTS = WeightsFile(name="a", number=1, folder=Path("/nowhere"))
+
+
+@dataclass(frozen=True, slots=True)
+class Flat:
+    """vLLM's `FlatLogprobs`: what stands at each place lies one after the other."""
+
+    start_indices: list[int]
+    end_indices: list[int]
+    logprobs: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    index: int
+    token_ids: list[int]
+    logprobs: Flat
+    finish_reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    outputs: list[Completion] = field(default_factory=list[Completion])
+    prompt_logprobs: Flat | None = None
+
+
+def completion(index: int, tokens: list[int], logprobs: list[float], reason: str = "length") -> Completion:
+    places = list(range(len(tokens)))
+    return Completion(index, tokens, Flat(places, [place + 1 for place in places], logprobs), reason)
+
+
+class Scripted:
+    """Answers a prompt with its sum, or what `answer` makes of it. `dies` and `hangs` say at which token, `refuses`, `stalls`
+    which version it does not load, at once or ever; `warms` is whether it comes through its first step."""
+
+    def __init__(
+        self,
+        *,
+        dies: int = -1,
+        hangs: int = -1,
+        answers: bool = True,
+        refuses: int = -1,
+        stalls: int = -1,
+        warms: bool = True,
+        answer: Callable[[Sequence[int]], Any] = sum,
+    ) -> None:
+        self._answer = answer
+        self._dies, self._hangs, self._answers = dies, hangs, answers
+        self._refuses, self._stalls, self._warms = refuses, stalls, warms
+        self.asked_for: list[list[int]] = []
+        self.answered: list[list[int]] = []
+        self.loaded: set[int] = set()
+        self.dead = self.was_shut = False
+        self.processes: tuple[int, ...] = (1,)
+        self.running = 0
+        self._killed = anyio.Event()
+        self.asked, self.begun = threading.Event(), threading.Event()
+
+    async def generate(self, tokens: Sequence[int], params: Mapping[str, Any], weights: WeightsFile) -> Any:
+        self.running += 1
+        self.asked_for.append(list(tokens))
+        self.asked.set()
+        try:
+            if self.dead or self._dies in tokens:
+                self.dead = True
+                raise EngineDied
+            if self._hangs in tokens:
+                await self._killed.wait()
+                raise EngineDied
+            self.answered.append(list(tokens))
+            return self._answer(tokens)
+        finally:
+            self.running -= 1
+
+    async def warm_up(self) -> None:
+        self.begun.set()
+        if not self._warms:
+            await anyio.sleep_forever()
+
+    async def load(self, weights: WeightsFile) -> None:
+        if weights.number == self._refuses:
+            raise BackendError(f"version {weights.number} cannot be read")
+        if weights.number == self._stalls:
+            await anyio.sleep_forever()
+        self.loaded.add(weights.number)
+
+    async def unload(self, weights: WeightsFile) -> None:
+        self.loaded.discard(weights.number)
+
+    async def answer(self) -> None:
+        if not self._answers:
+            await anyio.sleep_forever()
+
+    def kill(self) -> None:
+        self.dead = True
+        self._killed.set()
+
+    def shut(self) -> None:
+        self.was_shut = True
+
+
+def ask(tokens: Sequence[int]) -> Callable[[Engine], Any]:
+    """The question for a prompt's sum."""
+    return lambda engine: engine.generate(tokens, {}, WEIGHTS)

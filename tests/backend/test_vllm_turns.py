@@ -1,0 +1,163 @@
+"""Versions that take turns: nobody meets other weights than those asked for or waits for ever, cancelling leaves no hole."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparring.backend.vllm.turns import Turns
+
+on_asyncio = pytest.mark.parametrize("anyio_backend", ["asyncio"])
+
+
+class Played:
+    """An engine with one version's weights; `history` is what happened to it, `holds` opens its doors one by one."""
+
+    def __init__(self) -> None:
+        self.history: list[str] = []
+        self.inside: list[str] = []
+        self.failing: set[str] = set()
+        self.slow: asyncio.Event | None = None
+        self.turns = Turns(self._install)
+
+    async def _install(self, weights: str) -> None:
+        assert not self.inside, f"{weights} installed while {self.inside} are drawn from"
+        self.history.append(f"install {weights}")
+        if self.slow is not None:
+            await self.slow.wait()
+        await asyncio.sleep(0)
+        if weights in self.failing:
+            raise ValueError(f"{weights} cannot be read")
+        self.installed = weights
+
+    async def draw(self, weights: str, until: asyncio.Event | None = None, steps: int = 0) -> None:
+        async with self.turns.of(weights):
+            assert self.installed == weights
+            self.inside.append(weights)
+            self.history.append(f"draw {weights}")
+            try:
+                for _ in range(steps):
+                    await asyncio.sleep(0)
+                    assert self.installed == weights
+                if until is not None:
+                    await until.wait()
+                assert self.installed == weights
+            finally:
+                self.inside.remove(weights)
+
+    def begin(self, *drawn: tuple[str, asyncio.Event | None]) -> list[asyncio.Task[None]]:
+        return [asyncio.ensure_future(self.draw(weights, until)) for weights, until in drawn]
+
+
+async def settled(holds: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if holds():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("it never came to that")
+
+
+@on_asyncio
+async def test_one_version_is_installed_once_and_drawn_from_together() -> None:
+    played, door = Played(), asyncio.Event()
+    tasks = played.begin(("a", door), ("a", door), ("a", door))
+    await settled(lambda: len(played.inside) == 3)
+    door.set()
+    await asyncio.gather(*tasks)
+    await played.draw("a")
+    assert played.history == ["install a", *["draw a"] * 4]
+
+
+@on_asyncio
+async def test_another_version_waits_for_the_end_and_those_after_it_wait_for_their_turn() -> None:
+    """Whoever comes while another version waits stands in line, so that nobody waits for ever."""
+    played, door = Played(), asyncio.Event()
+    tasks = played.begin(("a", door))
+    await settled(lambda: played.inside == ["a"])
+    tasks += played.begin(("b", None), ("a", None), ("c", None), ("b", None), ("a", None))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert played.history == ["install a", "draw a"]
+    door.set()
+    await asyncio.gather(*tasks)
+    turns = ["install b", "draw b", "draw b", "install a", "draw a", "draw a", "install c", "draw c"]
+    assert played.history == ["install a", "draw a", *turns]
+
+
+@on_asyncio
+async def test_weights_that_cannot_be_installed_fail_those_that_wait_for_them_alone() -> None:
+    played = Played()
+    played.failing = {"b"}
+    tasks = played.begin(("a", None), ("b", None), ("b", None), ("a", None))
+    done = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(one) for one in done] == [type(None), ValueError, ValueError, type(None)]
+    assert played.history == ["install a", "draw a", "draw a", "install b"]
+    played.failing.clear()
+    await played.draw("b")
+    assert played.history[-2:] == ["install b", "draw b"]
+
+
+@on_asyncio
+async def test_one_that_is_cancelled_in_line_inside_or_just_let_in_leaves_room() -> None:
+    played, door = Played(), asyncio.Event()
+    inside, waiting, last = played.begin(("a", door), ("b", None), ("c", None))
+    await settled(lambda: played.inside == ["a"])
+    waiting.cancel()
+    await settled(waiting.cancelled)
+    inside.cancel()
+    await last
+    assert played.history == ["install a", "draw a", "install c", "draw c"]
+    played.slow = asyncio.Event()
+    (let_in,) = played.begin(("d", None))
+    await settled(lambda: played.history[-1] == "install d")
+    played.slow.set()
+    await settled(lambda: played.turns._inside == 1)  # pyright: ignore[reportPrivateUsage]
+    let_in.cancel()  # it was let in, and has not run since
+    await settled(let_in.done)
+    assert let_in.cancelled() and played.turns._inside == 0  # pyright: ignore[reportPrivateUsage]
+    await played.draw("e")
+
+
+@on_asyncio
+async def test_weights_that_are_read_come_to_the_end_of_it_whoever_is_cancelled() -> None:
+    played = Played()
+    played.slow = asyncio.Event()
+    (gone,) = played.begin(("a", None))
+    await settled(lambda: played.history == ["install a"])
+    gone.cancel()
+    await settled(gone.cancelled)
+    (next_one,) = played.begin(("b", None))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert played.history == ["install a"], "other weights were read into an engine that still reads"
+    played.slow.set()
+    await next_one
+    assert played.history == ["install a", "install b", "draw b"]
+
+
+REQUESTS = st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 3), st.integers(0, 6), st.booleans()), max_size=12)
+
+
+@given(REQUESTS)
+@settings(max_examples=100, deadline=None)
+def test_any_requests_end_and_meet_their_own_weights(requests: list[tuple[str, int, int, bool]]) -> None:
+    """Each comes after some steps, takes some, and may be cancelled in the middle; `draw` looks what is installed."""
+
+    async def play() -> None:
+        played, tasks = Played(), list[asyncio.Task[None]]()
+        for weights, after, steps, cancelled in requests:
+            for _ in range(after):
+                await asyncio.sleep(0)
+            tasks.append(asyncio.ensure_future(played.draw(weights, steps=steps)))
+            if cancelled and len(tasks) > 1:
+                tasks[len(tasks) // 2].cancel()
+        async with asyncio.timeout(10):
+            done = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(one is None or isinstance(one, asyncio.CancelledError) for one in done), done
+        await played.draw("a")
+
+    asyncio.run(play())

@@ -1,0 +1,185 @@
+"""All weights of a model in vLLM: the conformance suite, versions that take turns, an engine that dies in between."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import anyio
+import numpy as np
+import pytest
+import torch
+
+from sparring.backend.check import (
+    check_cancelled,
+    check_closing,
+    check_distribution,
+    check_ends,
+    check_parity,
+    check_seeds,
+    check_versions,
+)
+from sparring.backend.local import LocalBackend
+from sparring.backend.local.base import load_base
+from sparring.backend.local.model import TorchModel
+from sparring.backend.local.served import served_model
+from sparring.backend.sampling import SampledSequence, SamplingClient, SamplingParams
+from sparring.backend.vllm import VllmSampler, VllmSettings
+from sparring.backend.vllm.files import WeightsFile, WeightsFolder, usual_parent
+from sparring.backend.vllm.turns import Turns
+from sparring.errors import BackendError
+from tests.backend.batches import trainer
+from tests.backend.drawing import prompt_of
+from tests.backend.vllm.conftest import Relay
+
+pytestmark = pytest.mark.vllm
+PARAMS = SamplingParams(max_tokens=60, seed=3)
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_tied: Path, relay: Relay) -> Iterator[VllmSampler]:
+    """vLLM on a tiny model whose output layer is its input embedding, for all weights in fp32."""
+    base = load_base(tiny_tied, dtype=torch.float32, device=torch.device("cpu"))
+    settings = VllmSettings(max_loras=4, max_lora_rank=None, slots=64, cache_tokens=16384, stuck_after=5.0)
+    sampler = VllmSampler(served_model(base, tiny_tied), relay, settings)
+    sampler.start()
+    yield sampler
+    sampler.close()
+
+
+@pytest.fixture
+async def backend(whole: VllmSampler, relay: Relay, tiny_tied: Path, tmp_path: Path) -> AsyncIterator[LocalBackend]:
+    """A backend that samples from the shared engine."""
+    with anyio.fail_after(300):
+        async with LocalBackend(dtype="float32", threads=2, cache_dir=tmp_path, sampler="vllm", max_loras=4) as backend:
+            backend._served[tiny_tied, True] = whole  # pyright: ignore[reportPrivateUsage]
+            relay.to = backend._engine  # pyright: ignore[reportPrivateUsage]
+            yield backend
+            relay.to = None
+            backend._served.clear()  # pyright: ignore[reportPrivateUsage]
+
+
+@pytest.fixture
+async def model(backend: LocalBackend, tiny_tied: Path) -> TorchModel:
+    return await backend.create_model(str(tiny_tied))
+
+
+async def test_the_conformance_suite(model: TorchModel, whole: VllmSampler) -> None:
+    """Two versions are drawn from at the same time, and scored; the output layer that is the embedding moves too."""
+    await check_parity(model)
+    await check_distribution(model)
+    await check_ends(model)
+    await check_seeds(model)
+    await check_versions(model, first=2)
+    await check_cancelled(model, lambda: whole.statistics().requests)
+
+
+async def learned(model: TorchModel, version: int) -> SamplingClient:
+    """Weights that were moved, published and opened."""
+    master = trainer(model).adapter.master
+    master.add_(torch.randn(master.shape, generator=torch.Generator().manual_seed(version)), alpha=0.02)
+    trainer(model).adapter.refresh()
+    await model.publish(version)
+    return await model.sampler(version=version)
+
+
+def same(one: Sequence[SampledSequence], other: Sequence[SampledSequence]) -> bool:
+    return all(np.array_equal(a.tokens, b.tokens) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("anyio_backend", ["trio"])
+async def test_an_engine_that_dies_under_requests_comes_back_with_the_right_weights(
+    model: TorchModel, whole: VllmSampler
+) -> None:
+    """Not with the base's, nor with those of the other version: each request finds what it named, and none is lost."""
+    old, new = await learned(model, 0), await learned(model, 1)
+    wanted = [await client.sample(prompt_of(0, 40), PARAMS, n=4) for client in (old, new)]
+    assert not same(*wanted)
+    died = whole.statistics().died
+    found: dict[int, list[SampledSequence]] = {}
+
+    async def draw(place: int, client: SamplingClient) -> None:
+        found[place] = await client.sample(prompt_of(0, 40), PARAMS, n=4)
+
+    async with anyio.create_task_group() as group:
+        for place in range(6):
+            group.start_soon(draw, place, (old, new)[place % 2])
+        await anyio.wait_all_tasks_blocked()
+        for process in whole.replicas.processes:
+            os.kill(process, signal.SIGKILL)
+    assert whole.statistics().died == died + 1
+    for place, samples in found.items():
+        assert same(samples, wanted[place % 2]), place
+        assert {sample.versions for sample in samples} == {((place % 2, 60),)}
+
+
+async def test_versions_are_removed_when_nobody_needs_them(model: TorchModel, whole: VllmSampler) -> None:
+    before = whole.statistics().versions
+    held = await learned(model, 0)
+    for version in (1, 2, 3):
+        await (await learned(model, version)).aclose()
+    assert whole.statistics().versions == before + 2
+    assert {sample.versions for sample in await held.sample(prompt_of(0, 5), PARAMS)} == {((0, 60),)}
+    await held.aclose()
+    await model.unload()
+    await model._engine.submit(lambda: None, "wait")  # pyright: ignore[reportPrivateUsage]
+    assert whole.statistics().versions == before
+
+
+class Reused(WeightsFolder):
+    """The planted defect: what is new has the name of what was installed before."""
+
+    def write(self, files: Mapping[str, bytes]) -> WeightsFile:
+        fresh = super().write(files)
+        return WeightsFile(name="reused", number=1, folder=fresh.folder.rename(self.path / "reused"))
+
+
+async def test_stale_weights_are_seen_at_publication(
+    model: TorchModel, whole: VllmSampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the canary where vLLM was never told of the new ones; by vLLM's own stamp where requests meet another's turn."""
+    reused = Reused()
+    monkeypatch.setattr(whole, "_files", reused)
+    client = await learned(model, 0)
+    await client.aclose()
+    shutil.rmtree(reused.path / "reused")
+    with pytest.raises(BackendError, match="drifted apart"):
+        await learned(model, 1)
+    monkeypatch.undo()
+    reused.close()
+    monkeypatch.setattr(Turns, "of", lambda turns, weights: nullcontext())
+    with pytest.raises(BackendError, match=r"drew with weights \['reused'\] what was asked of"):
+        await learned(model, 2)
+
+
+@pytest.mark.parametrize("anyio_backend", ["trio"])
+async def test_a_file_that_cannot_be_read_is_said_and_the_next_is_taken(
+    model: TorchModel, whole: VllmSampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine that began to read it is replaced."""
+    before = await learned(model, 0)
+    wanted = await before.sample(prompt_of(0, 40), PARAMS)
+    monkeypatch.setattr("sparring.backend.local.served.save", lambda tensors, metadata: b"damaged")
+    with pytest.raises(BackendError, match="vLLM did not take the weights"):
+        await learned(model, 1)
+    monkeypatch.undo()
+    assert same(await before.sample(prompt_of(0, 40), PARAMS), wanted)
+    await (await learned(model, 2)).aclose()
+
+
+@pytest.mark.parametrize("anyio_backend", ["trio"])
+async def test_closing_leaves_nothing(tiny_wide: Path, tmp_path: Path) -> None:
+    """On an engine of its own, of a model whose output layer is not its embedding."""
+
+    async def use() -> None:
+        async with LocalBackend(dtype="float32", threads=1, cache_dir=tmp_path, sampler="vllm") as backend:
+            model = await backend.create_model(str(tiny_wide))
+            await check_versions(model)
+            await learned(model, 5)
+
+    with anyio.fail_after(200):
+        await check_closing(use, folders=[usual_parent()])
