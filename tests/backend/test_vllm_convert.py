@@ -122,8 +122,18 @@ def test_the_engine_has_room_for_the_longest_sequence_and_the_largest_rank(tmp_p
     )
     options = engine_options(VllmSettings(max_loras=3, max_lora_rank=9, slots=5, cache_tokens=10), model)
     assert (options["max_model_len"], options["max_lora_rank"], options["max_loras"]) == (1001, 16, 3)
+    assert options["max_num_seqs"] == 5
     assert options["kv_cache_memory_bytes"] == 64 * (1001 + 256)
     assert options["enforce_eager"] and options["logprobs_mode"] == "processed_logprobs"
+
+
+@pytest.mark.parametrize(("on_cpu", "slots", "sequences"), [(True, 64, 16), (True, 4, 4), (False, 64, 64)])
+def test_few_sequences_are_drawn_at_once_on_a_cpu(tmp_path: Any, on_cpu: bool, slots: int, sequences: int) -> None:
+    model = ServedModel(
+        folder=tmp_path, context_length=10, vocabulary=9, dtype="float32", on_cpu=on_cpu, token_bytes=64
+    )
+    options = engine_options(VllmSettings(max_loras=1, max_lora_rank=8, slots=slots), model)
+    assert options["max_num_seqs"] == sequences
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
