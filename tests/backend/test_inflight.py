@@ -11,6 +11,7 @@ import anyio.lowlevel
 import numpy as np
 import pytest
 
+from sparring import Episodes, Local, Policy, Run, Sampling, Seat, environment
 from sparring.arrays import I32
 from sparring.backend.check import check_inflight
 from sparring.backend.local import LocalBackend
@@ -24,6 +25,10 @@ from sparring.backend.sampling import SampledSequence, SamplingClient, SamplingP
 from sparring.backend.scripted import ScriptedBackend
 from sparring.backend.training import Adam
 from sparring.errors import CheckFailed, SettingError, UnsupportedError
+from sparring.learner import train_async
+from sparring.learner.replay import compare
+from sparring.rollout import MemorySegments
+from sparring.rollout.events import Acted, Stepped, decode_segment
 from tests.backend.batches import LORA
 from tests.backend.drawing import HandEngine, adapter_of, base_of, fixed, prompt_of
 from tests.backend.test_check import Broken, Planted, planted
@@ -266,3 +271,40 @@ async def test_versions_that_go_back_are_seen(free: LocalBackend, tiny_llama: Pa
     model = await free.create_model(str(tiny_llama), lora=LORA)
     with pytest.raises(CheckFailed, match="versions go on from one to a newer one, between 0 and"):
         await check_inflight(planted(model, lambda inner: Broken(inner, then=stamped(*versions))))
+
+
+@environment
+async def count(task: int, player: Seat) -> float:
+    """Even replies are better."""
+    reply = await player.ask(f"What is {task} + 1?")
+    return float(len(reply.text) % 2 == 0)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_run_trains_on_what_was_drawn_in_flight(tiny_llama: Path, tmp_path: Path) -> None:
+    run = Run(
+        name="count",
+        train=Episodes(count, range(64)),
+        policies=Policy(str(tiny_llama), lora=LORA, sampling=Sampling(max_tokens=48), learning_rate=1e-2),
+        steps=4,
+        groups_per_step=2,
+        group_size=4,
+        max_staleness=2,
+        weights="inflight",
+        backend=Local(dtype="float32"),
+        folder=tmp_path,
+    )
+    store = MemorySegments()
+    with anyio.fail_after(120):
+        assert await train_async(run, store=store)
+    events = [event for blob in store.blobs for event in decode_segment(blob)]
+    assert compare(events).agrees
+    stepped = [event for event in events if isinstance(event, Stepped)]
+    assert [event.step for event in stepped] == [0, 1, 2, 3]
+    assert all(event.metrics["staleness_max"] <= 2 for event in stepped)
+    samples = [event.sample.unpacked() for event in events if isinstance(event, Acted) and event.sample]
+    assert len(samples) >= 4 * 2 * 4
+    for sample in samples:
+        versions = [version for version, _ in sample.versions]
+        assert versions == sorted(set(versions))
+        assert sum(tokens for _, tokens in sample.versions) == len(sample.tokens)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sparring.arrays import I32
 from sparring.backend.check import check_turns
 from sparring.backend.local import prefixes as prefixes_module
+from sparring.backend.local.base import BaseModel
 from sparring.backend.local.cache import KeyValueCache
 from sparring.backend.local.lora import AdapterWeights, Weights
 from sparring.backend.local.model import TorchModel
@@ -21,7 +22,7 @@ from sparring.backend.local.sampler import TorchSampler
 from sparring.backend.local.source import Source
 from sparring.backend.sampling import SampledSequence, SamplingParams
 from sparring.errors import CheckFailed, SettingError
-from tests.backend.batches import sampler_of
+from tests.backend.batches import sampler_of, trainer
 from tests.backend.drawing import HandEngine, adapter_of, base_of, fixed, prompt_of
 
 BLOCK_BYTES = BLOCK * 2 * 4
@@ -126,6 +127,10 @@ def drawn_by(sampler: TorchSampler, source: Source, *prompts: I32, tokens: int =
     return [sample for samples in found if samples is not None for sample in samples]
 
 
+def block_bytes(base: BaseModel) -> int:
+    return BLOCK * KeyValueCache.of(base, slots=1, max_tokens=1).bytes_per_token
+
+
 def test_a_later_turn_computes_what_is_new_and_says_the_same(tiny_model: Path) -> None:
     base = base_of(tiny_model)
     keeps, afresh = TorchSampler(base, HandEngine()), TorchSampler(base, HandEngine(), prefix_bytes=0)
@@ -150,7 +155,7 @@ def test_what_a_group_begins_with_is_computed_once_also_when_they_come_one_by_on
     for _ in range(4):
         drawn_by(sampler, source, prompt)
     assert sampler.statistics().prompt_tokens == 2 * BLOCK + 5 + 3 * 5
-    assert sampler.statistics().kept_bytes == 2 * BLOCK * sampler._cache.bytes_per_token
+    assert sampler.statistics().kept_bytes == 2 * block_bytes(base)
 
 
 def test_contexts_that_go_on_from_one_place_are_computed_together(tiny_llama: Path) -> None:
@@ -191,7 +196,7 @@ async def test_freed_versions_leave_nothing(following: TorchModel) -> None:
     await following.publish(0)
     client = await following.sampler(version=0)
     await client.sample(prompt_of(0, 2 * BLOCK), SamplingParams(max_tokens=2))
-    assert sampler.statistics().kept_bytes == 2 * BLOCK * sampler._cache.bytes_per_token
+    assert sampler.statistics().kept_bytes == 2 * block_bytes(trainer(following).base)
     await client.aclose()
     await following.publish(1)
     await following.digest()
