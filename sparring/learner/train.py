@@ -143,6 +143,10 @@ def check_capabilities(run: Run, backend: Backend) -> None:
             )
     if run.deterministic and not able.deterministic:
         raise UnsupportedError("deterministic=True: this backend cannot repeat a run bit for bit; leave it out")
+    if run.weights not in able.kinds:
+        raise UnsupportedError(
+            f"weights={run.weights!r}: this backend samples from {', '.join(sorted(able.kinds))} only"
+        )
     needed = versions_at_once(run)
     if able.versions is not None and needed > able.versions:
         raise SettingError(
@@ -206,7 +210,10 @@ async def _assembled(
         journal=journal,
         coordinator=coordinator,
         folder=folder,
-        versions={name: Versions(model, keep=run.max_staleness + 1) for name, model in models.items()},
+        versions={
+            name: Versions(model, keep=run.max_staleness + 1, follow=run.weights == "inflight")
+            for name, model in models.items()
+        },
         lineups=[[lineup.resolved(s.environment.seats, policies) for lineup in s.lineups] for s in run.sources],
         held_out=checked.held_out,
         held_out_digests=checked.held_out_digests,

@@ -73,6 +73,13 @@ def tiny_qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_long(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a random Llama with a context of 6144 tokens."""
+    config = LlamaConfig(**{**SIZES, "max_position_embeddings": 6144}, tie_word_embeddings=True)
+    return _save(LlamaForCausalLM(config), tmp_path_factory.mktemp("models") / "tiny-long")
+
+
+@pytest.fixture(scope="session")
 def tiny_wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a random Llama with heads of 32, as narrow as vLLM computes them on a CPU."""
     sizes = {**SIZES, "hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
@@ -97,6 +104,20 @@ async def backend(tmp_path: Path) -> AsyncIterator[LocalBackend]:
     with anyio.fail_after(120):
         async with LocalBackend(deterministic=True, cache_dir=tmp_path) as backend:
             yield backend
+
+
+@pytest.fixture
+async def free(tmp_path: Path) -> AsyncIterator[LocalBackend]:
+    """A backend that is not deterministic."""
+    with anyio.fail_after(120):
+        async with LocalBackend(dtype="float32", cache_dir=tmp_path) as backend:
+            yield backend
+
+
+@pytest.fixture
+async def following(free: LocalBackend, tiny_llama: Path) -> TorchModel:
+    """A fresh adapter on the tiny Llama, of a backend whose models can be followed."""
+    return await free.create_model(str(tiny_llama), lora=LORA, seed=1)
 
 
 @pytest.fixture
