@@ -6,6 +6,7 @@ self-describing; `Opened.schema` is the version of this file.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -273,19 +274,23 @@ def segment(encoded: list[bytes]) -> bytes:
     return head + b"".join(encoded)
 
 
-def canonical(events: list[AnyEvent]) -> list[AnyEvent]:
+def standing(events: Sequence[AnyEvent]) -> list[AnyEvent]:
+    """The events without what episodes said and did before they were restarted."""
+    again = {(one.group, one.member): place for place, one in enumerate(events) if isinstance(one, Restarted)}
+    return [
+        event
+        for place, event in enumerate(events)
+        if not (isinstance(event, Acted | Affected) and place < again.get((event.group, event.member), -1))
+    ]
+
+
+def canonical(events: Sequence[AnyEvent]) -> list[AnyEvent]:
     """The same history in one order that does not depend on what ran beside what: two deterministic runs are equal in it.
 
     Figures of the clock and of this process (timing, notes, checkpoints, installations) are left out, and what an episode
     did before it was restarted; episodes follow one another, and within one its replies and effects are ordered by key.
     """
-    again = {(one.group, one.member): place for place, one in enumerate(events) if isinstance(one, Restarted)}
-    kept = [
-        event
-        for place, event in enumerate(events)
-        if type(event) in _CANONICAL
-        and not (isinstance(event, Acted | Affected) and place < again.get((event.group, event.member), -1))
-    ]
+    kept = [event for event in standing(events) if type(event) in _CANONICAL]
     return sorted(kept, key=_place)
 
 
