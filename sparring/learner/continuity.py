@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
+import anyio.to_thread
+
 from sparring.learner.folder import RunFolder
 from sparring.learner.history import read_events
 from sparring.learner.replay import compare
@@ -84,7 +86,8 @@ async def trained_again(run: Run) -> Verdict:
 
     Needs the run's backend; a deterministic run that ends otherwise raises `ReplayDiverged`, as a resume does.
     """
-    steps = fold(read_events(run.path), Coordinator(schedule_of(run)), dict.fromkeys(run.named_policies, 0))
+    begun, coordinator = dict.fromkeys(run.named_policies, 0), Coordinator(schedule_of(run))
+    steps = await anyio.to_thread.run_sync(lambda: fold(read_events(run.path), coordinator, begun))
     wrong: list[str] = []
     async with run.backend.open(deterministic=run.deterministic) as backend:
         for name, policy in run.named_policies.items():

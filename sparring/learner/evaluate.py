@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import anyio
 
@@ -14,8 +13,10 @@ from sparring.errors import SettingError
 from sparring.learner.described import task_at
 from sparring.learner.run import Episodes
 from sparring.rollout import Slots
+from sparring.rollout.coordinator import ENDED_IT
+from sparring.rollout.culprit import Page
 from sparring.rollout.episode import Emit, Episode, EpisodePlan, clean, run_episode, seeded
-from sparring.rollout.events import Acted, Affected, Ended, Evaluated
+from sparring.rollout.events import QUARANTINED, Acted, Affected, Ended, Evaluated
 from sparring.rollout.play import transcript
 
 _PRIORITY = -1
@@ -41,6 +42,8 @@ async def evaluate(
     seed: int,
     deadline: float | None,
     emit: Emit | None = None,
+    page: Page | None = None,
+    quarantined: Collection[int] = (),
 ) -> Evaluated:
     """Play every task once. Waits for slots and for the players. A task without a verdict has the value None, and its
     transcript ends with the reason.
@@ -49,7 +52,7 @@ async def evaluate(
     against a fixed opponent it is the policy's own, also in a zero-sum game. The seed of a task is the same at every
     version, so that versions differ by their weights alone. Nothing ends for the time it takes where there is no
     `deadline`. `emit` is told of every reply; a held-out episode is journaled as its result, and played again if cut
-    off.
+    off. `page` is told whose code runs; tasks that are `quarantined` are not played, and have no verdict.
     """
     players = episodes.lineups[0].players
     learners = [seat for seat in episodes.environment.seats if isinstance(players.get(seat, ""), str)]
@@ -61,13 +64,29 @@ async def evaluate(
     async def one(index: int) -> None:
         async with slots.at((_PRIORITY, version, index)):
             task = task_at(episodes, index, f"held-out {name!r}")
-            plan = _plan(episodes, task, agents, index, seed=seeded(seed, "held-out", name), deadline=deadline)
+            plan = EpisodePlan(
+                environment=episodes.environment,
+                task=task,
+                task_digest=task_digest(task),
+                agents=agents,
+                trained=frozenset(),
+                seed=seeded(seed, "held-out", name),
+                group=index,
+                member=0,
+                deadline=deadline,
+                clock=deadline is not None,
+                page=page or Page(),
+                held_out=(name, version),
+            )
             ended, seats = await run_episode(Episode(plan, emit or _nobody_told), plan)
         judged[index] = _judged(ended, seats, learners, episodes.environment.headline)
 
     async with anyio.create_task_group() as group:
         for index in range(count):
-            group.start_soon(one, index)
+            if index in quarantined:
+                judged[index] = _Judged(transcript=[("fault", f"{QUARANTINED}: {ENDED_IT}")])
+            else:
+                group.start_soon(one, index)
     return Evaluated(
         name=name,
         version=version,
@@ -75,23 +94,6 @@ async def evaluate(
         values=[one.value for one in judged],
         rewards=[one.reward for one in judged],
         transcripts=[one.transcript for one in judged],
-    )
-
-
-def _plan(
-    episodes: Episodes, task: Any, agents: Mapping[str, Agent], index: int, *, seed: int, deadline: float | None
-) -> EpisodePlan:
-    return EpisodePlan(
-        environment=episodes.environment,
-        task=task,
-        task_digest=task_digest(task),
-        agents=agents,
-        trained=frozenset(),
-        seed=seed,
-        group=index,
-        member=0,
-        deadline=deadline,
-        clock=deadline is not None,
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from sparring.agents import Sample
 from sparring.environments import Reply
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", omit_defaults=True):
@@ -131,6 +131,19 @@ class Restarted(Event, frozen=True, kw_only=True, tag="restarted"):
     member: int
 
 
+class Died(Event, frozen=True, kw_only=True, tag="died"):
+    """The process ended while this episode's own code ran; `life` names that process, so that it counts once.
+
+    held_out, version   for an episode of a held-out set, of which `group` is the task's index; else empty
+    """
+
+    life: str
+    group: int
+    member: int
+    held_out: str = ""
+    version: int = 0
+
+
 class SeatResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One seat or fork at the end: its return or why it has none, and the rewards of its turns."""
 
@@ -144,12 +157,14 @@ class SeatResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 DEADLINE = "deadline"
 LATE = "late"
+QUARANTINED = "quarantined"
 
 
 class Ended(Event, frozen=True, kw_only=True, tag="ended"):
     """An episode ended. `fault` is empty, or says how it failed (an exception, a deadline): then nothing of it is trained.
 
     `LATE` is the fault of an episode that was dropped for its age because the run was told to: nobody's failure.
+    `QUARANTINED` is that of one that ended the process as often as it may: it is not played again.
     """
 
     group: int
@@ -239,6 +254,7 @@ AnyEvent = (
     | Acted
     | Affected
     | Restarted
+    | Died
     | Ended
     | Planned
     | Stepped
