@@ -15,13 +15,13 @@ import signal
 import sys
 import tempfile
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from random import Random
+from threading import Event
 from time import monotonic
 from typing import Any
 
@@ -160,20 +160,16 @@ class Lives:
         if start == "forkserver":
             self._context.set_forkserver_preload(["sparring.backend.local"])
 
-    def one(self, settings: Settings, part: str, *, early: float | None = None, late: float | None = None) -> Life:
-        """A life that ends by itself, or is killed `early` seconds after its start or `late` ones after it opened the run."""
-        receiver, sender = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=live, args=(settings, part, sender))
+    def one(self, settings: Settings, part: str, instant: float | None = None, *, starting: bool = False) -> Life:
+        """A life that ends by itself, or is killed `instant` seconds after it opened the run; after its start if it is to be
+        killed `starting`."""
+        process, receiver = self._begun(live, settings, part)
         began = monotonic()
-        process.start()
-        sender.close()
         try:
-            opened = 0.0
-            if early is None and receiver.poll(PATIENCE):
-                opened = monotonic() - began
-            process.join(PATIENCE if early is None and late is None else early if early is not None else late)
+            opened = monotonic() - began if not starting and receiver.poll(PATIENCE) else 0.0
+            process.join(PATIENCE if instant is None else instant)
             killed = process.exitcode is None
-            if process.exitcode not in (0, None):
+            if process.exitcode not in (0, None) or (killed and instant is None):
                 raise RuntimeError(f"a life of {part} ended with exit code {process.exitcode}")
         finally:
             left = end(process)
@@ -181,37 +177,61 @@ class Lives:
 
     def trained_again(self, settings: Settings, part: str) -> Verdict:
         """The verdict of a process that trains all of it again."""
-        receiver, sender = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=redo, args=(settings, part, sender))
-        process.start()
-        sender.close()
+        process, receiver = self._begun(redo, settings, part)
         try:
             verdict: Verdict = receiver.recv()
+        except EOFError:
+            process.join(PATIENCE)
+            wrong = (f"ended with exit code {process.exitcode}",)
+            verdict = Verdict(name="trained again from the journal", figure="nothing", wrong=wrong)
         finally:
             end(process)
         return verdict
 
+    def _begun(self, does: Callable[..., None], settings: Settings, part: str) -> tuple[BaseProcess, Connection]:
+        receiver, sender = self._context.Pipe(duplex=False)
+        process = self._context.Process(target=does, args=(settings, part, sender))
+        process.start()
+        sender.close()
+        return process, receiver
+
 
 def end(process: BaseProcess) -> bool:
-    """Kill what is left of a process group; returns whether anything outlived that."""
+    """Kill a process with its group. Returns whether something of the group was left where the process had ended by itself,
+    or outlives the kill."""
     assert process.pid is not None
+    left = process.exitcode is not None and alive(process.pid)
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:  # it has ended, or has no group of its own yet
         process.kill()
     process.join(PATIENCE)
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, 0)
-        return True
-    return False
+    pause = Event()
+    for _ in range(50):
+        if not alive(process.pid):
+            return left
+        pause.wait(0.1)
+    return True
+
+
+def alive(group: int) -> bool:
+    """Whether a process of the group is there."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 # ---------------------------------------------------------------------------------------------------------------- checks
 
 
 def journal(run: Run) -> list[AnyEvent]:
-    """What is on the disk; nothing where it was never begun."""
-    return list(read_events(run.path)) if (run.path / "journal.db").exists() else []
+    """What is on the disk, read from a copy: who reads the journal itself tidies it up, which is for the next life to do."""
+    with tempfile.TemporaryDirectory() as aside:
+        for file in run.path.glob("journal.db*"):
+            shutil.copy(file, aside)
+        return list(read_events(Path(aside))) if (run.path / "journal.db").exists() else []
 
 
 def lock_free(path: Path) -> bool:
@@ -230,7 +250,8 @@ def strays(run: Run, events: Iterable[AnyEvent]) -> Verdict:
     """Whether a run that has ended left the files of a run behind, and nothing else."""
     known = {"run.json", "journal.db", "metrics.jsonl", "report.html"}
     saved = {("checkpoints", e.policy, str(e.step)) for e in events if isinstance(e, Checkpointed)}
-    files = [path.relative_to(run.path) for path in run.path.rglob("*") if not path.is_dir()]
+    found = [path for path in run.path.rglob("*") if not (path.is_dir() and any(path.iterdir()))]
+    files = [path.relative_to(run.path) for path in found]
     wrong = [
         f"{file} was left behind"
         for file in files
@@ -272,11 +293,12 @@ def killed_until_ended(lives: Lives, settings: Settings, told: Told, whole: Life
     process still starts, the others up to a third of the whole run's time after it opened the run."""
     before = journal(told.run)
     while not told.lives or told.lives[-1].killed:
-        early = rng.uniform(0, whole.opened) if rng.random() < 0.25 else None
-        late = rng.uniform(0, (whole.seconds - whole.opened) / 3)
-        left = told.kills < kills
-        instants = {"early": early} if early is not None else {"late": late}
-        life = lives.one(settings, told.part, **instants) if left else lives.one(settings, told.part)
+        starting = rng.random() < 0.25
+        instant = rng.uniform(0, whole.opened if starting else (whole.seconds - whole.opened) / 3)
+        if told.kills < kills:
+            life = lives.one(settings, told.part, instant, starting=starting)
+        else:
+            life = lives.one(settings, told.part)
         told.lives.append(life)
         told.locked += told.run.path.exists() and not lock_free(told.run.path)
         now = journal(told.run)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import anyio
 
@@ -59,34 +60,19 @@ async def evaluate(
     count = size(episodes.tasks)
     if count is None:
         raise SettingError(f"held-out {name!r} is endless: give a finite list of tasks")
-    judged: list[_Judged] = [_Judged()] * count
+    judged = [_Judged(transcript=[("fault", f"{QUARANTINED}: {ENDED_IT}")])] * count
 
     async def one(index: int) -> None:
         async with slots.at((_PRIORITY, version, index)):
             task = task_at(episodes, index, f"held-out {name!r}")
-            plan = EpisodePlan(
-                environment=episodes.environment,
-                task=task,
-                task_digest=task_digest(task),
-                agents=agents,
-                trained=frozenset(),
-                seed=seeded(seed, "held-out", name),
-                group=index,
-                member=0,
-                deadline=deadline,
-                clock=deadline is not None,
-                page=page or Page(),
-                held_out=(name, version),
-            )
+            plan = _plan(episodes, task, agents, index, seed=seeded(seed, "held-out", name), deadline=deadline)
+            plan = replace(plan, page=page or Page(), held_out=(name, version))
             ended, seats = await run_episode(Episode(plan, emit or _nobody_told), plan)
         judged[index] = _judged(ended, seats, learners, episodes.environment.headline)
 
     async with anyio.create_task_group() as group:
-        for index in range(count):
-            if index in quarantined:
-                judged[index] = _Judged(transcript=[("fault", f"{QUARANTINED}: {ENDED_IT}")])
-            else:
-                group.start_soon(one, index)
+        for index in sorted(set(range(count)).difference(quarantined)):
+            group.start_soon(one, index)
     return Evaluated(
         name=name,
         version=version,
@@ -94,6 +80,23 @@ async def evaluate(
         values=[one.value for one in judged],
         rewards=[one.reward for one in judged],
         transcripts=[one.transcript for one in judged],
+    )
+
+
+def _plan(
+    episodes: Episodes, task: Any, agents: Mapping[str, Agent], index: int, *, seed: int, deadline: float | None
+) -> EpisodePlan:
+    return EpisodePlan(
+        environment=episodes.environment,
+        task=task,
+        task_digest=task_digest(task),
+        agents=agents,
+        trained=frozenset(),
+        seed=seed,
+        group=index,
+        member=0,
+        deadline=deadline,
+        clock=deadline is not None,
     )
 
 

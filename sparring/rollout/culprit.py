@@ -118,7 +118,8 @@ class Own(Generic[T]):
                 try:
                     waits = steps.send(sent) if thrown is None else steps.throw(thrown)
                 except StopIteration as stop:
-                    return stop.value
+                    finished: T = stop.value
+                    return finished
                 finally:
                     self._page.wipe()
                 sent, thrown = None, None

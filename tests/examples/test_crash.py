@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from multiprocessing import get_context
 from pathlib import Path
-from random import Random
 
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -12,6 +12,7 @@ from sparring.learner.folder import RunFolder
 from sparring.rollout.events import Checkpointed
 from tests.backend.architectures import SIZES
 from tests.backend.conftest import saved
+from tests.examples.orphan import leaves_one
 from tests.examples.short import example
 
 crash = example("crash")
@@ -72,8 +73,8 @@ def test_twenty_kills(tiny: str, capsys: pytest.CaptureFixture[str], mode: tuple
 
 def test_a_check_that_fails_ends_in_an_error(tmp_path: Path, tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Planted: a file in the run's folder that is not the run's."""
-    (tmp_path / "killed-0").mkdir()
-    (tmp_path / "killed-0" / "segment.partial").write_text("")
+    (tmp_path / "killed-0" / "crash").mkdir(parents=True)
+    (tmp_path / "killed-0" / "crash" / "segment.partial").write_text("")
     words = [
         "--model",
         tiny,
@@ -110,10 +111,15 @@ def test_what_is_left_behind_is_found(tmp_path: Path) -> None:
     for name in good + bad:
         (run.path / name).parent.mkdir(parents=True, exist_ok=True)
         (run.path / name).write_text("")
+    (run.path / "checkpoints/alice/.3.new-0123abcd").mkdir()
+    bad.append("checkpoints/alice/.3.new-0123abcd")
     verdict = crash.strays(run, whole)
     assert sorted(verdict.wrong) == sorted(f"{name} was left behind" for name in bad)
     for name in bad:
-        (run.path / name).unlink()
+        path = run.path / name
+        path.rmdir() if path.is_dir() else path.unlink()
+    for name in ("alice/2", "alice/.2.new-0123abcd", "bob/1", "bob"):
+        (run.path / "checkpoints" / name).rmdir()
     assert crash.strays(run, whole).holds
 
 
@@ -127,16 +133,25 @@ async def test_a_lock_that_is_held_is_found(tmp_path: Path) -> None:
 def test_processes_and_locks_that_are_left_fail(tmp_path: Path) -> None:
     settings = crash.Settings(folder=tmp_path, model="none", steps=1, deterministic=False)
     life = {"killed": True, "opened": 1.0, "seconds": 2.0}
-    told = crash.Told(run=settings.run("run"), lives=[crash.Life(left=True, **life), crash.Life(left=False, **life)])
+    lives = [crash.Life(left=True, **life), crash.Life(left=False, **life)]
+    told = crash.Told(part="run", run=settings.run("run"), lives=lives)
     told.locked = 1
     assert [verdict.holds for verdict in told.verdicts()] == [True, False, False]
     assert [verdict.figure for verdict in told.verdicts()] == ["2 kills", "1 of 2", "1 of 2"]
-    told = crash.Told(run=settings.run("run"), lives=[crash.Life(left=False, **life)], changed=["event 3 was ..."])
+    told = crash.Told(part="run", run=settings.run("run"), lives=lives[1:], changed=["event 3 was ..."])
     assert [verdict.holds for verdict in told.verdicts()] == [False, True, True]
+
+
+def test_a_process_that_outlives_its_leader_is_found_and_killed() -> None:
+    process = get_context("forkserver").Process(target=leaves_one)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0 and process.pid is not None and crash.alive(process.pid)
+    assert crash.end(process)
+    assert not crash.alive(process.pid)
 
 
 def test_a_life_that_fails_is_no_kill(tmp_path: Path) -> None:
     settings = crash.Settings(folder=tmp_path, model=str(tmp_path / "nowhere"), steps=1, deterministic=False)
     with pytest.raises(RuntimeError, match="a life of broken ended with exit code 1"):
         crash.Lives("forkserver").one(settings, "broken")
-    assert Random(0).random() == Random(0).random()
