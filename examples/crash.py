@@ -350,7 +350,7 @@ def crash(arguments: Namespace, folder: Path) -> bool:
 
 
 def parsed(words: Sequence[str]) -> Namespace:
-    parser = ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", default="smollm2-135m-instruct", help="a model's folder or name")
     parser.add_argument("--kills", type=int, default=20, help="how often to kill (20)")
     parser.add_argument("--steps", type=int, default=12, help="steps of each policy (12)")
@@ -377,4 +377,5 @@ def main(words: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a life under way is ended too
     sys.exit(main(sys.argv[1:]))
