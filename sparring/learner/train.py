@@ -8,7 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import anyio
@@ -30,7 +30,8 @@ from sparring.learner.tracker import MetricsFile, Watcher
 from sparring.learner.trainer import Parts, Trainer
 from sparring.learner.versions import Versions
 from sparring.rollout import Bound, Coordinator, Journal, Schedule, SegmentStore, Source, SqliteSegments
-from sparring.rollout.events import Installed, Noted, Opened
+from sparring.rollout.culprit import Page, found
+from sparring.rollout.events import Died, Installed, Noted, Opened
 
 
 def train(run: Run, *, watchers: Sequence[Watcher] = (), accept_changed_code: bool = False) -> bool:
@@ -61,10 +62,12 @@ async def train_async(
             }
             segments = store if store is not None else await anyio.to_thread.run_sync(SqliteSegments, folder.journal)
             async with Journal.open(segments) as journal:
-                described = await _begun(run, checked.schedule, models, journal, accept_changed_code)
+                described = await _begun(run, checked.schedule, models, journal, folder, accept_changed_code)
                 await anyio.to_thread.run_sync(folder.write_settings, described)
-                async with _told(watchers, described):
-                    trainer = Trainer(await _assembled(run, checked, models, journal, folder, watchers))
+                await anyio.to_thread.run_sync(folder.sweep)
+                async with Page.kept(folder.page) as page, _told(watchers, described):
+                    parts = await _assembled(run, checked, models, journal, folder, watchers)
+                    trainer = Trainer(replace(parts, page=page))
                     async with _interruptible(trainer):
                         await trainer.train()
             return trainer.complete
@@ -173,7 +176,12 @@ def versions_at_once(run: Run) -> int:
 
 
 async def _begun(
-    run: Run, schedule: Schedule, models: Mapping[str, TrainingClient], journal: Journal, accept: bool
+    run: Run,
+    schedule: Schedule,
+    models: Mapping[str, TrainingClient],
+    journal: Journal,
+    folder: RunFolder,
+    accept: bool,
 ) -> dict[str, Any]:
     """Begin the journal with the run's settings, or hold them against those that it begins with, before anything is made of
     the rest; returns them."""
@@ -189,7 +197,17 @@ async def _begun(
     for change in check_same(opened.run, described, run.path, accept_changed_code=accept):
         await journal.commit(Noted(kind="changed", text=change))
     await journal.commit(Noted(kind="resumed", text="the run goes on"))
+    died = await anyio.to_thread.run_sync(found, folder.page)
+    if died is not None:
+        await journal.commit(Noted(kind="died", text=_died(died)))
+        await journal.commit(died)
     return described
+
+
+def _died(died: Died) -> str:
+    where = f"task {died.group} of held-out {died.held_out!r}, version {died.version}"
+    episode = where if died.held_out else f"episode {died.member} of group {died.group}"
+    return f"the process ended while the code of {episode} ran"
 
 
 async def _assembled(
@@ -205,6 +223,9 @@ async def _assembled(
     coordinator = Coordinator(checked.schedule)
     since = await anyio.to_thread.run_sync(lambda: bases(run, journal.read(), Coordinator(checked.schedule), folder))
     steps = await anyio.to_thread.run_sync(lambda: fold(journal.read(), coordinator, since))
+    for ended in coordinator.quarantined():
+        journal.append(ended)
+        coordinator.apply(ended)
     parts = Parts(
         run=run,
         journal=journal,

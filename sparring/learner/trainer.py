@@ -35,6 +35,7 @@ from sparring.learner.take import due_versions, take_step
 from sparring.learner.tracker import Watcher
 from sparring.learner.versions import Versions
 from sparring.rollout import Choice, Coordinator, Journal, Slots, Waiting
+from sparring.rollout.culprit import Page
 from sparring.rollout.episode import Episode, EpisodePlan, run_episode
 from sparring.rollout.events import (
     DEADLINE,
@@ -69,6 +70,7 @@ class Parts:
     held_out: Mapping[str, Mapping[str, Player]]
     held_out_digests: frozenset[str]
     watchers: Sequence[Watcher] = field(default=())
+    page: Page = field(default_factory=Page)
 
 
 class Trainer:
@@ -173,8 +175,6 @@ class Trainer:
             if digest in self._parts.held_out_digests:
                 where = self._named(choice.source)
                 raise SettingError(f"task {choice.index} of {where} is held out too: keep them apart, or say seen=True")
-            for policy, version in choice.pinned.items():
-                self._parts.versions[policy].hold(version)
             self._record(
                 Admitted(
                     group=choice.group,
@@ -186,6 +186,12 @@ class Trainer:
                     pinned=dict(choice.pinned),
                 )
             )
+            for ended in self._coordinator.quarantined():  # it ended processes before its admission was on the disk
+                self._record(ended)
+            live = self._coordinator.groups.get(choice.group)
+            if live is not None and live.playing:
+                for policy, version in choice.pinned.items():
+                    self._parts.versions[policy].hold(version)
             for member in range(self._run.group_size):
                 work.start_soon(self._play, choice.group, member)
 
@@ -225,6 +231,7 @@ class Trainer:
                 deadline=self._run.episode_deadline if patience is None else patience,
                 clock=not self._run.deterministic,
                 past=tuple(live.members[member].past),
+                page=self._parts.page,
             )
             episode = self._episodes[number, member] = Episode(plan, self._emit)
             ended, _ = await run_episode(episode, plan)
@@ -287,13 +294,13 @@ class Trainer:
 
     async def _checkpoint(self, policy: str, version: int) -> None:
         """Weights and optimizer into the run folder, then into the journal; older ones go that no resume can need."""
-        done = self._coordinator.checkpoints[policy]
-        if version in done:
+        done, folder = self._coordinator.checkpoints[policy], self._parts.folder
+        if version == 0:  # what every run begins with lies nowhere
             return
-        folder = self._parts.folder
-        path = await anyio.to_thread.run_sync(folder.fresh_checkpoint, policy, version)
-        await self._parts.versions[policy].model.save_state(str(path))
-        await self._commit(Checkpointed(policy=policy, step=version))
+        if version not in done:
+            path = await anyio.to_thread.run_sync(folder.fresh_checkpoint, policy, version)
+            await self._parts.versions[policy].model.save_state(str(path))
+            await self._commit(Checkpointed(policy=policy, step=version))
         waiting = [due for due in due_versions(self._run) if due < version and not self._evaluated(due)]
         oldest = min([version - self._run.max_staleness, *waiting])
         base = max((step for step in done if step <= oldest), default=0)
@@ -347,6 +354,8 @@ class Trainer:
             seed=self._run.seed,
             deadline=deadline,
             emit=self._held_out_reply,
+            page=self._parts.page,
+            quarantined=self._coordinator.quarantined_tasks(name, version),
         )
         self._record(done)
         self._evaluating = ""
