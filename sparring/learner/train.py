@@ -19,24 +19,26 @@ from sparring.agents import Frozen, Player
 from sparring.backend import Backend, TrainingClient
 from sparring.environments import size
 from sparring.errors import JournalError, SettingError, SparringError, UnsupportedError
-from sparring.learner.described import check_same, describe, digests
+from sparring.learner.described import check_code, check_settings, describe, digests
 from sparring.learner.folder import RunFolder
 from sparring.learner.pacing import Drop
 from sparring.learner.players import check_players
 from sparring.learner.report import ReportFile
-from sparring.learner.resume import Redone, bases, fold, needed_versions, redo
+from sparring.learner.resume import Redone, accepting, bases, fold, needed_versions, redo
 from sparring.learner.run import Episodes, Run
 from sparring.learner.tracker import MetricsFile, Watcher
 from sparring.learner.trainer import Parts, Trainer
 from sparring.learner.versions import Versions
 from sparring.rollout import Bound, Coordinator, Journal, Schedule, SegmentStore, Source, SqliteSegments
-from sparring.rollout.events import Installed, Noted, Opened
+from sparring.rollout.events import AnyEvent, Installed, Noted, Opened
 
 
 def train(run: Run, *, watchers: Sequence[Watcher] = (), accept_changed_code: bool = False) -> bool:
     """Train until the run's end, or until Ctrl-C ended it early. Blocks; returns whether the run is complete.
 
-    A run folder that is already there is gone on with. Raises a `SparringError` where the run cannot start or go on.
+    A run folder that is already there is gone on with. Where the environment, the tasks, the renderer, the model or other code
+    of the run changed meanwhile, this raises `RunChanged`, naming it; with `accept_changed_code` the run goes on, the journal
+    says so, and unfinished episodes start again. Raises a `SparringError` where the run cannot start or go on.
     """
 
     async def main() -> bool:
@@ -61,10 +63,16 @@ async def train_async(
             }
             segments = store if store is not None else await anyio.to_thread.run_sync(SqliteSegments, folder.journal)
             async with Journal.open(segments) as journal:
-                described = await _begun(run, checked.schedule, models, journal, accept_changed_code)
-                await anyio.to_thread.run_sync(folder.write_settings, described)
-                async with _told(watchers, described):
-                    trainer = Trainer(await _assembled(run, checked, models, journal, folder, watchers))
+                begun = await _begun(run, checked.schedule, models, journal)
+                folded = await _folded(run, checked, models, journal, folder, watchers)
+                changes = await _changed_code(begun, folded.parts, accept=accept_changed_code)
+                await anyio.to_thread.run_sync(folder.write_settings, begun.described)
+                async with _told(watchers, begun.described):
+                    if changes:
+                        await _accepted(folded.parts, changes, begun.described["fingerprints"])
+                    for policy in models:
+                        await _brought_up(folded.parts, policy, folded.since[policy], folded.steps[policy])
+                    trainer = Trainer(folded.parts)
                     async with _interruptible(trainer):
                         await trainer.train()
             return trainer.complete
@@ -168,35 +176,70 @@ def versions_at_once(run: Run) -> int:
     return max(needed.values())
 
 
-async def _begun(
-    run: Run, schedule: Schedule, models: Mapping[str, TrainingClient], journal: Journal, accept: bool
-) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Begun:
+    """The run as it is `described` now, and the fingerprints of its code and data when it was started; None for a new run."""
+
+    described: dict[str, Any]
+    started: Mapping[str, Any] | None
+
+
+async def _begun(run: Run, schedule: Schedule, models: Mapping[str, TrainingClient], journal: Journal) -> _Begun:
     """Begin the journal with the run's settings, or hold them against those that it begins with, before anything is made of
-    the rest; returns them."""
+    the rest."""
     infos = {name: model.info for name, model in models.items()}
     renderers = {name: model.renderer.fingerprint for name, model in models.items()}
     described = await anyio.to_thread.run_sync(describe, run, schedule, infos, renderers)
     opened = await anyio.to_thread.run_sync(lambda: next(journal.read(), None))
     if opened is None:
         await journal.commit(Opened(run=described))
-        return described
+        return _Begun(described=described, started=None)
     if not isinstance(opened, Opened):
         raise JournalError("the journal does not begin with the run's settings: it is damaged; start a new run")
-    for change in check_same(opened.run, described, run.path, accept_changed_code=accept):
-        await journal.commit(Noted(kind="changed", text=change))
-    await journal.commit(Noted(kind="resumed", text="the run goes on"))
-    return described
+    check_settings(opened.run, described, run.path)
+    return _Begun(described=described, started=opened.run["fingerprints"])
 
 
-async def _assembled(
+async def _changed_code(begun: _Begun, parts: Parts, *, accept: bool) -> list[str]:
+    """What of the code and data changed since the run was started, or since a change was last accepted, before anything of
+    the run goes on. Raises `RunChanged` where that is not accepted."""
+    if begun.started is None:
+        return []
+    before = parts.coordinator.fingerprints or begun.started
+    changes = check_code(before, begun.described["fingerprints"], parts.run.path, accept=accept)
+    await parts.journal.commit(Noted(kind="resumed", text="the run goes on"))
+    return changes
+
+
+async def _accepted(parts: Parts, changes: Sequence[str], fingerprints: Mapping[str, Any]) -> None:
+    """Journal that the change is accepted, with what it does to those who were playing: at once, in one segment."""
+    events = await anyio.to_thread.run_sync(accepting, parts.run, parts.coordinator, changes, fingerprints)
+    numbers = [parts.journal.append(event) for event in events]
+    for event in events:
+        parts.coordinator.apply(event)
+    await parts.journal.durable(numbers[-1])
+    for event in events:
+        await _tell(parts, event)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Folded:
+    """The state where the journal ends, and the steps `since` each policy's checkpoint that bring its model there."""
+
+    parts: Parts
+    since: Mapping[str, int]
+    steps: Mapping[str, Sequence[Redone]]
+
+
+async def _folded(
     run: Run,
     checked: _Checked,
     models: Mapping[str, TrainingClient],
     journal: Journal,
     folder: RunFolder,
     watchers: Sequence[Watcher],
-) -> Parts:
-    """The state folded, the models where the journal stands."""
+) -> _Folded:
+    """Nothing is journaled here, and no model is touched."""
     policies = tuple(run.named_policies)
     coordinator = Coordinator(checked.schedule)
     since = await anyio.to_thread.run_sync(lambda: bases(run, journal.read(), Coordinator(checked.schedule), folder))
@@ -212,9 +255,7 @@ async def _assembled(
         held_out_digests=checked.held_out_digests,
         watchers=watchers,
     )
-    for policy in policies:
-        await _brought_up(parts, policy, since[policy], steps[policy])
-    return parts
+    return _Folded(parts=parts, since=since, steps=steps)
 
 
 async def _brought_up(parts: Parts, policy: str, base: int, steps: Sequence[Redone]) -> None:
@@ -224,8 +265,7 @@ async def _brought_up(parts: Parts, policy: str, base: int, steps: Sequence[Redo
     for difference in await redo(parts.run, policy, base, steps, versions, parts.folder, needed=needed):
         noted = Noted(kind="diverged", text=difference)
         await parts.journal.commit(noted)
-        for watcher in parts.watchers:
-            await anyio.to_thread.run_sync(watcher.event, noted)
+        await _tell(parts, noted)
     rows = [*parts.held_out.values(), *(row for source in parts.lineups for row in source)]
     frozen = any(isinstance(player, Frozen) and player.policy == policy for row in rows for player in row.values())
     for version in needed + [0] * frozen:
@@ -236,6 +276,11 @@ async def _brought_up(parts: Parts, policy: str, base: int, steps: Sequence[Redo
         event = Installed(policy=policy, version=newest)
         parts.journal.append(event)
         coordinator.apply(event)
+
+
+async def _tell(parts: Parts, event: AnyEvent) -> None:
+    for watcher in parts.watchers:
+        await anyio.to_thread.run_sync(watcher.event, event)
 
 
 @asynccontextmanager

@@ -17,6 +17,8 @@ from sparring.rollout.buffer import RolloutBuffer, oldest_version
 from sparring.rollout.comparable import all_equal
 from sparring.rollout.events import (
     LATE,
+    SET_ASIDE,
+    Accepted,
     Acted,
     Admitted,
     Affected,
@@ -75,6 +77,8 @@ class Coordinator:
         self.faults = 0
         self.fault_detail = ""
         self.restarts = 0
+        self.fingerprints: Mapping[str, Any] = {}
+        """Those that were accepted last; empty where none were: then those hold that the run was started with."""
         self.barren = {policy: Barren() for policy in schedule.bounds}
         self._admitted = 0
         self._turn = 0
@@ -150,10 +154,8 @@ class Coordinator:
                 self._step(event)
             case Installed():
                 self.budget.install(event.policy, event.version)
-            case Evaluated():
-                self.evaluated.add((event.name, event.version))
-            case Checkpointed():
-                self.checkpoints[event.policy].add(event.step)
+            case Evaluated() | Checkpointed() | Accepted():
+                self._remember(event)
             case _:
                 """Opened, Timed and Noted change nothing that is decided."""
 
@@ -216,13 +218,22 @@ class Coordinator:
         for policy in event.trained:
             self.ledger.admitted(policy, str(event.group), [seat for seat, name in seats.items() if name == policy])
 
+    def _remember(self, event: Evaluated | Checkpointed | Accepted) -> None:
+        match event:
+            case Evaluated():
+                self.evaluated.add((event.name, event.version))
+            case Checkpointed():
+                self.checkpoints[event.policy].add(event.step)
+            case Accepted():
+                self.fingerprints = event.fingerprints
+
     def _finish(self, event: Ended) -> None:
         group = self.groups[event.group]
         member = group.members[event.member]
         assert member.ended is None, f"group {event.group}, episode {event.member} ended twice"
         member.ended = event
         self.episodes += 1
-        if event.fault and event.fault != LATE:
+        if event.fault and event.fault not in SET_ASIDE:
             self.faults += 1
             self.fault_detail = self.fault_detail or f"{event.fault}: {event.detail}"
         if not group.playing:
