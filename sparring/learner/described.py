@@ -50,9 +50,9 @@ def describe(
         "fingerprints": {f"environment of {name}": source.environment.fingerprint() for name, source in sources.items()}
         | {f"tasks of {name}": tasks_fingerprint(source) for name, source in sources.items()}
         | {
-            f"code that draws the tasks of {name}": found
+            f"code that draws the tasks of {name}": code
             for name, source in sources.items()
-            if (found := drawn_by(source))
+            if (code := drawn_by(source))
         }
         | {f"model of {name}": info.fingerprint for name, info in models.items()}
         | {f"number format of {name}": info.dtype for name, info in models.items()}

@@ -21,7 +21,7 @@ from sparring.errors import SettingError
 from sparring.learner.described import task_at
 from sparring.learner.history import note_of, read_events
 from sparring.learner.replay import Credit, credits_of
-from sparring.learner.rescored import Rescoring, Row, StepChange, rows_of
+from sparring.learner.rescored import Outcome, Rescoring, Row, StepChange, rows_of
 from sparring.learner.run import Episodes, Run
 from sparring.learner.step import prepare
 from sparring.rollout import Batch, Coordinator, Schedule, Trajectory, Unit
@@ -182,7 +182,9 @@ class _Rescorer:
         done = self._again[job.admitted.group, job.ended.member]
         self._episodes += 1
         self._unasked += done.unasked > 0
-        outcome = "cut" if done.cut else "asks" if done.no_reply else "fault" if done.ended.fault else None
+        outcome: Outcome | None = "cut" if done.cut else "asks" if done.no_reply else None
+        if outcome is None and done.ended.fault:
+            outcome = "fault"
         return rows_of(job.admitted, job.ended, done.ended, outcome)
 
     def _compared(self, event: Stepped) -> StepChange:

@@ -17,7 +17,8 @@ from sparring.rollout.events import Acted, Affected
 from sparring.rollout.signal import Signal
 
 REPLAY_DEADLINE = 60.0
-"""Seconds for an episode's branches to ask again for what is journaled; nothing outside is waited for meanwhile."""
+"""Seconds for an episode's branches to ask again for what is journaled, or to give up what they gave up then; nothing outside
+is waited for meanwhile."""
 
 
 class Answers(Protocol):
@@ -115,6 +116,9 @@ class Stored:
         known = None if position is None else self._events[position]
         if isinstance(wanted, Acted):
             if not isinstance(known, Acted) or known.request != wanted.request:
+                if known is None and self._was_cancelled(wanted):
+                    with anyio.move_on_after(REPLAY_DEADLINE):
+                        await anyio.sleep_forever()
                 seat = f"{wanted.seat}/{wanted.fork}" if wanted.fork else wanted.seat
                 raise NoReply(seat, wanted.turn, more=known is None)
         elif self._effects == "anew":
@@ -149,6 +153,13 @@ class Stored:
             self._waiting.remove(position)
         self._next = max(self._next, position + 1)
         self._moved.notify()
+
+    def _was_cancelled(self, wanted: Acted) -> bool:
+        """Whether `play` gave up waiting for this reply then (its own time limit, a branch that failed), and asked again."""
+        return any(
+            isinstance(event, Acted) and event.key[:-1] == wanted.key[:-1] and event.attempt > wanted.attempt
+            for event in self._events
+        )
 
     def _is_next(self, position: int) -> bool:
         if position <= self._next:

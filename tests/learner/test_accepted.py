@@ -178,8 +178,7 @@ async def test_an_accepted_change_is_accepted_once_and_for_all(tmp_path: Path) -
     assert len(of(events_of(kept), Accepted)) == 2
 
 
-@pytest.mark.parametrize("after", [False, True])
-async def test_wherever_it_is_cut_off_again_nobody_is_asked_by_both(tmp_path: Path, after: bool) -> None:
+async def test_wherever_it_is_cut_off_again_nobody_is_asked_by_both(tmp_path: Path) -> None:
     """The acceptance is on the disk with all that follows from it, or not at all."""
     begun = await cut_off(quiz_run(tmp_path), talking)
     crashed, commit = True, 0
@@ -188,7 +187,7 @@ async def test_wherever_it_is_cut_off_again_nobody_is_asked_by_both(tmp_path: Pa
         kept.blobs = list(begun.blobs)
         run = quiz_run(tmp_path, "Write")
         try:
-            await train_async(run, store=CrashingSegments(kept, commit, after=after), accept_changed_code=True)
+            await train_async(run, store=CrashingSegments(kept, commit, after=True), accept_changed_code=True)
             crashed = False
         except Crash:
             known = bool(of(events_of(kept), Accepted))

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
+import numpy as np
 import pytest
 
 from sparring import (
@@ -26,6 +27,7 @@ from sparring import (
     Scripted,
     ScriptedModels,
     Seat,
+    advantages,
     effect,
     environment,
     grpo,
@@ -37,7 +39,7 @@ from sparring.learner import train_async
 from sparring.learner.rescore import rescore, rescore_events
 from sparring.learner.rescored import Rescoring
 from sparring.rollout import MemorySegments
-from sparring.rollout.events import AnyEvent, Ended, Opened, Stepped
+from sparring.rollout.events import Acted, Admitted, AnyEvent, Ended, Event, Opened, Planned
 from tests.learner.worlds import duel_run, events_of
 
 
@@ -110,6 +112,23 @@ async def trained(run: Run) -> list[AnyEvent]:
     return events_of(store)
 
 
+T = TypeVar("T", bound=Event)
+
+
+def of(events: list[AnyEvent], kind: type[T]) -> list[T]:
+    return [event for event in events if isinstance(event, kind)]
+
+
+def replies(events: list[AnyEvent]) -> list[tuple[Acted, str]]:
+    """The writer's, in the journal's order."""
+    return [(one, one.reply.text) for one in of(events, Acted) if one.seat == "writer" and one.reply is not None]
+
+
+def planned(events: list[AnyEvent]) -> dict[int, set[int]]:
+    """{step: its groups}."""
+    return {one.step: set(one.groups) for one in of(events, Planned)}
+
+
 async def scored(events: list[AnyEvent], run: Run | Episodes, **settings: Any) -> Rescoring:
     with anyio.fail_after(30):
         return await rescore_events(events, run, **settings)
@@ -119,8 +138,8 @@ def outcomes(found: Rescoring, seat: str = "writer") -> Mapping[str, int]:
     return next(one.outcomes for one in found.seats if one.seat == seat)
 
 
-def steps(found: Rescoring, advantages: str) -> list[int]:
-    return [one.step for one in found.steps if one.advantages == advantages]
+def steps(found: Rescoring, how: str) -> list[int]:
+    return [one.step for one in found.steps if one.advantages == how]
 
 
 # -------------------------------------------------------------------------------------------------------- the same code
@@ -140,7 +159,7 @@ async def test_the_same_code_changes_nothing(tmp_path: Path, changes: dict[str, 
     run = letters_run(tmp_path, **changes)
     events = await trained(run)
     found = await scored(events, run)
-    assert found.episodes == sum(isinstance(event, Ended) for event in events) >= 48
+    assert found.episodes == len(of(events, Ended)) >= 48
     assert {row.outcome for row in found.rows} == {"equal"}
     assert steps(found, "same") == [0, 1, 2, 3]
     assert (found.unfinished, found.unasked, found.new_tasks, found.tasks, found.accepted) == (0, 0, 0, [], ())
@@ -188,18 +207,13 @@ async def test_other_rewards_are_counted_by_seat_task_and_step(tmp_path: Path) -
 async def test_only_the_steps_that_are_concerned_have_other_advantages(tmp_path: Path) -> None:
     run = letters_run(tmp_path)
     events = await trained(run)
-    ((group, member, said),) = [
-        (event.group, event.member, event.reply.text)
-        for event in events
-        if getattr(event, "seat", "") == "writer" and "a" in event.reply.text  # type: ignore[union-attr]
-    ][-1:]
+    last, said = [(one, text) for one, text in replies(events) if "a" in text][-1]
     found = await scored(events, changed(run, strict=said))
     lower = {(row.group, row.member) for row in found.rows if row.outcome == "lower"}
-    assert (group, member) in lower
-    planned = {event.step: set(event.groups) for event in events if type(event).__name__ == "Planned"}  # type: ignore[union-attr]
-    concerned = {step for step, groups in planned.items() if groups & {group for group, _ in lower}}
+    assert (last.group, last.member) in lower
+    concerned = {step for step, groups in planned(events).items() if groups & {group for group, _ in lower}}
     assert set(steps(found, "other")) == concerned
-    assert set(steps(found, "same")) == set(planned) - concerned != set()
+    assert set(steps(found, "same")) == set(range(4)) - concerned != set()
 
 
 async def test_the_state_of_an_estimator_follows_the_new_rewards(tmp_path: Path) -> None:
@@ -265,14 +279,12 @@ async def test_a_step_with_an_episode_that_has_no_answer_is_not_known(tmp_path: 
     for algorithm in (grpo(), rae()):
         run = letters_run(tmp_path / algorithm.name, train=Episodes(picky, words()), policies=Policy("none", algorithm))
         events = await trained(run)
-        last = [event for event in events if isinstance(event, Stepped)][-1]
-        asked = [event for event in events if getattr(event, "seat", "") == "writer"]
-        text = asked[len(asked) // 2].reply.text  # type: ignore[union-attr]
+        said = [text for _, text in replies(events)]
+        text = said[len(said) // 2]
         found = await scored(events, changed(run, again=text))
         unknown = {row.group for row in found.rows if row.outcome == "asks"}
-        planned = {event.step: set(event.groups) for event in events if type(event).__name__ == "Planned"}  # type: ignore[union-attr]
-        concerned = {step for step, groups in planned.items() if groups & unknown}
-        assert concerned and last.step == 3
+        concerned = {step for step, groups in planned(events).items() if groups & unknown}
+        assert concerned
         expected = concerned if algorithm.name == "grpo" else set(range(min(concerned), 4))
         assert set(steps(found, "unknown")) == expected
         assert set(steps(found, "same")) == set(range(4)) - expected
@@ -334,7 +346,7 @@ async def test_episodes_that_never_ended_are_counted(tmp_path: Path) -> None:
     ends = [place for place, event in enumerate(events) if isinstance(event, Ended)]
     found = await scored(events[: ends[5]], run)
     assert found.episodes == 5
-    assert found.unfinished == sum(type(event).__name__ == "Admitted" for event in events[: ends[5]]) * 4 - 5
+    assert found.unfinished == len(of(events[: ends[5]], Admitted)) * 4 - 5
     assert found.steps == ()
 
 
@@ -359,15 +371,18 @@ async def test_episodes_are_enough_unless_the_estimator_is_ones_own(tmp_path: Pa
     assert {row.outcome for row in (await scored(events, source)).rows} == {"equal"}
 
     def halved(group: Comparable) -> F:
-        return group.rewards / 2
-
-    from sparring import advantages
+        return group.rewards / np.float32(2)
 
     own = letters_run(tmp_path / "own", policies=Policy("none", grpo(advantages=advantages(halved))))
     events = await trained(own)
     assert steps(await scored(events, own), "same") == [0, 1, 2, 3]
     with pytest.raises(SettingError, match="name the run's file too"):
         await scored(events, source)
+
+
+@environment
+async def renamed(task: Word, author: Seat) -> float:
+    return 0.0
 
 
 @pytest.mark.parametrize(
@@ -385,11 +400,6 @@ async def test_a_file_that_does_not_fit_is_refused(
     events = await trained(run)
     with pytest.raises(SettingError, match=said):
         await scored(events, replace(run, train=sources(run.sources[0])))
-
-
-@environment
-async def renamed(task: Word, author: Seat) -> float:
-    return 0.0
 
 
 async def test_what_is_no_journal_is_refused(tmp_path: Path) -> None:

@@ -210,7 +210,7 @@ async def test_an_effect_that_fails_now_fails_now() -> None:
     assert "broken raised OSError: no network" in now.ended.detail
 
 
-async def broken(text: str) -> None:
+async def broken(text: str) -> float:
     raise OSError("no network")
 
 
@@ -280,3 +280,48 @@ async def test_timeouts_of_then_are_timeouts() -> None:
     then = await conduct(plan_of(patient, Voice(slow_once)))
     now = await scored(patient(worth=2.0), then)
     assert (then.value, now.ended.results[0].value) == (5.0, 10.0)
+
+
+@pytest.mark.parametrize("limit", ["its own", "a branch that fails"])
+async def test_what_was_given_up_then_is_given_up_now(limit: str) -> None:
+    """The journal holds no reply to it, only one to the next attempt."""
+
+    async def fail(seat: Seat) -> None:
+        await seat.ask("quick!", timeout=0.02)
+
+    @environment
+    async def impatient(task: int, one: Seat, two: Seat, *, worth: float = 1.0) -> dict[Seat, float]:
+        if limit == "its own":
+            with anyio.move_on_after(0.02):
+                await one.ask("slow?")
+        else:
+            with pytest.raises(TimeoutError):
+                await gather(one.ask("slow?"), fail(two))
+        return {one: worth * len((await one.ask()).text), two: 0.0}
+
+    async def slow_once(conversation: Conversation, request: Request, seed: int) -> str:
+        if request.attempt == 0:
+            await anyio.sleep_forever()
+        return "there"
+
+    then = await conduct(plan_of(impatient, Voice(slow_once)))
+    now = await scored(impatient(worth=2.0), then)
+    assert (then.value, now.ended.results[0].value, now.unknown) == (5.0, 10.0, False)
+
+
+async def test_what_was_given_up_then_and_is_not_now_has_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sparring.rollout.past.REPLAY_DEADLINE", 0.02)
+
+    @environment
+    async def patient(task: int, one: Seat, *, limit: float = 0.02) -> float:
+        with anyio.move_on_after(limit):
+            await one.ask("slow?")
+        return float(len((await one.ask()).text))
+
+    async def slow_once(conversation: Conversation, request: Request, seed: int) -> str:
+        if request.attempt == 0:
+            await anyio.sleep_forever()
+        return "there"
+
+    now = await scored(patient(limit=60.0), await conduct(plan_of(patient, Voice(slow_once))))
+    assert now.unknown and now.ended.detail == "seat 'one' asks for more than the journal holds at turn 0"
