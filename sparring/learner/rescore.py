@@ -121,7 +121,7 @@ class _Rescorer:
 
     def result(self) -> Rescoring:
         return Rescoring(
-            rows=tuple(self._rows),
+            rows=tuple(sorted(self._rows, key=lambda row: (row.group, row.member))),
             steps=tuple(self._steps),
             episodes=self._episodes,
             unfinished=sum(self._left.values()),

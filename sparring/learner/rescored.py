@@ -82,6 +82,7 @@ class StepChange:
 class Rescoring:
     """All that was found.
 
+    rows        by group, episode, seat and fork
     episodes    those that the journal holds whole; `unfinished` ones are not scored
     unasked     how many ended without asking for all of their replies
     new_tasks   how many played a task whose content is other now
@@ -124,11 +125,11 @@ class Rescoring:
         """What could not be scored, or not quite as it was played."""
         lines = []
         for outcome, what in _INCOMPLETE.items():
-            episodes = {(row.group, row.member): row for row in reversed(self.rows) if row.outcome == outcome}
-            if episodes:
-                first = next(reversed(episodes.values()))
-                said = (first.detail.strip().splitlines() or [""])[-1]
-                lines.append(f"{len(episodes)} {what}; group {first.group}, episode {first.member}: {said}")
+            rows = [row for row in self.rows if row.outcome == outcome]
+            if rows:
+                episodes = {(row.group, row.member) for row in rows}
+                said = (rows[0].detail.strip().splitlines() or [""])[-1]
+                lines.append(f"{len(episodes)} {what}; group {rows[0].group}, episode {rows[0].member}: {said}")
         for number, what in (
             (self.unasked, "ended without asking for all the replies that the journal holds"),
             (self.new_tasks, "played a task whose content is other now"),

@@ -72,7 +72,7 @@ def test_a_changed_verifier_is_reported(trained: Path) -> None:
     higher = sum(row["outcome"] == "higher" for row in rows)
     lines = done.stdout.splitlines()
     assert lines[1].startswith(f"writer: 0 equal, {higher} higher, {48 - higher} lower; mean reward ")
-    assert re.match(r"tasks with another mean reward: \d+, the largest 10$", lines[2])
+    assert re.match(r"tasks with another mean reward: \d+", lines[2])
     assert re.match(r"  train/0 task \d+, writer: \d\.\d{3} -> \d\.\d{3} \(4 rewards\)$", lines[3])
     assert re.match(r"steps of 'policy' with other advantages: [1-6] of 6: ", lines[-1])
 
