@@ -23,7 +23,7 @@ from sparring.errors import SettingError
 from sparring.learner.advantages import Advantages, Comparable, estimate, plain_state
 from sparring.rollout import Batch, Context, Trajectory, Unit
 from sparring.rollout.comparable import Scope, comparable_sets
-from sparring.rollout.events import LATE
+from sparring.rollout.events import LATE, SET_ASIDE
 
 Priority = Callable[[Unit, float], float]
 """(unit, mean |advantage| over its action tokens) -> its weight in the draw of units that are used again, at least 0."""
@@ -241,7 +241,7 @@ def _episode_metrics(batch: Batch) -> dict[str, float]:
             given.setdefault(name, []).append(value)
     counts = {
         "episodes": float(len(episodes)),
-        "faults": float(sum(bool(ended.fault) and ended.fault != LATE for ended in episodes)),
+        "faults": float(sum(bool(ended.fault) and ended.fault not in SET_ASIDE for ended in episodes)),
         "unjudged": float(sum(bool(result.unjudged) for ended in episodes for result in ended.results)),
     }
     if late := sum(ended.fault == LATE for ended in episodes):

@@ -19,25 +19,27 @@ from sparring.agents import Frozen, Player
 from sparring.backend import Backend, TrainingClient
 from sparring.environments import size
 from sparring.errors import JournalError, SettingError, SparringError, UnsupportedError
-from sparring.learner.described import check_same, describe, digests
+from sparring.learner.described import check_code, check_settings, describe, digests
 from sparring.learner.folder import RunFolder
 from sparring.learner.pacing import Drop
 from sparring.learner.players import check_players
 from sparring.learner.report import ReportFile
-from sparring.learner.resume import Redone, bases, fold, needed_versions, redo
+from sparring.learner.resume import Redone, accepting, bases, fold, needed_versions, redo
 from sparring.learner.run import Episodes, Run
 from sparring.learner.tracker import MetricsFile, Watcher
 from sparring.learner.trainer import Parts, Trainer
 from sparring.learner.versions import Versions
 from sparring.rollout import Bound, Coordinator, Journal, Schedule, SegmentStore, Source, SqliteSegments
 from sparring.rollout.culprit import Page, found
-from sparring.rollout.events import Died, Installed, Noted, Opened
+from sparring.rollout.events import AnyEvent, Died, Installed, Noted, Opened
 
 
 def train(run: Run, *, watchers: Sequence[Watcher] = (), accept_changed_code: bool = False) -> bool:
     """Train until the run's end, or until Ctrl-C ended it early. Blocks; returns whether the run is complete.
 
-    A run folder that is already there is gone on with. Raises a `SparringError` where the run cannot start or go on.
+    A run folder that is already there is gone on with. Where the environment, the tasks, the renderer, the model or other code
+    of the run changed meanwhile, this raises `RunChanged`, naming it; with `accept_changed_code` the run goes on, the journal
+    says so, and unfinished episodes start again. Raises a `SparringError` where the run cannot start or go on.
     """
 
     async def main() -> bool:
@@ -62,12 +64,19 @@ async def train_async(
             }
             segments = store if store is not None else await anyio.to_thread.run_sync(SqliteSegments, folder.journal)
             async with Journal.open(segments) as journal:
-                described = await _begun(run, checked.schedule, models, journal, folder, accept_changed_code)
-                await anyio.to_thread.run_sync(folder.write_settings, described)
+                begun = await _begun(run, checked.schedule, models, journal)
+                folded = await _folded(run, checked, models, journal, folder, watchers)
+                changes = await _changed_code(begun, folded.parts, accept=accept_changed_code)
+                await _blamed(folded.parts)
+                await anyio.to_thread.run_sync(folder.write_settings, begun.described)
                 await anyio.to_thread.run_sync(folder.sweep)
-                async with Page.kept(folder.page) as page, _told(watchers, described):
-                    parts = await _assembled(run, checked, models, journal, folder, watchers)
-                    trainer = Trainer(replace(parts, page=page))
+                async with Page.kept(folder.page) as page, _told(watchers, begun.described):
+                    parts = replace(folded.parts, page=page)
+                    if changes:
+                        await _accepted(parts, changes, begun.described["fingerprints"])
+                    for policy in models:
+                        await _brought_up(parts, policy, folded.since[policy], folded.steps[policy])
+                    trainer = Trainer(parts)
                     async with _interruptible(trainer):
                         await trainer.train()
             return trainer.complete
@@ -175,33 +184,51 @@ def versions_at_once(run: Run) -> int:
     return max(needed.values())
 
 
-async def _begun(
-    run: Run,
-    schedule: Schedule,
-    models: Mapping[str, TrainingClient],
-    journal: Journal,
-    folder: RunFolder,
-    accept: bool,
-) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Begun:
+    """The run as it is `described` now, and the fingerprints of its code and data when it was started; None for a new run."""
+
+    described: dict[str, Any]
+    started: Mapping[str, Any] | None
+
+
+async def _begun(run: Run, schedule: Schedule, models: Mapping[str, TrainingClient], journal: Journal) -> _Begun:
     """Begin the journal with the run's settings, or hold them against those that it begins with, before anything is made of
-    the rest; returns them."""
+    the rest."""
     infos = {name: model.info for name, model in models.items()}
     renderers = {name: model.renderer.fingerprint for name, model in models.items()}
     described = await anyio.to_thread.run_sync(describe, run, schedule, infos, renderers)
     opened = await anyio.to_thread.run_sync(lambda: next(journal.read(), None))
     if opened is None:
         await journal.commit(Opened(run=described))
-        return described
+        return _Begun(described=described, started=None)
     if not isinstance(opened, Opened):
         raise JournalError("the journal does not begin with the run's settings: it is damaged; start a new run")
-    for change in check_same(opened.run, described, run.path, accept_changed_code=accept):
-        await journal.commit(Noted(kind="changed", text=change))
-    await journal.commit(Noted(kind="resumed", text="the run goes on"))
-    died = await anyio.to_thread.run_sync(found, folder.page)
+    check_settings(opened.run, described, run.path)
+    return _Begun(described=described, started=opened.run["fingerprints"])
+
+
+async def _changed_code(begun: _Begun, parts: Parts, *, accept: bool) -> list[str]:
+    """What of the code and data changed since the run was started, or since a change was last accepted, before anything of
+    the run goes on. Raises `RunChanged` where that is not accepted."""
+    if begun.started is None:
+        return []
+    before = parts.coordinator.fingerprints or begun.started
+    changes = check_code(before, begun.described["fingerprints"], parts.run.path, accept=accept)
+    await parts.journal.commit(Noted(kind="resumed", text="the run goes on"))
+    return changes
+
+
+async def _blamed(parts: Parts) -> None:
+    """Journal whose code ran when the process before this one died, and end what ended processes as often as it may."""
+    died = await anyio.to_thread.run_sync(found, parts.folder.page)
     if died is not None:
-        await journal.commit(Noted(kind="died", text=_died(died)))
-        await journal.commit(died)
-    return described
+        await parts.journal.commit(Noted(kind="died", text=_died(died)))
+        await parts.journal.commit(died)
+        parts.coordinator.apply(died)
+    for ended in parts.coordinator.quarantined():
+        parts.journal.append(ended)
+        parts.coordinator.apply(ended)
 
 
 def _died(died: Died) -> str:
@@ -210,15 +237,35 @@ def _died(died: Died) -> str:
     return f"the process ended while the code of {episode} ran"
 
 
-async def _assembled(
+async def _accepted(parts: Parts, changes: Sequence[str], fingerprints: Mapping[str, Any]) -> None:
+    """Journal that the change is accepted, with what it does to those who were playing: at once, in one segment."""
+    events = await anyio.to_thread.run_sync(accepting, parts.run, parts.coordinator, changes, fingerprints)
+    numbers = [parts.journal.append(event) for event in events]
+    for event in events:
+        parts.coordinator.apply(event)
+    await parts.journal.durable(numbers[-1])
+    for event in events:
+        await _tell(parts, event)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Folded:
+    """The state where the journal ends, and the steps `since` each policy's checkpoint that bring its model there."""
+
+    parts: Parts
+    since: Mapping[str, int]
+    steps: Mapping[str, Sequence[Redone]]
+
+
+async def _folded(
     run: Run,
     checked: _Checked,
     models: Mapping[str, TrainingClient],
     journal: Journal,
     folder: RunFolder,
     watchers: Sequence[Watcher],
-) -> Parts:
-    """The state folded, the models where the journal stands."""
+) -> _Folded:
+    """Nothing is journaled here, and no model is touched."""
     policies = tuple(run.named_policies)
     coordinator = Coordinator(checked.schedule)
     since = await anyio.to_thread.run_sync(lambda: bases(run, journal.read(), Coordinator(checked.schedule), folder))
@@ -240,9 +287,7 @@ async def _assembled(
         held_out_digests=checked.held_out_digests,
         watchers=watchers,
     )
-    for policy in policies:
-        await _brought_up(parts, policy, since[policy], steps[policy])
-    return parts
+    return _Folded(parts=parts, since=since, steps=steps)
 
 
 async def _brought_up(parts: Parts, policy: str, base: int, steps: Sequence[Redone]) -> None:
@@ -252,8 +297,7 @@ async def _brought_up(parts: Parts, policy: str, base: int, steps: Sequence[Redo
     for difference in await redo(parts.run, policy, base, steps, versions, parts.folder, needed=needed):
         noted = Noted(kind="diverged", text=difference)
         await parts.journal.commit(noted)
-        for watcher in parts.watchers:
-            await anyio.to_thread.run_sync(watcher.event, noted)
+        await _tell(parts, noted)
     rows = [*parts.held_out.values(), *(row for source in parts.lineups for row in source)]
     frozen = any(isinstance(player, Frozen) and player.policy == policy for row in rows for player in row.values())
     for version in needed + [0] * frozen:
@@ -264,6 +308,11 @@ async def _brought_up(parts: Parts, policy: str, base: int, steps: Sequence[Redo
         event = Installed(policy=policy, version=newest)
         parts.journal.append(event)
         coordinator.apply(event)
+
+
+async def _tell(parts: Parts, event: AnyEvent) -> None:
+    for watcher in parts.watchers:
+        await anyio.to_thread.run_sync(watcher.event, event)
 
 
 @asynccontextmanager

@@ -119,6 +119,11 @@ class RolloutBuffer:
                 expired.append(kept.pop(group).unit)
         return tuple(expired)
 
+    @property
+    def groups(self) -> set[int]:
+        """Whose units it holds, those that may be used again included."""
+        return {group for _, group in self._units} | {group for kept in self._used.values() for group in kept}
+
     def statistics(self) -> BufferStatistics:
         return BufferStatistics(
             units=len(self._units),

@@ -18,6 +18,8 @@ from sparring.rollout.comparable import all_equal
 from sparring.rollout.events import (
     LATE,
     QUARANTINED,
+    SET_ASIDE,
+    Accepted,
     Acted,
     Admitted,
     Affected,
@@ -83,6 +85,8 @@ class Coordinator:
         self.fault_detail = ""
         self.restarts = 0
         self._deaths: dict[tuple[str, int, int, int], set[str]] = {}
+        self.fingerprints: Mapping[str, Any] = {}
+        """Those that were accepted last; empty where none were: then those hold that the run was started with."""
         self.barren = {policy: Barren() for policy in schedule.bounds}
         self._admitted = 0
         self._turn = 0
@@ -170,10 +174,8 @@ class Coordinator:
                 self._step(event)
             case Installed():
                 self.budget.install(event.policy, event.version)
-            case Evaluated():
-                self.evaluated.add((event.name, event.version))
-            case Checkpointed():
-                self.checkpoints[event.policy].add(event.step)
+            case Evaluated() | Checkpointed() | Accepted():
+                self._remember(event)
             case _:
                 """Opened, Timed and Noted change nothing that is decided."""
 
@@ -247,13 +249,22 @@ class Coordinator:
         else:
             past.append(event)
 
+    def _remember(self, event: Evaluated | Checkpointed | Accepted) -> None:
+        match event:
+            case Evaluated():
+                self.evaluated.add((event.name, event.version))
+            case Checkpointed():
+                self.checkpoints[event.policy].add(event.step)
+            case Accepted():
+                self.fingerprints = event.fingerprints
+
     def _finish(self, event: Ended) -> None:
         group = self.groups[event.group]
         member = group.members[event.member]
         assert member.ended is None, f"group {event.group}, episode {event.member} ended twice"
         member.ended = event
         self.episodes += 1
-        if event.fault and event.fault != LATE:
+        if event.fault and event.fault not in SET_ASIDE:
             self.faults += 1
             self.fault_detail = self.fault_detail or f"{event.fault}: {event.detail}"
         if not group.playing:

@@ -23,7 +23,6 @@ from sparring.environments.running import OWN_CODE, RUNNING, encoded
 from sparring.errors import (
     ContextFull,
     EffectError,
-    ReplayDiverged,
     SettingError,
     SparringError,
     Unjudged,
@@ -31,10 +30,7 @@ from sparring.errors import (
 )
 from sparring.rollout.culprit import Own, Page, asking
 from sparring.rollout.events import DEADLINE, Acted, Affected, Ended, Sampled, SeatResult
-from sparring.rollout.signal import Signal
-
-REPLAY_DEADLINE = 60.0
-"""Seconds for an episode's branches to ask again for what is journaled; nothing outside is waited for meanwhile."""
+from sparring.rollout.past import Answers, Past
 
 Emit = Callable[[Acted | Affected], Awaitable[None]]
 
@@ -68,15 +64,13 @@ def seeded(*parts: object) -> int:
 
 
 class Episode:
-    """The `Running` of one episode. `emit` puts an event into the journal's queue before what depends on it goes on."""
+    """The `Running` of one episode. `emit` puts an event into the journal's queue before what depends on it goes on; `answers`
+    are where it looks before it asks anybody: the plan's past, if nothing else is given."""
 
-    def __init__(self, plan: EpisodePlan, emit: Emit) -> None:
+    def __init__(self, plan: EpisodePlan, emit: Emit, answers: Answers | None = None) -> None:
         self._plan = plan
         self._emit = emit
-        self._past = plan.past
-        self._positions = {event.key: position for position, event in enumerate(plan.past)}
-        self._replayed = 0
-        self._moved = Signal()
+        self._answers = answers or Past(plan.past, self._named())
         self._occurrences: dict[tuple[str, bytes], int] = {}
         self._over = False
         self.failure: Exception | None = None
@@ -130,6 +124,9 @@ class Episode:
     def context_left(self, conversation: Conversation) -> int:
         return self._plan.agents[conversation.place.seat].context_left(conversation)
 
+    def split(self, more: int) -> None:
+        self._answers.split(more)
+
     def end(self) -> None:
         """`play` has returned: nothing of it may go on."""
         self._over = True
@@ -141,7 +138,7 @@ class Episode:
         self._refuse_if_over(what)
         with asking():
             try:
-                known = await self._journaled(wanted)
+                known = await self._answers.known(wanted)
                 if known is None:
                     self.waits_for = what
                     known = await live()
@@ -176,34 +173,9 @@ class Episode:
         sample = Sampled.packed(action.sample) if action.sample is not None else None
         return msgspec.structs.replace(event, reply=action.reply, sample=sample)
 
-    async def _journaled(self, wanted: Acted | Affected) -> Acted | Affected | None:
-        """The journaled event of this key, when its turn in the journaled order has come; None for what is new.
-
-        Something new waits until all that is journaled has been asked for again: it came later then too.
-        """
-        position = self._positions.get(wanted.key, len(self._past))
-        while self._replayed < position:
-            before = self._replayed
-            with anyio.move_on_after(REPLAY_DEADLINE):
-                await self._moved.wait()
-            if self._replayed == before:
-                missing = self._past[before].key
-                raise ReplayDiverged(f"{self._named()} did not ask again for {missing!r}, which the journal holds")
-        if position == len(self._past):
-            return None
-        known = self._past[position]
-        assert position == self._replayed, f"{self._named()} asked twice for {wanted.key!r}"
-        if isinstance(known, Acted) and isinstance(wanted, Acted) and known.request != wanted.request:
-            raise ReplayDiverged(f"{self._named()}: {wanted.key!r} was asked something else than in the journal")
-        self._replayed += 1
-        self._moved.notify()
-        return known
-
-    def all_replayed(self, failed: Exception | None) -> None:
+    def check_over(self, failed: Exception | None) -> None:
         """Raises `ReplayDiverged` where the episode ended, or `failed`, without asking for all that the journal holds."""
-        if self._replayed < len(self._past):
-            missing = self._past[self._replayed].key
-            raise ReplayDiverged(f"{self._named()} ended without asking for {missing!r} again") from failed
+        self._answers.check_over(failed)
 
     def _named(self) -> str:
         plan = self._plan
@@ -251,7 +223,7 @@ async def run_episode(episode: Episode, plan: EpisodePlan) -> tuple[Ended, list[
     if scope.cancel_called:
         detail = f"play did not end within {plan.deadline} s; it waited for {episode.waits_for}"
         return Ended(group=plan.group, member=plan.member, fault=DEADLINE, detail=detail), seats
-    episode.all_replayed(failed)
+    episode.check_over(failed)
     if failed is not None:
         fault, detail = type(failed).__name__, _told(failed)
         return Ended(group=plan.group, member=plan.member, fault=fault, detail=detail), seats

@@ -158,13 +158,17 @@ class SeatResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 DEADLINE = "deadline"
 LATE = "late"
 QUARANTINED = "quarantined"
+CHANGED = "changed"
+SET_ASIDE = frozenset({LATE, CHANGED})
+"""The faults that are nobody's failure."""
 
 
 class Ended(Event, frozen=True, kw_only=True, tag="ended"):
     """An episode ended. `fault` is empty, or says how it failed (an exception, a deadline): then nothing of it is trained.
 
-    `LATE` is the fault of an episode that was dropped for its age because the run was told to: nobody's failure.
-    `QUARANTINED` is that of one that ended the process as often as it may: it is not played again.
+    `LATE` is the fault of an episode that was dropped for its age because the run was told to, `CHANGED` of one whose task
+    became another, which was accepted: nobody's failure. `QUARANTINED` is that of one that ended the process as often as it
+    may: it is not played again.
     """
 
     group: int
@@ -241,8 +245,16 @@ class Timed(Event, frozen=True, kw_only=True, tag="timed"):
     timing: dict[str, float]
 
 
+class Accepted(Event, frozen=True, kw_only=True, tag="accepted"):
+    """The run goes on although its code or its data changed, as it was told to. `fingerprints` are those of now, all of them:
+    from here on the run is held against these; `changes` names what changed. Whoever was playing starts again."""
+
+    changes: list[str]
+    fingerprints: dict[str, Any]
+
+
 class Noted(Event, frozen=True, kw_only=True, tag="noted"):
-    """Something a reader of the run should know: a resume, an accepted change, an ending."""
+    """Something a reader of the run should know: a resume, a divergence, an ending."""
 
     kind: str
     text: str
@@ -262,6 +274,7 @@ AnyEvent = (
     | Evaluated
     | Checkpointed
     | Timed
+    | Accepted
     | Noted
 )
 

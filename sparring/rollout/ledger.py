@@ -12,9 +12,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-DropReason = Literal["filter", "fault", "empty", "stop", "late"]
+DropReason = Literal["filter", "fault", "empty", "stop", "late", "changed"]
 """Why a unit left untrained: a filter refused it, an episode of it failed or ran out of time, nobody spoke whose words
-could be trained on, the run was stopped, its episodes were dropped for their age."""
+could be trained on, the run was stopped, its episodes were dropped for their age, its task became another."""
 
 REASONS: tuple[DropReason, ...] = get_args(DropReason)
 _COLUMNS = ("dispatched", "trained", "buffered", "in_flight", *REASONS, "reused", "expired")

@@ -76,7 +76,7 @@ def tiny_qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_long(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a random Llama with a context of 6144 tokens."""
     config = LlamaConfig(**{**SIZES, "max_position_embeddings": 6144}, tie_word_embeddings=True)
-    return _save(LlamaForCausalLM(config), tmp_path_factory.mktemp("models") / "tiny-long")
+    return saved(LlamaForCausalLM(config), tmp_path_factory.mktemp("models") / "tiny-long")
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from sparring.agents import Sample
 from sparring.environments import Reply
 from sparring.rollout.events import (
     SCHEMA,
+    Accepted,
     Acted,
     Admitted,
     Affected,
@@ -54,6 +55,9 @@ EVERY_KIND: list[AnyEvent] = [
     ),
     Checkpointed(policy="a", step=1),
     Timed(policy="a", step=0, timing={"seconds": 1.5}),
+    Accepted(
+        changes=["tasks of train/0"], fingerprints={"tasks of train/0": "a", "environment of train/0": {"b:c": "d"}}
+    ),
     Noted(kind="resumed", text=""),
 ]
 
