@@ -31,6 +31,7 @@ from sparring.learner.pacing import Drop
 from sparring.learner.players import Players
 from sparring.learner.resume import evaluated
 from sparring.learner.run import Run
+from sparring.learner.run_statistics import RunStatistics, WatcherStatistics
 from sparring.learner.take import due_versions, take_step
 from sparring.learner.tracker import Watcher
 from sparring.learner.versions import Versions
@@ -45,11 +46,13 @@ from sparring.rollout.events import (
     AnyEvent,
     Checkpointed,
     Installed,
+    Noted,
     Restarted,
     Stepped,
     Timed,
 )
 from sparring.rollout.live import LiveGroup
+from sparring.rollout.loop_watch import Held, LoopWatch
 from sparring.rollout.signal import Signal
 
 _MOST_UNTOLD = 1024
@@ -89,6 +92,7 @@ class Trainer:
         self._evaluating = ""
         self._held_out_replies = 0
         self._ceilings = Ceilings(parts.run, parts.coordinator)
+        self._loop = LoopWatch(deadline=parts.run.stall_deadline, on_held=self._note_held)
         self._stopping = False
         self._done = False
         self._started = monotonic()
@@ -96,7 +100,7 @@ class Trainer:
 
     async def train(self) -> None:
         """Waits until every policy has made its steps and every due version is evaluated, or `stop()` took effect."""
-        async with anyio.create_task_group() as group:
+        async with self._loop.watching(), anyio.create_task_group() as group:
             group.start_soon(self._pump)
             async with anyio.create_task_group() as work:
                 work.start_soon(self._watch_for_stall)
@@ -311,6 +315,7 @@ class Trainer:
             "tokens_per_second": tokens / seconds if seconds else 0.0,
             "idle": (ready - began) / seconds if seconds else 0.0,
             "left_seconds": left,
+            **self.statistics().figures(stepped.policy),
         }
         return Timed(policy=stepped.policy, step=stepped.step, timing=timing)
 
@@ -381,5 +386,20 @@ class Trainer:
         evaluating = [self._evaluating] if self._evaluating else []
         if len(self._unshown) > _MOST_UNTOLD:
             evaluating.append(f"admission: watchers are {len(self._unshown)} events behind")
-        lines = "\n".join(["", *self._coordinator.waits(), *evaluating, *waits[:20]])
+        lines = "\n".join(["", *self._coordinator.waits(), *evaluating, *waits[:20], *self.statistics().lines])
         raise Stalled(f"nothing happened for {self._run.stall_deadline} s:{lines}")
+
+    def statistics(self) -> RunStatistics:
+        """How everything that holds or waits stands now."""
+        return RunStatistics(
+            loop=self._loop.statistics(),
+            slots=self._slots.statistics(),
+            buffer=self._coordinator.buffer.statistics(),
+            journal=self._journal.statistics(),
+            watchers=WatcherStatistics(untold=len(self._unshown), most=_MOST_UNTOLD),
+            budget=self._coordinator.budget.statistics(),
+            versions={policy: versions.statistics() for policy, versions in self._parts.versions.items()},
+        )
+
+    def _note_held(self, held: Held) -> None:
+        self._record(Noted(kind="held", text=str(held)))

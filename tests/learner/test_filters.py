@@ -74,7 +74,7 @@ async def test_every_step_is_full_of_units_that_differ(tmp_path: Path, k: int, p
     state = state_of(events, run)
     dropped = {row.policy: row.dropped["filter"].units for row in state.ledger.table()}
     assert all(count > 0 for count in dropped.values()), dropped
-    trained_units = {policy: counts["trained"] for policy, counts in state.budget.statistics().items()}
+    trained_units = {policy: counts.trained for policy, counts in state.budget.statistics().items()}
     assert trained_units == dict.fromkeys(run.named_policies, 6)
     assert any("dropped (filter)" in line for line in compare(events).lines)
 

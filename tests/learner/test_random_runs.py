@@ -274,9 +274,9 @@ def check_conserved(events: list[AnyEvent], run: Run) -> None:
     state.ledger.assert_balanced(state.budget.statistics())
     assert state.finished and not state.groups
     for policy, counts in state.budget.statistics().items():
-        assert counts["outstanding"] == counts["in_flight"] == counts["ready"] == 0, "something is left over"
+        assert counts.outstanding == counts.in_flight == counts.ready == 0, "something is left over"
         places = STEPS * run.groups_per_step
-        assert counts["trained"] + counts["dropped"] * run.deterministic == places, (policy, counts)
+        assert counts.trained + counts.dropped * run.deterministic == places, (policy, counts)
 
 
 def check_fresh(events: list[AnyEvent], run: Run) -> None:

@@ -1,0 +1,77 @@
+"""How everything in a run that holds or waits stands, in one place: for the metrics, and for the report of a stall."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sparring.learner.versions import VersionStatistics
+from sparring.rollout.budget import BudgetStatistics
+from sparring.rollout.buffer import BufferStatistics
+from sparring.rollout.journal import JournalStatistics
+from sparring.rollout.loop_watch import LoopStatistics
+from sparring.rollout.slots import SlotStatistics
+
+PREFIX = "run/"
+"""What the names of these figures begin with among a step's figures of the clock, as in `run/slots/waiting`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatcherStatistics:
+    """Events that the watchers have still to be told of, and how many hold up admission."""
+
+    untold: int
+    most: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStatistics:
+    """One moment of a run. `budget` and `versions` are by policy."""
+
+    loop: LoopStatistics
+    slots: SlotStatistics
+    buffer: BufferStatistics
+    journal: JournalStatistics
+    watchers: WatcherStatistics
+    budget: Mapping[str, BudgetStatistics]
+    versions: Mapping[str, VersionStatistics]
+
+    def figures(self, policy: str) -> dict[str, float]:
+        """Every number by its name, `run/PART/NAME`; of budget and versions, those of the policy."""
+        parts = self._shared() | {"budget": asdict(self.budget[policy]), "versions": asdict(self.versions[policy])}
+        return {
+            f"{PREFIX}{part}/{name}": float(value)
+            for part, values in parts.items()
+            for name, value in values.items()
+            if isinstance(value, int | float)
+        }
+
+    @property
+    def lines(self) -> list[str]:
+        """What a person reads: a line for each part and policy, and one for each call that held the event loop."""
+        parts = self._shared()
+        for policy in self.budget:
+            parts[f"budget of {policy}"] = asdict(self.budget[policy])
+            parts[f"versions of {policy}"] = asdict(self.versions[policy])
+        return [
+            *(
+                f"{part}: {', '.join(f'{name} {_text(value)}' for name, value in of.items())}"
+                for part, of in parts.items()
+            ),
+            *map(str, self.loop.held),
+        ]
+
+    def _shared(self) -> dict[str, dict[str, Any]]:
+        loop = {name: value for name, value in asdict(self.loop).items() if name != "held"}
+        return {
+            "loop": loop | {"held": len(self.loop.held)},
+            "slots": asdict(self.slots),
+            "buffer": asdict(self.buffer),
+            "journal": asdict(self.journal),
+            "watchers": asdict(self.watchers),
+        }
+
+
+def _text(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.3f}"
