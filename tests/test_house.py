@@ -28,6 +28,7 @@ EDGES = {
         "sparring/backend/local/thread.py",
         "sparring/backend/vllm/engine.py",
         "sparring/rollout/episode.py",
+        "sparring/rollout/retold.py",
         "tests/rollout/test_episode.py",
         "tests/rollout/test_episode_replay.py",
     },

@@ -41,6 +41,7 @@ async def evaluate(
     seed: int,
     deadline: float | None,
     emit: Emit | None = None,
+    playing: dict[str, Episode] | None = None,
 ) -> Evaluated:
     """Play every task once. Waits for slots and for the players. A task without a verdict has the value None, and its
     transcript ends with the reason.
@@ -49,8 +50,9 @@ async def evaluate(
     against a fixed opponent it is the policy's own, also in a zero-sum game. The seed of a task is the same at every
     version, so that versions differ by their weights alone. Nothing ends for the time it takes where there is no
     `deadline`. `emit` is told of every reply; a held-out episode is journaled as its result, and played again if cut
-    off.
+    off. `playing` holds the episodes under way, by name.
     """
+    under_way = {} if playing is None else playing
     players = episodes.lineups[0].players
     learners = [seat for seat in episodes.environment.seats if isinstance(players.get(seat, ""), str)]
     count = size(episodes.tasks)
@@ -62,7 +64,11 @@ async def evaluate(
         async with slots.at((_PRIORITY, version, index)):
             task = task_at(episodes, index, f"held-out {name!r}")
             plan = _plan(episodes, task, agents, index, seed=seeded(seed, "held-out", name), deadline=deadline)
-            ended, seats = await run_episode(Episode(plan, emit or _nobody_told), plan)
+            episode = under_way[f"held-out {name!r}, task {index},"] = Episode(plan, emit or _nobody_told)
+            try:
+                ended, seats = await run_episode(episode, plan)
+            finally:
+                del under_way[f"held-out {name!r}, task {index},"]
         judged[index] = _judged(ended, seats, learners, episodes.environment.headline)
 
     async with anyio.create_task_group() as group:

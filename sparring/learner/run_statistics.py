@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from time import monotonic
 from typing import Any
 
 from sparring.learner.versions import VersionStatistics
 from sparring.rollout.budget import BudgetStatistics
 from sparring.rollout.buffer import BufferStatistics
+from sparring.rollout.events import Stepped, Timed
 from sparring.rollout.journal import JournalStatistics
 from sparring.rollout.loop_watch import LoopStatistics
 from sparring.rollout.slots import SlotStatistics
@@ -71,6 +73,23 @@ class RunStatistics:
             "journal": asdict(self.journal),
             "watchers": asdict(self.watchers),
         }
+
+
+def timed(stepped: Stepped, began: float, ready: float, left: float, standing: RunStatistics) -> Timed:
+    """The clock's figures of a step that is published now: it `began` to wait for its units, and was `ready` to train them, at
+    these times of the monotonic clock; `left` seconds are left of the run. With them, how everything stands."""
+    now = monotonic()
+    seconds = now - began
+    tokens = stepped.metrics["action_tokens"] + stepped.metrics.get("reused/action_tokens", 0.0)
+    timing = {
+        "seconds": seconds,
+        "train_seconds": now - ready,
+        "tokens_per_second": tokens / seconds if seconds else 0.0,
+        "idle": (ready - began) / seconds if seconds else 0.0,
+        "left_seconds": left,
+        **standing.figures(stepped.policy),
+    }
+    return Timed(policy=stepped.policy, step=stepped.step, timing=timing)
 
 
 def _text(value: float) -> str:

@@ -19,7 +19,7 @@ import msgspec
 
 from sparring.agents import Agent, Sample
 from sparring.environments import Conversation, Environment, EpisodeRandom, Reply, Request, Rewards, Seat, settle
-from sparring.environments.running import RUNNING, encoded
+from sparring.environments.running import RUNNING, Running, encoded
 from sparring.errors import (
     ContextFull,
     EffectError,
@@ -200,14 +200,14 @@ class Episode:
         return f"{plan.environment.name}, group {plan.group}, episode {plan.member}"
 
 
-def open_seats(episode: Episode, plan: EpisodePlan) -> list[Seat]:
+def open_seats(running: Running, plan: EpisodePlan) -> list[Seat]:
     """A fresh seat for every player, in the environment's order."""
-    return [Seat(name, episode) for name in plan.environment.seats]
+    return [Seat(name, running) for name in plan.environment.seats]
 
 
-async def played(episode: Episode, plan: EpisodePlan, seats: Sequence[Seat]) -> Rewards:
+async def played(running: Running, plan: EpisodePlan, seats: Sequence[Seat]) -> Rewards:
     """What `play` returns; raises whatever it raises."""
-    token = RUNNING.set(episode)
+    token = RUNNING.set(running)
     try:
         rng = EpisodeRandom(f"{plan.seed}/{plan.task_digest}/{plan.group}")
         return await plan.environment.begin(plan.task, seats, rng)

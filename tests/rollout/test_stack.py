@@ -7,8 +7,9 @@ import sys
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from threading import get_ident
-from types import FrameType
+from types import FrameType, FunctionType
 from typing import Any
 
 import anyio
@@ -33,10 +34,10 @@ def seen() -> list[FrameType]:
 def twice() -> tuple[list[FrameType], list[FrameType]]:
     """Two looks at one call, a helper deep in each."""
 
-    def helper() -> list[FrameType]:
+    def look() -> list[FrameType]:
         return seen()
 
-    return helper(), helper()
+    return look(), look()
 
 
 def test_a_stack_is_outermost_first_and_nobodys_is_empty() -> None:
@@ -53,7 +54,7 @@ async def test_a_call_that_goes_on_is_in_both_stacks_and_what_it_calls_is_not() 
         return twice()
 
     before, now = await part()
-    assert names(now)[-1] == "helper"
+    assert names(now)[-1] == "look"
     running = still_running(before, now)
     assert names(running)[-2:] == ["part", "twice"], "two calls of the helper are two calls"
     assert "_run_once" not in names(running) and "unrolled_run" not in names(running), (
@@ -62,7 +63,7 @@ async def test_a_call_that_goes_on_is_in_both_stacks_and_what_it_calls_is_not() 
     place = culprit(running)
     assert (place.function, place.file) == ("twice", HERE)
     assert str(place) == f"twice ({HERE}:{place.line})"
-    assert told(now).splitlines()[-2].startswith(f'  File "{HERE}"') and "in helper" in told(now)
+    assert told(now).splitlines()[-2].startswith(f'  File "{HERE}"') and "in look" in told(now)
 
 
 async def test_tasks_that_take_turns_hold_nothing() -> None:
@@ -117,8 +118,6 @@ async def frames_of(call: Callable[[Callable[[], int]], Any]) -> list[FrameType]
         stacks.append(stack_of(get_ident())[:-2])
         return 0
 
-    from random import Random
-
     await Called(lambda: call(deepest)).begin(1, [], Random(0))
     return still_running(stacks[0], stacks[0])
 
@@ -149,29 +148,37 @@ async def test_the_users_own_line_is_named_not_the_library_that_it_calls() -> No
     assert (place.function, place.file) == (only_json.__qualname__, HERE)
 
 
-def installed(source: str, name: str) -> dict[str, Any]:
-    """A module's names as if the source were a file of an installed package."""
-    path = Path(sysconfig.get_path("purelib")) / name.replace(".", "/")
-    space: dict[str, Any] = {"__name__": name}
-    exec(compile(source, f"{path}.py", "exec"), space)  # noqa: S102
-    return space
+def planted(function: Callable[..., Any], module: str) -> Callable[..., Any]:
+    """The function as if it were one of an installed module."""
+    path = Path(sysconfig.get_path("purelib")) / f"{module.replace('.', '/')}.py"
+    assert isinstance(function, FunctionType)
+    return FunctionType(function.__code__.replace(co_filename=str(path)), {"__name__": module})
 
 
-async def test_an_installed_environment_is_named_by_what_sparring_called() -> None:
-    package = installed(
-        "def helper(look):\n    return look()\n\ndef play(look):\n    return helper(look)\n", "games.chess"
-    )
+def helper(look: Callable[[], None]) -> None:
+    look()
+
+
+def play(inside: Callable[..., None], look: Callable[[], None]) -> None:
+    inside(look)
+
+
+def test_an_installed_environment_is_named_by_what_sparring_called() -> None:
     stacks: list[list[FrameType]] = []
 
     def look() -> None:
         stacks.append(stack_of(get_ident())[:-2])
 
-    ours = installed("def call(play, look):\n    return play(look)\n", "sparring.rollout.planted")
-    ours["call"](package["play"], look)
-    frames = stacks[0]
-    assert names(frames)[-3:] == ["call", "play", "helper"]
-    assert culprit(frames).function == "play"
-    assert culprit(frames[:-2]).function == "call", "where sparring called nothing, it is sparring's own"
+    begin = planted(play, "sparring.rollout.planted")
+    environment = planted(play, "games.chess")
+    solver = planted(helper, "games.solver")
+    begin(lambda inner: environment(solver, inner), look)
+    frames = [frame for frame in stacks[0] if frame.f_code.co_name != "<lambda>"]
+    assert names(frames)[-3:] == ["play", "play", "helper"]
+    assert culprit(frames).file.endswith("games/chess.py")
+    assert culprit(frames[:-2]).file.endswith("sparring/rollout/planted.py"), (
+        "where it called nothing, it is named itself"
+    )
 
 
 @pytest.mark.parametrize("count", [1, 3])
