@@ -29,7 +29,7 @@ class WatcherStatistics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStatistics:
-    """One moment of a run. `budget` and `versions` are by policy."""
+    """One moment of a run. `budget` and `versions` are by policy; `backend` is what `Backend.statistics` says."""
 
     loop: LoopStatistics
     slots: SlotStatistics
@@ -38,6 +38,7 @@ class RunStatistics:
     watchers: WatcherStatistics
     budget: Mapping[str, BudgetStatistics]
     versions: Mapping[str, VersionStatistics]
+    backend: Mapping[str, float]
 
     def figures(self, policy: str) -> dict[str, float]:
         """Every number by its name, `run/PART/NAME`; of budget and versions, those of the policy."""
@@ -72,6 +73,7 @@ class RunStatistics:
             "buffer": asdict(self.buffer),
             "journal": asdict(self.journal),
             "watchers": asdict(self.watchers),
+            **({"backend": dict(self.backend)} if self.backend else {}),
         }
 
 

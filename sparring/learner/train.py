@@ -64,7 +64,7 @@ async def train_async(
                 described = await _begun(run, checked.schedule, models, journal, accept_changed_code)
                 await anyio.to_thread.run_sync(folder.write_settings, described)
                 async with _told(watchers, described):
-                    trainer = Trainer(await _assembled(run, checked, models, journal, folder, watchers))
+                    trainer = Trainer(await _assembled(run, checked, models, journal, folder, watchers), backend)
                     async with _interruptible(trainer):
                         await trainer.train()
             return trainer.complete

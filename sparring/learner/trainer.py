@@ -21,6 +21,7 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from sparring.agents import Player
+from sparring.backend import Backend
 from sparring.environments import task_digest
 from sparring.errors import RunChanged, SettingError, Stalled
 from sparring.learner.ceilings import Ceilings
@@ -78,8 +79,9 @@ class Parts:
 class Trainer:
     """Runs a run to its end, or to the end of the steps under way once `stop()` was called."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, backend: Backend) -> None:
         self._parts = parts
+        self._backend = backend
         self._run = parts.run
         self._journal = parts.journal
         self._coordinator = parts.coordinator
@@ -390,6 +392,7 @@ class Trainer:
             watchers=WatcherStatistics(untold=len(self._unshown), most=_MOST_UNTOLD),
             budget=self._coordinator.budget.statistics(),
             versions={policy: versions.statistics() for policy, versions in self._parts.versions.items()},
+            backend=self._backend.statistics(),
         )
 
     def _note_held(self, held: Held) -> None:

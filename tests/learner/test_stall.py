@@ -44,6 +44,7 @@ def standing() -> RunStatistics:
         watchers=WatcherStatistics(untold=1, most=1024),
         budget={"alice": budget, "bob": budget},
         versions=dict.fromkeys(("alice", "bob"), VersionStatistics(newest=1, open=2, held=1, holds=4)),
+        backend={"engine/waiting": 2.0},
     )
 
 
@@ -53,14 +54,15 @@ def test_every_number_has_a_name_of_its_own() -> None:
     assert figures["run/loop/lag_p99"] == 0.5 and figures["run/loop/held"] == 1
     assert figures["run/journal/queued_bytes"] == 100 and figures["run/slots/waiting"] == 1
     assert all(name.startswith("run/") and isinstance(value, float) for name, value in figures.items())
-    assert len(figures) == 5 + 3 + 3 + 4 + 2 + 10 + 4
+    assert len(figures) == 5 + 3 + 3 + 4 + 2 + 10 + 4 + 1
+    assert figures["run/backend/engine/waiting"] == 2
 
 
 def test_a_person_reads_a_line_for_each_part_and_for_who_held_the_loop() -> None:
     lines = standing().lines
     assert lines[0] == "loop: beats 20, lag_p50 0.001, lag_p99 0.500, lag_max 3.000, held 1"
     assert lines[1] == "slots: slots 8, used 2, waiting 1"
-    assert [line.partition(":")[0] for line in lines[5:9]] == [
+    assert [line.partition(":")[0] for line in lines[6:10]] == [
         "budget of alice",
         "versions of alice",
         "budget of bob",
