@@ -50,6 +50,9 @@ from sparring.rollout.trajectory import context_of
 
 Past = Sequence[Acted | Affected]
 
+_NOT_AGAIN = ("quarantined",)
+"""The fault of an episode whose environment ends the process that plays it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exported:
@@ -160,7 +163,7 @@ class Telling:
         episodes = self._described["episodes"][f"train/{admitted.source}"]
         lineup = self._schedule.sources[admitted.source].lineups[admitted.lineup]
         said = replies(past)
-        plan = self._plan(admitted, past, ended.member)
+        plan = None if ended.fault in _NOT_AGAIN else self._plan(admitted, past, ended.member)
         conversations = _alone(said) if plan is None else _whole(await retold(plan, ended))
         self._episodes += 1
         self._replies_alone += plan is None

@@ -7,7 +7,6 @@ learner was given. `SCHEMA` is the version of these lines.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +19,8 @@ from sparring.errors import SettingError
 from sparring.rollout.trajectory import Context, Trajectory
 
 SCHEMA = 1
+_LARGEST = float(np.finfo(np.float32).max)
+_I16, _I32 = int(np.iinfo(np.int16).max), int(np.iinfo(np.int32).max)
 
 
 class Stored(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -84,19 +85,18 @@ class StoredTokens(Stored, frozen=True, kw_only=True):
             count = len(getattr(self, name))
             if count != len(self.tokens):
                 raise ValueError(f"{count} {name} for {len(self.tokens)} tokens")
-        if not all(isfinite(value) and np.isfinite(np.float32(value)) for value in self.logprobs):
+        if not all(abs(value) <= _LARGEST for value in self.logprobs):
             raise ValueError("logprobs beyond what a float holds")
-        rows = zip(self.mask, self.versions, self.turns, strict=True)
-        if any((version >= 0) != sampled or (turn >= 0) != sampled for sampled, version, turn in rows):
-            raise ValueError("versions and turns must be at least 0 where mask is 1, and -1 elsewhere")
-        ranges = (
-            ("tokens", self.tokens, np.int32),
-            ("versions", self.versions, np.int32),
-            ("turns", self.turns, np.int16),
-        )
-        for name, values, kind in ranges:
-            if values and max(values) > np.iinfo(kind).max:
-                raise ValueError(f"{name} above {np.iinfo(kind).max}")
+        for sampled, version, turn, logprob in zip(self.mask, self.versions, self.turns, self.logprobs, strict=True):
+            if not (min(version, turn) >= 0 if sampled else version == turn == -1 and logprob == 0):
+                raise ValueError("versions and turns must be at least 0 where mask is 1, elsewhere -1, and logprobs 0")
+        for name, values, most in (
+            ("tokens", self.tokens, _I32),
+            ("versions", self.versions, _I32),
+            ("turns", self.turns, _I16),
+        ):
+            if max(values, default=0) > most or (name == "tokens" and min(values, default=0) < 0):
+                raise ValueError(f"{name} outside 0 to {most}")
 
 
 class StoredConversation(Stored, frozen=True, kw_only=True):
@@ -180,6 +180,11 @@ class StoredEpisode(Stored, frozen=True, kw_only=True):
             contexts.append(one.tokens.context())
         turn_rewards = np.zeros(max(int(context.turn.max()) for context in contexts) + 1, np.float32)
         for turn, value in result.turn_rewards.items():
+            if not 0 <= turn < len(turn_rewards):
+                raise SettingError(
+                    f"group {self.group}, episode {self.member}: a reward for turn {turn} of seat {result.seat!r}, which has "
+                    f"{len(turn_rewards)} turns"
+                )
             turn_rewards[turn] = value
         last = [message for one in mine for message in one.messages[one.inherited :] if message.versions][-1]
         return Trajectory(

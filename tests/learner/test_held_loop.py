@@ -56,13 +56,11 @@ async def hasty(task: int, only: Seat, *, until: int = 0) -> float:
 
 async def test_an_environment_that_computes_is_named_wherever_people_look(tmp_path: Path) -> None:
     events = await trained(run_of(tmp_path, hasty(until=logging.WARNING), stall_deadline=300.0))
-    (noted,) = [event for event in events if isinstance(event, Noted)]
-    assert (
-        noted.kind == "held" and noted.text.startswith(f"search ({__file__}:") and "held the event loop" in noted.text
-    )
+    (noted,) = [event for event in events if isinstance(event, Noted) and event.text.startswith(f"search ({__file__}:")]
+    assert noted.kind == "held" and "held the event loop once" in noted.text
     assert noted.text in page(history(events)).replace("&#x27;", "'")
     timed = [event for event in events if isinstance(event, Timed)]
-    assert timed[-1].timing["run/loop/held"] == 1.0
+    assert timed[-1].timing["run/loop/held"] >= 1.0
     assert timed[-1].timing["run/loop/lag_max"] >= 0.25
 
 

@@ -221,6 +221,14 @@ def test_an_episode_without_tokens_says_how_to_get_them(tmp_path: Path) -> None:
         episode.trajectories()
 
 
+def test_a_reward_for_a_turn_that_never_was_is_named(tmp_path: Path) -> None:
+    (episode,) = read_episodes(
+        written(tmp_path, spoken(results=[{"seat": "one", "reward": 1, "turn_rewards": {"1": 1}}]))
+    )
+    with pytest.raises(SettingError, match="a reward for turn 1 of seat 'one', which has 1 turns"):
+        episode.trajectories()
+
+
 def in_tokens(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
     def change(line: dict[str, Any]) -> None:
         line["conversations"][0]["tokens"][name] = value
@@ -254,10 +262,13 @@ def also(**more: Any) -> Callable[[dict[str, Any]], None]:
         (in_tokens("logprobs", [0, None, 0]), r"got `null` - at `\$.conversations\[0\].tokens.logprobs\[1\]`"),
         (in_tokens("logprobs", [0.0]), r"1 logprobs for 3 tokens - at `\$.conversations\[0\].tokens`"),
         (in_tokens("logprobs", [0, 1e300, 0]), "logprobs beyond what a float holds"),
-        (in_tokens("versions", [-1, -1, 4]), "must be at least 0 where mask is 1, and -1 elsewhere"),
-        (in_tokens("turns", [0, 0, 0]), "must be at least 0 where mask is 1, and -1 elsewhere"),
-        (in_tokens("turns", [-1, 0, 2**15]), "turns above 32767"),
-        (in_tokens("tokens", [5, 6, 2**31]), "tokens above 2147483647"),
+        (in_tokens("versions", [-1, -1, 4]), "must be at least 0 where mask is 1, elsewhere -1"),
+        (in_tokens("turns", [0, 0, 0]), "must be at least 0 where mask is 1, elsewhere -1"),
+        (in_tokens("versions", [-2, 4, 4]), "must be at least 0 where mask is 1, elsewhere -1"),
+        (in_tokens("logprobs", [0.5, -0.5, -0.5]), "elsewhere -1, and logprobs 0"),
+        (in_tokens("turns", [-1, 0, 2**15]), "turns outside 0 to 32767"),
+        (in_tokens("tokens", [5, 6, 2**31]), "tokens outside 0 to 2147483647"),
+        (in_tokens("tokens", [5, -6, 7]), "tokens outside 0 to 2147483647"),
         (
             also(conversations=[{"seat": "one", "inherited": 1}]),
             r"inherited=1 of 0 messages - at `\$.conversations\[0\]`",
