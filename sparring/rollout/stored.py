@@ -172,7 +172,8 @@ class StoredEpisode(Stored, frozen=True, kw_only=True):
         self, result: StoredResult, reward: float, policy: str, mine: Sequence[StoredConversation]
     ) -> Trajectory:
         contexts: list[Context] = []
-        for one in sorted(mine, key=lambda one: one.context):
+        mine = sorted(mine, key=lambda one: one.context)
+        for one in mine:
             if one.tokens is None:
                 raise SettingError(
                     f"group {self.group}, episode {self.member}: seat {one.seat!r} has no tokens: export with --tokens"
