@@ -64,11 +64,7 @@ async def evaluate(
         async with slots.at((_PRIORITY, version, index)):
             task = task_at(episodes, index, f"held-out {name!r}")
             plan = _plan(episodes, task, agents, index, seed=seeded(seed, "held-out", name), deadline=deadline)
-            episode = under_way[f"held-out {name!r}, task {index},"] = Episode(plan, emit or _nobody_told)
-            try:
-                ended, seats = await run_episode(episode, plan)
-            finally:
-                del under_way[f"held-out {name!r}, task {index},"]
+            ended, seats = await _run(f"held-out {name!r}, task {index},", plan, emit or _nobody_told, under_way)
         judged[index] = _judged(ended, seats, learners, episodes.environment.headline)
 
     async with anyio.create_task_group() as group:
@@ -82,6 +78,14 @@ async def evaluate(
         rewards=[one.reward for one in judged],
         transcripts=[one.transcript for one in judged],
     )
+
+
+async def _run(called: str, plan: EpisodePlan, emit: Emit, under_way: dict[str, Episode]) -> tuple[Ended, list[Seat]]:
+    episode = under_way[called] = Episode(plan, emit)
+    try:
+        return await run_episode(episode, plan)
+    finally:
+        del under_way[called]
 
 
 def _plan(

@@ -90,8 +90,8 @@ def talked(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run
 
 
-def exported(run: Run, path: Path, **choices: Any) -> list[StoredEpisode]:
-    done = export(run.path, path, **choices)
+def exported(of: Run, path: Path, **choices: Any) -> list[StoredEpisode]:
+    done = export(of.path, path, **choices)
     episodes = list(read_episodes(path))
     assert done.episodes == len(episodes)
     return episodes

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import UNSET
 
@@ -110,6 +110,7 @@ EPISODES = st.builds(
 )
 
 
+@settings(max_examples=40)
 @given(episodes=st.lists(EPISODES, max_size=4))
 def test_what_is_read_is_what_was_written(
     tmp_path_factory: pytest.TempPathFactory, episodes: list[StoredEpisode]
