@@ -12,7 +12,7 @@ from sparring.learner.pieces import section, table
 from sparring.learner.run_statistics import PREFIX
 from sparring.learner.take import ESS_BY_STALENESS
 from sparring.rollout.bias import Fate, Tally
-from sparring.rollout.ledger import REASONS, Count
+from sparring.rollout.ledger import REASONS, Count, DropReason
 
 _RATIO = "Ratio of trainer to sampler, 1 % to 99 %"
 
@@ -35,7 +35,7 @@ def asynchrony(told: History, found: Accounts) -> str:
 
 def _ledger(found: Accounts) -> str:
     said = "<p>Units, with their action tokens; a unit that is played in two seats counts in both.</p>"
-    reasons = [reason for reason in REASONS if any(row.dropped[reason].units for row in found.ledger)]
+    reasons: list[DropReason] = [reason for reason in REASONS if any(row.dropped[reason].units for row in found.ledger)]
     heads = ["policy", "seat", "dispatched", "trained", "buffered", "in flight"]
     heads += [f"dropped ({reason})" for reason in reasons]
     reused = any(row.reused.units or row.expired.units for row in found.ledger)

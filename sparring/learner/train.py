@@ -64,7 +64,9 @@ async def train_async(
                 described = await _begun(run, checked.schedule, models, journal, accept_changed_code)
                 await anyio.to_thread.run_sync(folder.write_settings, described)
                 async with _told(watchers, described):
-                    trainer = Trainer(await _assembled(run, checked, models, journal, folder, watchers), backend)
+                    trainer = Trainer(
+                        await _assembled(run, checked, models, journal, folder, watchers, backend=backend)
+                    )
                     async with _interruptible(trainer):
                         await trainer.train()
             return trainer.complete
@@ -195,6 +197,8 @@ async def _assembled(
     journal: Journal,
     folder: RunFolder,
     watchers: Sequence[Watcher],
+    *,
+    backend: Backend,
 ) -> Parts:
     """The state folded, the models where the journal stands."""
     policies = tuple(run.named_policies)
@@ -203,6 +207,7 @@ async def _assembled(
     steps = await anyio.to_thread.run_sync(lambda: fold(journal.read(), coordinator, since))
     parts = Parts(
         run=run,
+        backend=backend,
         journal=journal,
         coordinator=coordinator,
         folder=folder,

@@ -66,6 +66,7 @@ class Parts:
     """What a trainer works with. `lineups[source][lineup]` are the players of every seat."""
 
     run: Run
+    backend: Backend
     journal: Journal
     coordinator: Coordinator
     folder: RunFolder
@@ -79,9 +80,8 @@ class Parts:
 class Trainer:
     """Runs a run to its end, or to the end of the steps under way once `stop()` was called."""
 
-    def __init__(self, parts: Parts, backend: Backend) -> None:
+    def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._backend = backend
         self._run = parts.run
         self._journal = parts.journal
         self._coordinator = parts.coordinator
@@ -392,7 +392,7 @@ class Trainer:
             watchers=WatcherStatistics(untold=len(self._unshown), most=_MOST_UNTOLD),
             budget=self._coordinator.budget.statistics(),
             versions={policy: versions.statistics() for policy, versions in self._parts.versions.items()},
-            backend=self._backend.statistics(),
+            backend=self._parts.backend.statistics(),
         )
 
     def _note_held(self, held: Held) -> None:

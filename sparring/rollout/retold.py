@@ -32,10 +32,11 @@ async def retold(plan: EpisodePlan, ended: Ended) -> list[Seat]:
     plan = replace(plan, agents=dict.fromkeys(plan.environment.seats, _Silent()), deadline=None, clock=False)
     episode = Episode(plan, _refuse)
     cut_off = ended.fault in (DEADLINE, LATE)
+    running = _Retold(episode, len(plan.past))
+    seats = open_seats(running, plan)
     failed: Exception | None = None
     async with anyio.create_task_group() as group:
-        running = _Retold(episode, len(plan.past), group.cancel_scope)
-        seats = open_seats(running, plan)
+        running.scope = group.cancel_scope
         if cut_off:
             group.start_soon(running.stop)
         try:
@@ -67,10 +68,10 @@ def _check(episode: Episode, failed: Exception | None, plan: EpisodePlan, ended:
 class _Retold:
     """The `Running` that answers from the journal."""
 
-    def __init__(self, episode: Episode, left: int, scope: anyio.CancelScope) -> None:
+    def __init__(self, episode: Episode, left: int) -> None:
         self._episode = episode
         self._left = left
-        self._scope = scope
+        self.scope = anyio.CancelScope()
         self._done = anyio.Event()
 
     async def act(self, conversation: Conversation, request: Request) -> tuple[Reply, object]:
@@ -96,14 +97,14 @@ class _Retold:
         if self._left:
             await self._done.wait()
         await anyio.wait_all_tasks_blocked()
-        self._scope.cancel()
+        self.scope.cancel()
 
     def _count(self) -> None:
         self._left -= 1
         if self._left == 0:
             self._done.set()
         elif self._left < 0:  # an environment that goes on whatever is raised would ask for ever
-            self._scope.cancel()
+            self.scope.cancel()
 
 
 class _Silent:

@@ -43,7 +43,7 @@ class Place:
 def stack_of(thread: int) -> list[FrameType]:
     """The frames of the thread with that identifier; none where it has ended."""
     frames: list[FrameType] = []
-    frame = sys._current_frames().get(thread)
+    frame = sys._current_frames().get(thread)  # pyright: ignore[reportPrivateUsage]
     while frame is not None:
         frames.append(frame)
         frame = frame.f_back
@@ -56,7 +56,7 @@ def still_running(before: Sequence[FrameType], now: Sequence[FrameType]) -> list
     None where the loop was in no task (it waits for the processor) or went from one task to another (it is busy, and nobody
     holds it).
     """
-    both = [one for one, other in takewhile(lambda pair: pair[0] is pair[1], zip(before, now, strict=False))]
+    both = [pair[1] for pair in takewhile(lambda pair: pair[0] is pair[1], zip(before, now, strict=False))]
     first = _first_of_task(now)
     inside = both[first:]
     return [] if not first or (inside and _module(inside[0]) in _POLLERS) else inside
