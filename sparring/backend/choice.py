@@ -28,6 +28,7 @@ class Local:
     slots    requests that are decoded at once
     sampler  "torch", in this process, or "vllm", in processes of its own
     max_loras    with vLLM: versions that can be played at once, all policies on one base together
+    prefix_bytes    with torch: memory for keys and values of what contexts begin with, for the next turns of a conversation
     """
 
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
@@ -36,6 +37,7 @@ class Local:
     slots: int = 128
     sampler: Literal["torch", "vllm"] = "torch"
     max_loras: int = 8
+    prefix_bytes: int = 2**29
 
     def open(self, *, deterministic: bool) -> Backend:
         bound_spinning()

@@ -173,7 +173,12 @@ class TrainingClient(Protocol):
     async def sampler(
         self, kind: Literal["snapshot", "inflight"] = "snapshot", *, version: int | None = None
     ) -> SamplingClient:
-        """A client of the published `version`, or, without one, of the weights as they are after the calls so far."""
+        """A client of the published `version`, or, without one, of the weights as they are after the calls so far.
+
+        One in flight follows what is published: requests under way go on with the new weights, and once `publish` is done no
+        token is started with older ones. It takes no `version`. Raises `SettingError` before anything was published,
+        `UnsupportedError` where `Capabilities.kinds` has it not.
+        """
         ...
 
 

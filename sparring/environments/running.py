@@ -66,6 +66,9 @@ class Branch:
     index: int
 
 
+OWN_CODE: ContextVar[Callable[[Awaitable[Any]], Awaitable[Any]] | None] = ContextVar("sparring_own_code", default=None)
+"""How the running episode runs what the environment wrote; None outside a run."""
+
 RUNNING: ContextVar[Running | None] = ContextVar("sparring_running", default=None)
 _BRANCHES: ContextVar[tuple[Running | None, tuple[Branch, ...]]] = ContextVar("sparring_branches", default=(None, ()))
 
@@ -107,7 +110,8 @@ async def gather(*aws: Awaitable[Any]) -> tuple[Any, ...]:
 
     async def branch(index: int, aw: Awaitable[Any]) -> None:
         _BRANCHES.set((RUNNING.get(), (*outer, Branch(siblings, index))))
-        results[index] = await aw
+        own = OWN_CODE.get()
+        results[index] = await (aw if own is None else own(aw))
 
     failure: Exception | None = None
     try:

@@ -26,10 +26,12 @@ from sparring.learner.run import Run
 from sparring.rollout import Schedule
 from sparring.rollout.episode import EpisodePlan
 from sparring.rollout.events import (
+    QUARANTINED,
     Acted,
     Admitted,
     Affected,
     AnyEvent,
+    Died,
     Ended,
     Opened,
     Planned,
@@ -49,9 +51,6 @@ from sparring.rollout.stored import (
 from sparring.rollout.trajectory import context_of
 
 Past = Sequence[Acted | Affected]
-
-_NOT_AGAIN = ("quarantined",)
-"""The fault of an episode whose environment ends the process that plays it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +145,8 @@ class Telling:
                 if not group.left:
                     del self._groups[event.group]
                 return await self._stored(group.admitted, past, event)
+            case Died():
+                """The episode goes on in the next process, or ends as quarantined: its end says so."""
             case _:
                 """Nothing of it is an episode's."""
         return None
@@ -163,7 +164,8 @@ class Telling:
         episodes = self._described["episodes"][f"train/{admitted.source}"]
         lineup = self._schedule.sources[admitted.source].lineups[admitted.lineup]
         said = replies(past)
-        plan = None if ended.fault in _NOT_AGAIN else self._plan(admitted, past, ended.member)
+        ends_processes = ended.fault == QUARANTINED
+        plan = None if ends_processes else self._plan(admitted, past, ended.member)
         conversations = _alone(said) if plan is None else _whole(await retold(plan, ended))
         self._episodes += 1
         self._replies_alone += plan is None

@@ -43,6 +43,11 @@ class RunFolder:
     def journal(self) -> Path:
         return self.path / "journal.db"
 
+    @property
+    def page(self) -> Path:
+        """Whose code runs, while a process trains; what a process left there that died (`sparring.rollout.culprit`)."""
+        return self.path / ".running"
+
     def checkpoint(self, policy: str, step: int) -> Path:
         return self.path / "checkpoints" / policy / str(step)
 
@@ -61,12 +66,18 @@ class RunFolder:
         """run.json, whole or not at all."""
         write_whole(self.path / "run.json", json.dumps(run, indent=2, ensure_ascii=False) + "\n")
 
+    def sweep(self) -> None:
+        """Delete the checkpoints that a process which died left half written or half deleted."""
+        try:
+            for left in (self.path / "checkpoints").glob("*/.[0-9]*"):
+                shutil.rmtree(left)
+        except OSError as error:
+            raise _unwritable(self.path / "checkpoints", error) from error
+
     def prune(self, policy: str, kept: set[int]) -> None:
         """Delete the policy's checkpoints of other steps. Each loses its name first: one that is half deleted is none."""
         try:
             folder = self.path / "checkpoints" / policy
-            for left in folder.glob(f".*{_PRUNED}"):
-                shutil.rmtree(left)
             for old in [one for one in folder.iterdir() if one.name.isdecimal() and int(one.name) not in kept]:
                 shutil.rmtree(old.rename(old.with_name(f".{old.name}{_PRUNED}")))
         except OSError as error:

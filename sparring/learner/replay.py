@@ -74,7 +74,8 @@ def compare(events: Iterable[AnyEvent], run: Run | None = None) -> Comparison:
     for event in history:
         if isinstance(event, Admitted | Planned):
             differences += [
-                f"episode {one.group}/{one.member} was not dropped: {one.detail}" for one in coordinator.late()
+                f"episode {one.group}/{one.member} was not dropped: {one.detail}"
+                for one in [*coordinator.late(), *coordinator.quarantined()]
             ]
         match event:
             case Admitted():

@@ -22,15 +22,17 @@ from sparring.errors import JournalError, SettingError, SparringError, Unsupport
 from sparring.learner.described import check_same, describe, digests
 from sparring.learner.folder import RunFolder
 from sparring.learner.pacing import Drop
+from sparring.learner.parts import Parts
 from sparring.learner.players import check_players
 from sparring.learner.report import ReportFile
 from sparring.learner.resume import Redone, bases, fold, needed_versions, redo
 from sparring.learner.run import Episodes, Run
 from sparring.learner.tracker import MetricsFile, Watcher
-from sparring.learner.trainer import Parts, Trainer
+from sparring.learner.trainer import Trainer
 from sparring.learner.versions import Versions
 from sparring.rollout import Bound, Coordinator, Journal, Schedule, SegmentStore, Source, SqliteSegments
-from sparring.rollout.events import Installed, Noted, Opened
+from sparring.rollout.culprit import Page, found
+from sparring.rollout.events import Died, Installed, Noted, Opened
 
 
 def train(run: Run, *, watchers: Sequence[Watcher] = (), accept_changed_code: bool = False) -> bool:
@@ -61,11 +63,12 @@ async def train_async(
             }
             segments = store if store is not None else await anyio.to_thread.run_sync(SqliteSegments, folder.journal)
             async with Journal.open(segments) as journal:
-                described = await _begun(run, checked.schedule, models, journal, accept_changed_code)
+                described = await _begun(run, checked.schedule, models, journal, folder, accept_changed_code)
                 await anyio.to_thread.run_sync(folder.write_settings, described)
-                async with _told(watchers, described):
+                await anyio.to_thread.run_sync(folder.sweep)
+                async with Page.kept(folder.page) as page, _told(watchers, described):
                     trainer = Trainer(
-                        await _assembled(run, checked, models, journal, folder, watchers, backend=backend)
+                        await _assembled(run, checked, models, journal, folder, watchers, backend=backend, page=page)
                     )
                     async with _interruptible(trainer):
                         await trainer.train()
@@ -145,6 +148,10 @@ def check_capabilities(run: Run, backend: Backend) -> None:
             )
     if run.deterministic and not able.deterministic:
         raise UnsupportedError("deterministic=True: this backend cannot repeat a run bit for bit; leave it out")
+    if run.weights not in able.kinds:
+        raise UnsupportedError(
+            f"weights={run.weights!r}: this backend samples from {', '.join(sorted(able.kinds))} only"
+        )
     needed = versions_at_once(run)
     if able.versions is not None and needed > able.versions:
         raise SettingError(
@@ -171,7 +178,12 @@ def versions_at_once(run: Run) -> int:
 
 
 async def _begun(
-    run: Run, schedule: Schedule, models: Mapping[str, TrainingClient], journal: Journal, accept: bool
+    run: Run,
+    schedule: Schedule,
+    models: Mapping[str, TrainingClient],
+    journal: Journal,
+    folder: RunFolder,
+    accept: bool,
 ) -> dict[str, Any]:
     """Begin the journal with the run's settings, or hold them against those that it begins with, before anything is made of
     the rest; returns them."""
@@ -187,7 +199,17 @@ async def _begun(
     for change in check_same(opened.run, described, run.path, accept_changed_code=accept):
         await journal.commit(Noted(kind="changed", text=change))
     await journal.commit(Noted(kind="resumed", text="the run goes on"))
+    died = await anyio.to_thread.run_sync(found, folder.page)
+    if died is not None:
+        await journal.commit(Noted(kind="died", text=_died(died)))
+        await journal.commit(died)
     return described
+
+
+def _died(died: Died) -> str:
+    where = f"task {died.group} of held-out {died.held_out!r}, version {died.version}"
+    episode = where if died.held_out else f"episode {died.member} of group {died.group}"
+    return f"the process ended while the code of {episode} ran"
 
 
 async def _assembled(
@@ -199,23 +221,31 @@ async def _assembled(
     watchers: Sequence[Watcher],
     *,
     backend: Backend,
+    page: Page,
 ) -> Parts:
     """The state folded, the models where the journal stands."""
     policies = tuple(run.named_policies)
     coordinator = Coordinator(checked.schedule)
     since = await anyio.to_thread.run_sync(lambda: bases(run, journal.read(), Coordinator(checked.schedule), folder))
     steps = await anyio.to_thread.run_sync(lambda: fold(journal.read(), coordinator, since))
+    for ended in coordinator.quarantined():
+        journal.append(ended)
+        coordinator.apply(ended)
     parts = Parts(
         run=run,
         backend=backend,
         journal=journal,
         coordinator=coordinator,
         folder=folder,
-        versions={name: Versions(model, keep=run.max_staleness + 1) for name, model in models.items()},
+        versions={
+            name: Versions(model, keep=run.max_staleness + 1, follow=run.weights == "inflight")
+            for name, model in models.items()
+        },
         lineups=[[lineup.resolved(s.environment.seats, policies) for lineup in s.lineups] for s in run.sources],
         held_out=checked.held_out,
         held_out_digests=checked.held_out_digests,
         watchers=watchers,
+        page=page,
     )
     for policy in policies:
         await _brought_up(parts, policy, since[policy], steps[policy])

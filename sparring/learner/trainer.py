@@ -9,8 +9,6 @@ on it; a step goes plan, commit, publish.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 
@@ -20,24 +18,19 @@ import anyio.to_thread
 import msgspec
 from anyio.abc import TaskGroup
 
-from sparring.agents import Player
-from sparring.backend import Backend
 from sparring.environments import task_digest
 from sparring.errors import RunChanged, SettingError, Stalled
 from sparring.learner.ceilings import Ceilings
 from sparring.learner.described import task_at
 from sparring.learner.evaluate import evaluate
-from sparring.learner.folder import RunFolder
 from sparring.learner.pacing import Drop
+from sparring.learner.parts import Parts
 from sparring.learner.players import Players
 from sparring.learner.resume import evaluated
-from sparring.learner.run import Run
 from sparring.learner.run_statistics import RunStatistics, WatcherStatistics, timed
 from sparring.learner.stall import Waits, stall_report
 from sparring.learner.take import due_versions, take_step
-from sparring.learner.tracker import Watcher
-from sparring.learner.versions import Versions
-from sparring.rollout import Choice, Coordinator, Journal, Slots, Waiting
+from sparring.rollout import Choice, Slots, Waiting
 from sparring.rollout.episode import Episode, EpisodePlan, run_episode
 from sparring.rollout.events import (
     DEADLINE,
@@ -59,22 +52,6 @@ from sparring.rollout.signal import Signal
 
 _MOST_UNTOLD = 1024
 """Events that the watchers have not been told of above which no group is admitted."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
-    """What a trainer works with. `lineups[source][lineup]` are the players of every seat."""
-
-    run: Run
-    backend: Backend
-    journal: Journal
-    coordinator: Coordinator
-    folder: RunFolder
-    versions: Mapping[str, Versions]
-    lineups: Sequence[Sequence[Mapping[str, Player]]]
-    held_out: Mapping[str, Mapping[str, Player]]
-    held_out_digests: frozenset[str]
-    watchers: Sequence[Watcher] = field(default=())
 
 
 class Trainer:
@@ -182,8 +159,6 @@ class Trainer:
             if digest in self._parts.held_out_digests:
                 where = self._named(choice.source)
                 raise SettingError(f"task {choice.index} of {where} is held out too: keep them apart, or say seen=True")
-            for policy, version in choice.pinned.items():
-                self._parts.versions[policy].hold(version)
             self._record(
                 Admitted(
                     group=choice.group,
@@ -195,6 +170,12 @@ class Trainer:
                     pinned=dict(choice.pinned),
                 )
             )
+            for ended in self._coordinator.quarantined():  # it ended processes before its admission was on the disk
+                self._record(ended)
+            live = self._coordinator.groups.get(choice.group)
+            if live is not None and live.playing:
+                for policy, version in choice.pinned.items():
+                    self._parts.versions[policy].hold(version)
             for member in range(self._run.group_size):
                 work.start_soon(self._play, choice.group, member)
 
@@ -234,6 +215,7 @@ class Trainer:
                 deadline=self._run.episode_deadline if patience is None else patience,
                 clock=not self._run.deterministic,
                 past=tuple(live.members[member].past),
+                page=self._parts.page,
             )
             episode = self._episodes[number, member] = Episode(plan, self._emit)
             ended, _ = await run_episode(episode, plan)
@@ -300,14 +282,14 @@ class Trainer:
 
     async def _checkpoint(self, policy: str, version: int) -> None:
         """Weights and optimizer into the run folder, then into the journal; older ones go that no resume can need."""
-        done = self._coordinator.checkpoints[policy]
-        if version in done:
+        done, folder = self._coordinator.checkpoints[policy], self._parts.folder
+        if version == 0:  # what every run begins with lies nowhere
             return
-        folder = self._parts.folder
-        with self._waits.on(f"learner of {policy}", f"the model: checkpoint {version}"):
-            path = await anyio.to_thread.run_sync(folder.fresh_checkpoint, policy, version)
-            await self._parts.versions[policy].model.save_state(str(path))
-        await self._commit(Checkpointed(policy=policy, step=version))
+        if version not in done:
+            with self._waits.on(f"learner of {policy}", f"the model: checkpoint {version}"):
+                path = await anyio.to_thread.run_sync(folder.fresh_checkpoint, policy, version)
+                await self._parts.versions[policy].model.save_state(str(path))
+            await self._commit(Checkpointed(policy=policy, step=version))
         waiting = [due for due in due_versions(self._run) if due < version and not self._evaluated(due)]
         oldest = min([version - self._run.max_staleness, *waiting])
         base = max((step for step in done if step <= oldest), default=0)
@@ -347,6 +329,8 @@ class Trainer:
                 deadline=deadline,
                 emit=self._held_out_reply,
                 playing=self._held_out,
+                page=self._parts.page,
+                quarantined=self._coordinator.quarantined_tasks(name, version),
             )
         self._record(done)
 

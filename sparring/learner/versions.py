@@ -34,12 +34,17 @@ class VersionStatistics:
 
 
 class Versions:
-    """The published versions of a model. `trim` closes those that nothing holds and that are not among the newest `keep`."""
+    """The published versions of a model. `trim` closes those that nothing holds and that are not among the newest `keep`.
 
-    def __init__(self, model: TrainingClient, keep: int) -> None:
+    With `follow`, whoever plays with the newest goes on with newer weights in the middle of a reply; without, a reply is made
+    by the version that it began with.
+    """
+
+    def __init__(self, model: TrainingClient, keep: int, *, follow: bool = False) -> None:
         self.model = model
         self.newest = -1
-        self._keep = keep
+        self._keep, self._follow = keep, follow
+        self._following: SamplingClient | None = None
         self._entries: dict[int, Entry] = {}
 
     async def install(self, version: int) -> None:
@@ -47,6 +52,8 @@ class Versions:
         assert version > self.newest, f"version {version} after {self.newest}: versions never go back"
         await self.model.publish(version)
         self._entries[version] = Entry(client=await self.model.sampler(version=version))
+        if self._follow and self._following is None:
+            self._following = await self.model.sampler("inflight")
         self.newest = version
 
     def hold(self, version: int) -> None:
@@ -62,7 +69,12 @@ class Versions:
         return VersionStatistics(newest=self.newest, open=len(self._entries), held=len(held), holds=sum(held))
 
     def player(self, version: int | None = None) -> SamplingClient:
-        """A sampling client of a version, or of whichever is the newest when a sample is asked for."""
+        """A sampling client of a version, or of whichever is the newest when a sample is asked for, or follows while it is
+        made. Raises `SettingError` before anything is installed that could be followed."""
+        if version is None and self._follow:
+            if self._following is None:
+                raise SettingError("nothing is installed yet that could be followed")
+            return self._following
         return _Player(self, version)
 
     async def trim(self) -> None:

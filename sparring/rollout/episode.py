@@ -19,7 +19,7 @@ import msgspec
 
 from sparring.agents import Agent, Sample
 from sparring.environments import Conversation, Environment, EpisodeRandom, Reply, Request, Rewards, Seat, settle
-from sparring.environments.running import RUNNING, Running, encoded
+from sparring.environments.running import OWN_CODE, RUNNING, Running, encoded
 from sparring.errors import (
     ContextFull,
     EffectError,
@@ -29,6 +29,7 @@ from sparring.errors import (
     Unjudged,
     UnsupportedError,
 )
+from sparring.rollout.culprit import Own, Page, asking
 from sparring.rollout.events import DEADLINE, Acted, Affected, Ended, Sampled, SeatResult
 from sparring.rollout.signal import Signal
 
@@ -43,6 +44,7 @@ class EpisodePlan:
     """What an episode is: `agents` by seat, the seats that are `trained`, its numbers, and what the journal holds of it.
 
     Without `clock` nothing in it ends for the time it takes (deterministic runs): neither asks nor effects nor `play`.
+    `page` tells whose code runs; `held_out` is the name and version of the evaluation that it belongs to, if to one.
     """
 
     environment: Environment[Any]
@@ -56,6 +58,8 @@ class EpisodePlan:
     deadline: float | None
     clock: bool = True
     past: Sequence[Acted | Affected] = field(default=())
+    page: Page = field(default_factory=Page)
+    held_out: tuple[str, int] = ("", 0)
 
 
 def seeded(*parts: object) -> int:
@@ -78,6 +82,11 @@ class Episode:
         self.failure: Exception | None = None
         """What broke it: a player, the journal, its replay. No answer for `play` to go on from, even if `play` caught it."""
         self.waits_for = "to start"
+        self._named_on_page = plan.page.named(plan.group, plan.member, *plan.held_out)
+
+    def own(self, code: Awaitable[Any]) -> Awaitable[Any]:
+        """What the environment wrote, told to the page while it runs."""
+        return Own(code, self._plan.page, self._named_on_page)
 
     async def act(self, conversation: Conversation, request: Request) -> tuple[Reply, object]:
         place = conversation.place
@@ -112,7 +121,7 @@ class Episode:
             group=self._plan.group, member=self._plan.member, name=name, arguments=digest, occurrence=occurrence
         )
         limit = timeout if self._plan.clock else None
-        known = await self._answered(event, f"effect {name}", lambda: _affect(event, call, limit))
+        known = await self._answered(event, f"effect {name}", lambda: _affect(event, lambda: self.own(call()), limit))
         assert isinstance(known, Affected)
         if known.error:
             raise EffectError(known.error)
@@ -130,18 +139,19 @@ class Episode:
     ) -> Acted | Affected:
         """The journaled answer, or a new one, journaled before anything depends on it."""
         self._refuse_if_over(what)
-        try:
-            known = await self._journaled(wanted)
-            if known is None:
-                self.waits_for = what
-                known = await live()
-                self._refuse_if_over(what)
-                await self._emit(known)
-        except Exception as error:
-            self.failure = self.failure or error
-            raise
-        self.waits_for = "the environment itself"
-        return known
+        with asking():
+            try:
+                known = await self._journaled(wanted)
+                if known is None:
+                    self.waits_for = what
+                    known = await live()
+                    self._refuse_if_over(what)
+                    await self._emit(known)
+            except Exception as error:
+                self.failure = self.failure or error
+                raise
+            self.waits_for = "the environment itself"
+            return known
 
     def _refuse_if_over(self, what: str) -> None:
         if self._over:
@@ -205,14 +215,16 @@ def open_seats(running: Running, plan: EpisodePlan) -> list[Seat]:
     return [Seat(name, running) for name in plan.environment.seats]
 
 
-async def played(running: Running, plan: EpisodePlan, seats: Sequence[Seat]) -> Rewards:
-    """What `play` returns; raises whatever it raises."""
-    token = RUNNING.set(running)
+async def played(episode: Episode, plan: EpisodePlan, seats: Sequence[Seat], running: Running | None = None) -> Rewards:
+    """What `play` returns; raises whatever it raises. `running` answers the seats, where that is not `episode` itself."""
+    token, own = RUNNING.set(running or episode), OWN_CODE.set(episode.own)
     try:
         rng = EpisodeRandom(f"{plan.seed}/{plan.task_digest}/{plan.group}")
-        return await plan.environment.begin(plan.task, seats, rng)
+        returned: Rewards = await episode.own(plan.environment.begin(plan.task, seats, rng))
+        return returned
     finally:
         RUNNING.reset(token)
+        OWN_CODE.reset(own)
 
 
 async def run_episode(episode: Episode, plan: EpisodePlan) -> tuple[Ended, list[Seat]]:

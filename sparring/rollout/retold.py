@@ -40,7 +40,7 @@ async def retold(plan: EpisodePlan, ended: Ended) -> list[Seat]:
         if cut_off:
             group.start_soon(running.stop)
         try:
-            await played(running, plan, seats)
+            await played(episode, plan, seats, running)
         except Exception as error:  # noqa: BLE001 - the user's code may raise anything, as it did when it was played
             failed = error
         group.cancel_scope.cancel()

@@ -140,11 +140,6 @@ async def test_the_trainer_scores_what_the_sampler_drew_as_the_sampler_did(model
         np.testing.assert_allclose(logprobs, datum.logprobs, atol=1e-4)
 
 
-async def test_inflight_samplers_are_refused(model: TorchModel) -> None:
-    with pytest.raises(UnsupportedError, match="kind='inflight'"):
-        await model.sampler("inflight")
-
-
 async def test_a_closed_backend_refuses(tiny_llama: Path, tmp_path: Path) -> None:
     with anyio.fail_after(120):
         async with LocalBackend(deterministic=True, cache_dir=tmp_path) as backend:
@@ -185,6 +180,7 @@ BAD_SETTINGS: list[tuple[dict[str, object], str]] = [
     ({"device": "abacus"}, "device='abacus'"),
     ({"sampler": "magic"}, "sampler='magic': must be 'torch' or 'vllm'"),
     ({"max_loras": 0}, "max_loras=0: must be at least 1"),
+    ({"prefix_bytes": -1}, "prefix_bytes=-1: must be at least 0"),
 ]
 
 

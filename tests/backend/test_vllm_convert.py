@@ -15,7 +15,7 @@ from sparring.backend.training import Lora
 from sparring.backend.vllm import ServedModel, VllmSettings
 from sparring.backend.vllm.asked import Request
 from sparring.backend.vllm.convert import sampled, scored, vllm_params
-from sparring.backend.vllm.settings import engine_options, refuse_unserved
+from sparring.backend.vllm.settings import engine_options, patience, refuse_unserved
 from sparring.errors import BackendError, SettingError, SparringError, UnsupportedError
 
 
@@ -107,14 +107,33 @@ def test_temperatures_that_vllm_changes_or_refuses_are_refused(temperature: floa
         vllm_params(SamplingParams(max_tokens=1, temperature=temperature), 1)
 
 
+@pytest.mark.parametrize(("given", "on_cpu", "seconds"), [(None, True, 120), (None, False, 20), (7.0, True, 7)])
+def test_a_cpu_is_waited_for_longer(tmp_path: Any, given: float | None, on_cpu: bool, seconds: float) -> None:
+    model = ServedModel(
+        folder=tmp_path, context_length=10, vocabulary=9, dtype="float32", on_cpu=on_cpu, token_bytes=64
+    )
+    settings = VllmSettings(max_loras=1, max_lora_rank=8, slots=1, stuck_after=given)
+    assert patience(settings, model) == seconds
+
+
 def test_the_engine_has_room_for_the_longest_sequence_and_the_largest_rank(tmp_path: Any) -> None:
     model = ServedModel(
         folder=tmp_path, context_length=1000, vocabulary=9, dtype="float32", on_cpu=True, token_bytes=64
     )
     options = engine_options(VllmSettings(max_loras=3, max_lora_rank=9, slots=5, cache_tokens=10), model)
     assert (options["max_model_len"], options["max_lora_rank"], options["max_loras"]) == (1001, 16, 3)
+    assert options["max_num_seqs"] == 5
     assert options["kv_cache_memory_bytes"] == 64 * (1001 + 256)
     assert options["enforce_eager"] and options["logprobs_mode"] == "processed_logprobs"
+
+
+@pytest.mark.parametrize(("on_cpu", "slots", "sequences"), [(True, 64, 16), (True, 4, 4), (False, 64, 64)])
+def test_few_sequences_are_drawn_at_once_on_a_cpu(tmp_path: Any, on_cpu: bool, slots: int, sequences: int) -> None:
+    model = ServedModel(
+        folder=tmp_path, context_length=10, vocabulary=9, dtype="float32", on_cpu=on_cpu, token_bytes=64
+    )
+    options = engine_options(VllmSettings(max_loras=1, max_lora_rank=8, slots=slots), model)
+    assert options["max_num_seqs"] == sequences
 
 
 BAD: list[tuple[dict[str, Any], str]] = [

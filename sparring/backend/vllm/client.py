@@ -27,13 +27,13 @@ class VllmSamplingClient(Opened):
     """A `SamplingClient` of an adapter that never changes. Requests that run when it is closed still come to their end."""
 
     def __init__(self, sampler: Sampler, adapter: AdapterFile, *, version: int, release: Callable[[], None]) -> None:
-        super().__init__(version, release)
+        super().__init__(lambda: version, release)
         self._sampler, self._adapter = sampler, adapter
 
     async def sample(self, prompt: Sequence[int] | I32, params: SamplingParams, n: int = 1) -> list[SampledSequence]:
         """Draw `n` sequences; see `SamplingClient.sample`. At temperature 0 every log-prob is 0: the draw is certain."""
         self._refuse_if_closed("sample")
-        return await _answer(self._sampler.request(prompt, params, n, adapter=self._adapter, version=self._version))
+        return await _answer(self._sampler.request(prompt, params, n, adapter=self._adapter, version=self.version))
 
     async def logprobs(self, tokens: Sequence[int] | I32) -> F32:
         """Log-prob of each token given those before it, f32[T], at temperature 1; the first is NaN."""

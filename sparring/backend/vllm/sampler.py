@@ -20,7 +20,7 @@ from sparring.backend.vllm.client import VllmSamplingClient
 from sparring.backend.vllm.convert import SCORING, sampled, scored, vllm_params
 from sparring.backend.vllm.engine import Engine, VllmThread, start_vllm
 from sparring.backend.vllm.reaper import Reaper
-from sparring.backend.vllm.settings import ServedModel, VllmSettings, engine_options, refuse_unserved
+from sparring.backend.vllm.settings import ServedModel, VllmSettings, engine_options, patience, refuse_unserved
 from sparring.errors import BackendError, ContextFull, SettingError
 
 INSTALLING = 120.0
@@ -52,7 +52,7 @@ class VllmSampler:
         options = engine_options(settings, model)
         self._thread = VllmThread(
             lambda: start_engine(options),
-            stuck_after=settings.stuck_after,
+            stuck_after=patience(settings, model),
             restarts=settings.restarts,
             started=self._watch,
         )

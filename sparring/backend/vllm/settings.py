@@ -14,15 +14,20 @@ RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes as the largest rank of an adapter."""
 
 
+ON_CPU = 16
+"""Sequences that vLLM draws at once on a CPU. It gathers an adapter's weights for every token of a step there, which takes
+longer the less they fit into a cache: 64 requests take 27 s like this and 40 s all at once (`benchmarks/README.md`)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VllmSettings:
     """How vLLM serves one base model.
 
     max_loras        versions that can be sampled from at once, of all models on the base together; each has memory of its own
     max_lora_rank    the largest rank of an adapter
-    slots            sequences drawn at once
+    slots            sequences drawn at once; fewer on a CPU, see `ON_CPU`
     cache_tokens     tokens whose keys and values are kept; never less than the model's context
-    stuck_after      seconds without an answer after which the engine counts as stuck; one step takes less
+    stuck_after      seconds without an answer after which the engine counts as stuck; one step takes less. None: see `patience`
     restarts         how often one request is asked again after the engine died under it
     """
 
@@ -30,7 +35,7 @@ class VllmSettings:
     max_lora_rank: int
     slots: int
     cache_tokens: int = 65536
-    stuck_after: float = 20.0
+    stuck_after: float | None = None
     restarts: int = 2
 
     def __post_init__(self) -> None:
@@ -40,7 +45,7 @@ class VllmSettings:
                 raise SettingError(f"{name}={value!r}: must be at least 1")
         if self.max_lora_rank > RANKS[-1]:
             raise SettingError(f"lora.rank={self.max_lora_rank!r}: vLLM takes up to {RANKS[-1]}; sampler='torch' any")
-        if not self.stuck_after > 0:
+        if self.stuck_after is not None and not self.stuck_after > 0:
             raise SettingError(f"stuck_after={self.stuck_after!r}: must be above 0 seconds")
         if self.restarts < 0:
             raise SettingError(f"restarts={self.restarts!r}: must be at least 0")
@@ -71,19 +76,26 @@ class ServedModel:
     token_bytes: int
 
 
+def patience(settings: VllmSettings, model: ServedModel) -> float:
+    """Seconds after which an engine without an answer counts as stuck: what the user set, else 20 on a GPU and 120 on a CPU,
+    where the first step computes every waiting prompt in whole."""
+    return settings.stuck_after or (120.0 if model.on_cpu else 20.0)
+
+
 def engine_options(settings: VllmSettings, model: ServedModel) -> Mapping[str, Any]:
     """The fields of vLLM's `AsyncEngineArgs`.
 
     One more token than the context, because vLLM draws one after every prompt, also where only the prompt is scored. Memory
     for keys and values has two of vLLM's blocks to spare. On a CPU no prompt is computed in parts: vLLM 0.32 would then turn
-    back the generator of a seeded request, which on a CPU ends the engine ("CPU Generator does not use offset").
+    back the generator of a seeded request, which on a CPU ends the engine ("CPU Generator does not use offset"). Nor are many
+    drawn at once there: see `ON_CPU`.
     """
     tokens = max(settings.cache_tokens, model.context_length + 1) + 2 * 128
     return {
         "model": str(model.folder),
         "dtype": model.dtype,
         "max_model_len": model.context_length + 1,
-        "max_num_seqs": settings.slots,
+        "max_num_seqs": min(settings.slots, ON_CPU) if model.on_cpu else settings.slots,
         "max_num_batched_tokens": max(2048, model.context_length + 1),
         "enable_chunked_prefill": not model.on_cpu,
         "enable_lora": True,
