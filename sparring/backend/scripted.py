@@ -8,7 +8,7 @@ prompt and seed.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from random import Random
@@ -80,6 +80,10 @@ class ScriptedBackend:
     def capabilities(self) -> Capabilities:
         kinds = frozenset({"snapshot", "inflight"})
         return Capabilities(losses=frozenset(LOSSES), kinds=kinds, deterministic=True, logprobs=False)
+
+    def statistics(self) -> Mapping[str, float]:
+        """It has no queues: what is asked for is done at once."""
+        return {}
 
 
 class ScriptedModel:

@@ -24,6 +24,7 @@ COMMANDS = {
     "eval": "show the held-out evaluations of a run",
     "replay": "recompute a run's batches, advantages and metrics from its journal, and compare",
     "rescore": "score a run's stored episodes with a changed environment or verifier, and report what would have changed",
+    "export": "write a run's episodes to a file, one JSON object a line",
 }
 
 EXAMPLES = """\
@@ -36,6 +37,7 @@ examples:
   sparring eval runs/addition
   sparring replay runs/addition
   sparring rescore runs/addition examples/addition.py
+  sparring export examples/addition.py addition.jsonl
 
 Each command explains itself: sparring train --help"""
 

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 import anyio.to_thread
 
+from sparring.learner.checked import schedule_of
 from sparring.learner.folder import RunFolder
 from sparring.learner.history import read_events
 from sparring.learner.replay import compare
 from sparring.learner.resume import fold, redo
 from sparring.learner.run import Run
 from sparring.learner.take import due_versions
-from sparring.learner.train import schedule_of
 from sparring.learner.versions import Versions
 from sparring.rollout import Coordinator
 from sparring.rollout.events import (

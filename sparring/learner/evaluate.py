@@ -43,6 +43,7 @@ async def evaluate(
     seed: int,
     deadline: float | None,
     emit: Emit | None = None,
+    playing: dict[str, Episode] | None = None,
     page: Page | None = None,
     quarantined: Collection[int] = (),
 ) -> Evaluated:
@@ -53,7 +54,8 @@ async def evaluate(
     against a fixed opponent it is the policy's own, also in a zero-sum game. The seed of a task is the same at every
     version, so that versions differ by their weights alone. Nothing ends for the time it takes where there is no
     `deadline`. `emit` is told of every reply; a held-out episode is journaled as its result, and played again if cut
-    off. `page` is told whose code runs; tasks that are `quarantined` are not played, and have no verdict.
+    off. `playing` holds the episodes under way, by name. `page` is told whose code runs; tasks that are `quarantined` are
+    not played, and have no verdict.
     """
     players = episodes.lineups[0].players
     learners = [seat for seat in episodes.environment.seats if isinstance(players.get(seat, ""), str)]
@@ -67,7 +69,7 @@ async def evaluate(
             task = task_at(episodes, index, f"held-out {name!r}")
             plan = _plan(episodes, task, agents, index, seed=seeded(seed, "held-out", name), deadline=deadline)
             plan = replace(plan, page=page or Page(), held_out=(name, version))
-            ended, seats = await run_episode(Episode(plan, emit or _nobody_told), plan)
+            ended, seats = await _run(f"held-out {name!r}, task {index},", plan, emit or _nobody_told, playing)
         judged[index] = _judged(ended, seats, learners, episodes.environment.headline)
 
     async with anyio.create_task_group() as group:
@@ -81,6 +83,17 @@ async def evaluate(
         rewards=[one.reward for one in judged],
         transcripts=[one.transcript for one in judged],
     )
+
+
+async def _run(
+    called: str, plan: EpisodePlan, emit: Emit, playing: dict[str, Episode] | None
+) -> tuple[Ended, list[Seat]]:
+    under_way = {} if playing is None else playing
+    episode = under_way[called] = Episode(plan, emit)
+    try:
+        return await run_episode(episode, plan)
+    finally:
+        del under_way[called]
 
 
 def _plan(

@@ -75,6 +75,14 @@ class Step:
     timing: Mapping[str, float]
 
 
+def figures(steps: Iterable[Step], part: str, name: str) -> list[tuple[float, float]]:
+    """(version, value) of each step that has the figure; `part` is metrics, engine or timing."""
+    parts = [
+        (step.version, {"metrics": step.metrics, "engine": step.engine, "timing": step.timing}[part]) for step in steps
+    ]
+    return [(version, of[name]) for version, of in parts if name in of]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
     """Episodes that failed in one way: how many, and what the first one said."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
@@ -15,21 +14,20 @@ import anyio
 import anyio.to_thread
 from anyio.abc import TaskStatus
 
-from sparring.agents import Frozen, Player
+from sparring.agents import Frozen
 from sparring.backend import Backend, TrainingClient
-from sparring.environments import size
-from sparring.errors import JournalError, SettingError, SparringError, UnsupportedError
-from sparring.learner.described import check_code, check_settings, describe, digests
+from sparring.errors import JournalError, SparringError
+from sparring.learner.checked import Checked, check_capabilities, checked
+from sparring.learner.described import check_code, check_settings, describe
 from sparring.learner.folder import RunFolder
-from sparring.learner.pacing import Drop
-from sparring.learner.players import check_players
+from sparring.learner.parts import Parts
 from sparring.learner.report import ReportFile
 from sparring.learner.resume import Redone, accepting, bases, fold, needed_versions, redo
-from sparring.learner.run import Episodes, Run
+from sparring.learner.run import Run
 from sparring.learner.tracker import MetricsFile, Watcher
-from sparring.learner.trainer import Parts, Trainer
+from sparring.learner.trainer import Trainer
 from sparring.learner.versions import Versions
-from sparring.rollout import Bound, Coordinator, Journal, Schedule, SegmentStore, Source, SqliteSegments
+from sparring.rollout import Coordinator, Journal, Schedule, SegmentStore, SqliteSegments
 from sparring.rollout.culprit import Page, found
 from sparring.rollout.events import AnyEvent, Died, Installed, Noted, Opened
 
@@ -55,7 +53,7 @@ async def train_async(
     there that is made from the journal: metrics.jsonl and report.html."""
     watchers = [*watchers, MetricsFile(run.path), ReportFile(run.path)] if store is None else watchers
     with _unwrapped():
-        checked = _checked(run)
+        ready = checked(run)
         async with RunFolder.held(run.path) as folder, run.backend.open(deterministic=run.deterministic) as backend:
             check_capabilities(run, backend)
             models = {
@@ -64,8 +62,8 @@ async def train_async(
             }
             segments = store if store is not None else await anyio.to_thread.run_sync(SqliteSegments, folder.journal)
             async with Journal.open(segments) as journal:
-                begun = await _begun(run, checked.schedule, models, journal)
-                folded = await _folded(run, checked, models, journal, folder, watchers)
+                begun = await _begun(run, ready.schedule, models, journal)
+                folded = await _folded(run, ready, models, journal, folder, watchers, backend=backend)
                 changes = await _changed_code(begun, folded.parts, accept=accept_changed_code)
                 await _blamed(folded.parts)
                 await anyio.to_thread.run_sync(folder.write_settings, begun.described)
@@ -80,108 +78,6 @@ async def train_async(
                     async with _interruptible(trainer):
                         await trainer.train()
             return trainer.complete
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Checked:
-    """What can be refused before anything is made: the schedule, who plays held-out, the tasks that must not be trained on."""
-
-    schedule: Schedule
-    held_out: Mapping[str, Mapping[str, Player]]
-    held_out_digests: frozenset[str]
-
-
-def _checked(run: Run) -> _Checked:
-    policies = tuple(run.named_policies)
-    return _Checked(
-        schedule=schedule_of(run),
-        held_out={name: _held_out_players(name, one, policies) for name, one in run.named_held_out.items()},
-        held_out_digests=_kept_apart(run),
-    )
-
-
-def schedule_of(run: Run) -> Schedule:
-    """What decides what is played. Raises `SettingError` for line-ups that do not fit."""
-    policies = tuple(run.named_policies)
-    sources = []
-    for number, episodes in enumerate(run.sources):
-        lineups = []
-        for lineup in episodes.lineups:
-            players = lineup.resolved(episodes.environment.seats, policies)
-            check_players(players, f"train source {number}")
-            trained = {seat: player for seat, player in players.items() if isinstance(player, str)}
-            if not trained:
-                raise SettingError(
-                    f"train source {number} has a line-up in which nobody learns: name a policy for a seat"
-                )
-            lineups.append(trained)
-        sources.append(
-            Source(
-                environment=episodes.environment.name,
-                tasks=size(episodes.tasks),
-                lineups=tuple(lineups),
-                curriculum=episodes.curriculum,
-            )
-        )
-    learning = {policy for source in sources for lineup in source.lineups for policy in lineup.values()}
-    for policy in policies:
-        if policy not in learning:
-            raise SettingError(f"policy {policy!r} plays no training seat: name it in a line-up, or leave it out")
-    bound = Bound(units_per_step=run.groups_per_step, max_staleness=run.max_staleness, steps=run.steps)
-    return Schedule(
-        sources=tuple(sources),
-        bounds=dict.fromkeys(policies, bound),
-        group_size=run.group_size,
-        seed=run.seed,
-        pinned=run.deterministic,
-        equal_rewards={
-            name: dict(policy.algorithm.compare)
-            for name, policy in run.named_policies.items()
-            if policy.algorithm.filters
-        },
-        drop_after=run.pacing.versions if isinstance(run.pacing, Drop) else None,
-        reuse=None if run.reuse is None else run.reuse.rule,
-    )
-
-
-def check_capabilities(run: Run, backend: Backend) -> None:
-    """Raises `UnsupportedError` for what the backend cannot do, `SettingError` for more versions than it can sample from."""
-    able = backend.capabilities()
-    for name, policy in run.named_policies.items():
-        if type(policy.algorithm.loss) not in able.losses:
-            known = ", ".join(sorted(loss.__name__ for loss in able.losses))
-            raise UnsupportedError(
-                f"policy {name!r}: {policy.algorithm.loss!r} is not computed by this backend; it has {known}"
-            )
-    if run.deterministic and not able.deterministic:
-        raise UnsupportedError("deterministic=True: this backend cannot repeat a run bit for bit; leave it out")
-    if run.weights not in able.kinds:
-        raise UnsupportedError(
-            f"weights={run.weights!r}: this backend samples from {', '.join(sorted(able.kinds))} only"
-        )
-    needed = versions_at_once(run)
-    if able.versions is not None and needed > able.versions:
-        raise SettingError(
-            f"backend.max_loras={able.versions}: this run plays up to {needed} versions at once; set it to {needed}"
-        )
-
-
-def versions_at_once(run: Run) -> int:
-    """How many versions may be played at the same time, of all policies on one base: of each policy the newest
-    `max_staleness + 1`, the one that is being published, one that held-out tasks are played with, and version 0 where it is an
-    opponent."""
-    frozen = {
-        player.policy
-        for episodes in (*run.sources, *run.named_held_out.values())
-        for lineup in episodes.lineups
-        for player in lineup.resolved(episodes.environment.seats, tuple(run.named_policies)).values()
-        if isinstance(player, Frozen)
-    }
-    each = run.max_staleness + 2 + bool(run.named_held_out)
-    needed = Counter[str]()
-    for name, policy in run.named_policies.items():
-        needed[policy.model] += each + (name in frozen)
-    return max(needed.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,22 +155,25 @@ class _Folded:
 
 async def _folded(
     run: Run,
-    checked: _Checked,
+    ready: Checked,
     models: Mapping[str, TrainingClient],
     journal: Journal,
     folder: RunFolder,
     watchers: Sequence[Watcher],
+    *,
+    backend: Backend,
 ) -> _Folded:
     """Nothing is journaled here, and no model is touched."""
     policies = tuple(run.named_policies)
-    coordinator = Coordinator(checked.schedule)
-    since = await anyio.to_thread.run_sync(lambda: bases(run, journal.read(), Coordinator(checked.schedule), folder))
+    coordinator = Coordinator(ready.schedule)
+    since = await anyio.to_thread.run_sync(lambda: bases(run, journal.read(), Coordinator(ready.schedule), folder))
     steps = await anyio.to_thread.run_sync(lambda: fold(journal.read(), coordinator, since))
     for ended in coordinator.quarantined():
         journal.append(ended)
         coordinator.apply(ended)
     parts = Parts(
         run=run,
+        backend=backend,
         journal=journal,
         coordinator=coordinator,
         folder=folder,
@@ -283,8 +182,8 @@ async def _folded(
             for name, model in models.items()
         },
         lineups=[[lineup.resolved(s.environment.seats, policies) for lineup in s.lineups] for s in run.sources],
-        held_out=checked.held_out,
-        held_out_digests=checked.held_out_digests,
+        held_out=ready.held_out,
+        held_out_digests=ready.held_out_digests,
         watchers=watchers,
     )
     return _Folded(parts=parts, since=since, steps=steps)
@@ -328,37 +227,6 @@ async def _told(watchers: Sequence[Watcher], described: Mapping[str, Any]) -> As
 async def _close(watcher: Watcher) -> None:
     with anyio.CancelScope(shield=True):
         await anyio.to_thread.run_sync(watcher.closed)
-
-
-def _held_out_players(name: str, episodes: Episodes, policies: Sequence[str]) -> Mapping[str, Player]:
-    if len(episodes.lineups) != 1:
-        raise SettingError(f"held-out {name!r} has {len(episodes.lineups)} line-ups: give each a name of its own")
-    if size(episodes.tasks) is None:
-        raise SettingError(f"held-out {name!r} is endless: give a finite list of tasks")
-    players = episodes.lineups[0].resolved(episodes.environment.seats, policies)
-    check_players(players, f"held-out {name!r}")
-    return players
-
-
-def _kept_apart(run: Run) -> frozenset[str]:
-    """The digests of held-out tasks that must not be trained on. Raises `SettingError` where a finite training source
-    has one."""
-    apart: dict[str, str] = {}
-    for name, episodes in run.named_held_out.items():
-        if not episodes.seen:
-            apart |= {
-                digest: f"task {index} of held-out {name!r}"
-                for index, digest in enumerate(digests(episodes, f"held-out {name!r}"))
-            }
-    for number, episodes in enumerate(run.sources):
-        for index, digest in enumerate(
-            digests(episodes, f"train source {number}", most=run.steps * run.groups_per_step)
-        ):
-            if digest in apart:
-                raise SettingError(
-                    f"{apart[digest]} is task {index} of train source {number} too: keep them apart (split()), or say seen=True"
-                )
-    return frozenset(apart)
 
 
 @asynccontextmanager

@@ -23,6 +23,16 @@ class Entry:
     holds: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionStatistics:
+    """The newest published version, how many are open, how many of those somebody holds, and by how many holds."""
+
+    newest: int
+    open: int
+    held: int
+    holds: int
+
+
 class Versions:
     """The published versions of a model. `trim` closes those that nothing holds and that are not among the newest `keep`.
 
@@ -53,6 +63,10 @@ class Versions:
     async def release(self, version: int) -> None:
         self.entry(version).holds -= 1
         await self.trim()
+
+    def statistics(self) -> VersionStatistics:
+        held = [entry.holds for entry in self._entries.values() if entry.holds]
+        return VersionStatistics(newest=self.newest, open=len(self._entries), held=len(held), holds=sum(held))
 
     def player(self, version: int | None = None) -> SamplingClient:
         """A sampling client of a version, or of whichever is the newest when a sample is asked for, or follows while it is

@@ -220,7 +220,7 @@ class Coordinator:
         counts = self.budget.statistics()
         for policy in dict.fromkeys(self.schedule.sources[source].lineups[lineup].values()):
             bound = self.schedule.bounds[policy]
-            pinned[policy] = max(0, counts[policy]["admitted"] // bound.units_per_step - bound.max_staleness)
+            pinned[policy] = max(0, counts[policy].admitted // bound.units_per_step - bound.max_staleness)
         return pinned
 
     def _admit(self, event: Admitted) -> None:

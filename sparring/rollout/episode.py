@@ -19,7 +19,7 @@ import msgspec
 
 from sparring.agents import Agent, Sample
 from sparring.environments import Conversation, Environment, EpisodeRandom, Reply, Request, Rewards, Seat, settle
-from sparring.environments.running import OWN_CODE, RUNNING, encoded
+from sparring.environments.running import OWN_CODE, RUNNING, Running, encoded
 from sparring.errors import (
     ContextFull,
     EffectError,
@@ -182,14 +182,14 @@ class Episode:
         return f"{plan.environment.name}, group {plan.group}, episode {plan.member}"
 
 
-def open_seats(episode: Episode, plan: EpisodePlan) -> list[Seat]:
+def open_seats(running: Running, plan: EpisodePlan) -> list[Seat]:
     """A fresh seat for every player, in the environment's order."""
-    return [Seat(name, episode) for name in plan.environment.seats]
+    return [Seat(name, running) for name in plan.environment.seats]
 
 
-async def played(episode: Episode, plan: EpisodePlan, seats: Sequence[Seat]) -> Rewards:
-    """What `play` returns; raises whatever it raises."""
-    token, own = RUNNING.set(episode), OWN_CODE.set(episode.own)
+async def played(episode: Episode, plan: EpisodePlan, seats: Sequence[Seat], running: Running | None = None) -> Rewards:
+    """What `play` returns; raises whatever it raises. `running` answers the seats, where that is not `episode` itself."""
+    token, own = RUNNING.set(running or episode), OWN_CODE.set(episode.own)
     try:
         rng = EpisodeRandom(f"{plan.seed}/{plan.task_digest}/{plan.group}")
         returned: Rewards = await episode.own(plan.environment.begin(plan.task, seats, rng))

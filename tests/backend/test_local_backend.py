@@ -155,6 +155,12 @@ async def test_a_closed_backend_refuses(tiny_llama: Path, tmp_path: Path) -> Non
     await sampler.aclose()
 
 
+async def test_statistics_are_those_of_engine_and_samplers(backend: LocalBackend, model: TorchModel) -> None:
+    found = backend.statistics()
+    assert found["engine/waiting"] == 0 and found["sampler/waiting"] == found["sampler/running"] == 0
+    assert found["sampler/slots"] > 0
+
+
 async def test_info_and_capabilities(backend: LocalBackend, model: TorchModel, tiny_llama: Path) -> None:
     info = model.info
     assert (info.model, info.context_length, info.dtype) == (str(tiny_llama), 256, "float32")

@@ -35,6 +35,7 @@ from sparring import (
 from sparring.backend import ModelInfo
 from sparring.errors import RunChanged, SettingError
 from sparring.learner import train_async
+from sparring.learner.checked import schedule_of
 from sparring.learner.described import (
     check_code,
     check_settings,
@@ -47,7 +48,6 @@ from sparring.learner.described import (
     plain,
     tasks_fingerprint,
 )
-from sparring.learner.train import schedule_of
 from sparring.rollout import MemorySegments
 from sparring.rollout.events import Noted
 from tests.learner.worlds import duel_run, events_of

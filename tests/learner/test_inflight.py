@@ -17,8 +17,8 @@ from sparring import Episodes, Policy, Run, Sampling, ScriptedModels, Seat, envi
 from sparring.backend import Capabilities, SamplingParams, ScriptedBackend
 from sparring.errors import SettingError, UnsupportedError
 from sparring.learner import train_async
+from sparring.learner.checked import check_capabilities
 from sparring.learner.replay import compare
-from sparring.learner.train import check_capabilities
 from sparring.learner.versions import Versions
 from sparring.rollout import MemorySegments
 from sparring.rollout.events import Acted, AnyEvent, Evaluated, Stepped, encode

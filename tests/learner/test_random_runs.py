@@ -40,9 +40,10 @@ from sparring import (
 )
 from sparring.environments import Score, generated
 from sparring.learner import train_async
+from sparring.learner.checked import schedule_of
 from sparring.learner.continuity import decided_again, equal, exactly_once
-from sparring.learner.train import schedule_of
-from sparring.learner.trainer import Parts, Trainer
+from sparring.learner.parts import Parts
+from sparring.learner.trainer import Trainer
 from sparring.rollout import Coordinator, MemorySegments
 from sparring.rollout.events import (
     Acted,
@@ -235,9 +236,9 @@ def check_conserved(events: list[AnyEvent], run: Run) -> None:
     state.ledger.assert_balanced(state.budget.statistics())
     assert state.finished and not state.groups
     for policy, counts in state.budget.statistics().items():
-        assert counts["outstanding"] == counts["in_flight"] == counts["ready"] == 0, "something is left over"
+        assert counts.outstanding == counts.in_flight == counts.ready == 0, "something is left over"
         places = STEPS * run.groups_per_step
-        assert counts["trained"] + counts["dropped"] * run.deterministic == places, (policy, counts)
+        assert counts.trained + counts.dropped * run.deterministic == places, (policy, counts)
 
 
 def check_fresh(events: list[AnyEvent], run: Run) -> None:

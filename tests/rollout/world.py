@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from random import Random
 
-from sparring.rollout.budget import Bound, StalenessBudget, Waiting
+from sparring.rollout.budget import Bound, BudgetStatistics, StalenessBudget, Waiting
 
 ENDLESS = 10**9
 BOUNDS = {
@@ -177,17 +177,19 @@ class World:
         demand(self.budget.overdue() == (), "overdue", self.budget.overdue())
         for policy, numbers in self.budget.statistics().items():
             player = self.players[policy]
-            truth = {
-                "version": player.version,
-                "installed": player.installed,
-                "outstanding": len(player.born),
-                "in_flight": len(player.flying),
-                "ready": len(player.finished),
-                "planned": len(player.planned or ()),
-                "admitted": player.admitted,
-                "trained": player.trained,
-                "dropped": player.dropped,
-            }
+            reach = min(player.installed + player.bound.max_staleness + 1, player.bound.steps)
+            truth = BudgetStatistics(
+                version=player.version,
+                installed=player.installed,
+                outstanding=len(player.born),
+                in_flight=len(player.flying),
+                ready=len(player.finished),
+                planned=len(player.planned or ()),
+                admitted=player.admitted,
+                trained=player.trained,
+                dropped=player.dropped,
+                room=max(0, reach * player.bound.units_per_step - self.place(player)),
+            )
             demand(numbers == truth, "conservation", policy, numbers, truth)
 
     def relieve(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -33,6 +33,7 @@ from sparring.backend.local.value_scorer import ValueScorer
 from sparring.backend.losses import LOSSES, Loss
 from sparring.backend.models import default_cache, resolve_model
 from sparring.backend.pending import PendingResult
+from sparring.backend.totals import add_up
 from sparring.backend.training import Capabilities, ForwardOutput, Lora, ModelInfo
 from sparring.backend.vllm import VllmSampler, VllmSettings
 from sparring.backend.vllm.settings import refuse_unserved
@@ -122,6 +123,16 @@ class LocalBackend:
             references=True,
             versions=self._max_loras if self._sampler == "vllm" else None,
         )
+
+    def statistics(self) -> Mapping[str, float]:
+        """Of the engine thread, and of the samplers of all bases together."""
+        torch = [asdict(loaded.sampler.statistics()) for loaded in self._loaded.values()]
+        vllm = [asdict(sampler.statistics()) for sampler in self._served.values()]
+        samplers = add_up([*torch, *vllm])
+        engine = asdict(self._engine.statistics())
+        return {f"engine/{name}": float(count) for name, count in engine.items()} | {
+            f"sampler/{name}": float(count) for name, count in samplers.items()
+        }
 
     @property
     def _follows(self) -> bool:

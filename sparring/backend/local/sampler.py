@@ -133,7 +133,7 @@ class TorchSampler:
     def statistics(self) -> SamplerStatistics:
         """How it stands; read from any thread, each number by itself."""
         return SamplerStatistics(
-            waiting=len(self._schedule.waiting) + sum(len(request.drawn) for request in self._inbox),
+            waiting=len(self._schedule.waiting) + sum(len(request.drawn) for request in list(self._inbox)),
             filling=sum(len(group.members) for group in self._schedule.filling),
             running=len(self._schedule.running),
             slots=self._cache.slots,
