@@ -28,9 +28,9 @@ from sparring.errors import (
 from sparring.learner import export, train
 from sparring.learner.history import read_events
 from sparring.rollout import Coordinator, Schedule, StoredEpisode, Trajectory, read_episodes
-from sparring.rollout.events import Acted, AnyEvent, Ended, Opened, Planned, encode, segment
+from sparring.rollout.events import Acted, AnyEvent, Died, Ended, Opened, Planned, encode, segment
 from sparring.rollout.journal import SqliteSegments
-from tests.learner.moods import run_of, sometimes
+from tests.learner.moods import WELL, run_of, sometimes
 from tests.learner.worlds import duel_run
 
 HEARD = Counter[str]()
@@ -325,6 +325,27 @@ def test_episodes_under_way_are_counted_and_left_out(talked: Run, tmp_path: Path
     store.close()
     done = export(tmp_path / "cut", tmp_path / "out.jsonl", run=talked)
     assert (done.under_way, done.episodes) == (1, sum(isinstance(event, Ended) for event in events) - 1)
+
+
+def test_an_episode_that_ended_two_processes_is_told_without_its_code(tmp_path: Path) -> None:
+    """The journal up to an episode's end, which two processes did not live to see; the others of the run are told whole."""
+    run = run_of(tmp_path / "first", WELL, steps=1)
+    assert train(run)
+    events = list(read_events(run.path))
+    cut, fatal = next((index, event) for index, event in enumerate(events) if isinstance(event, Ended))
+    again = replace(run, folder=tmp_path / "again")
+    again.path.mkdir(parents=True)
+    store = SqliteSegments(again.path / "journal.db")
+    died = [Died(life=life, group=fatal.group, member=fatal.member) for life in ("a", "b")]
+    store.append(segment([encode(event) for event in (*events[:cut], *died)]))
+    store.close()
+    assert train(again)
+    episodes = exported(again, tmp_path / "out.jsonl", run=again)
+    told = {(one.group, one.member): one for one in episodes}
+    ill = told.pop((fatal.group, fatal.member))
+    assert (ill.fault, ill.whole) == ("quarantined", False) and told
+    assert [message.role for one in ill.conversations for message in one.messages] == ["assistant"]
+    assert all(one.whole and not one.fault for one in told.values())
 
 
 def test_players_that_do_not_learn_are_named(tmp_path: Path) -> None:

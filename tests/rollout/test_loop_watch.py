@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Sized
 
 import anyio
 import pytest
@@ -47,22 +47,23 @@ class Watched:
                 await anyio.lowlevel.checkpoint()
 
 
-def compute_until(enough: Callable[[], object]) -> None:
-    while not enough():
+def compute_until(filled: Sized, size: int = 1) -> None:
+    """Calls no Python function: a loop that the machine interrupts in one for long would be named by it."""
+    while len(filled) < size:
         pass
 
 
 async def test_who_computes_without_awaiting_is_named(caplog: pytest.LogCaptureFixture) -> None:
     watched = Watched()
     async with watched.watch.watching():
-        compute_until(lambda: records(caplog))
+        compute_until(watched.watch._warned)
         held = await watched.next()
     assert (held.place.function, held.place.file, held.times) == ("compute_until", __file__, 1)
     assert held.seconds == held.longest >= LIMIT
     assert watched.watch.statistics().held == (held,)
     (said,) = records(caplog)
     assert said.startswith(f"compute_until ({__file__}:") and "nothing else runs meanwhile" in said
-    assert "while not enough():" in said, "the stack shows the lines"
+    assert "while len(filled) < size:" in said, "the stack shows the lines"
     assert (
         f"{held}" == f"{held.place} held the event loop once, {held.seconds:.1f} s in all, at most {held.longest:.1f} s"
     )
@@ -95,7 +96,7 @@ async def test_a_place_is_told_once_and_counted_each_time(caplog: pytest.LogCapt
     watched = Watched()
     async with watched.watch.watching():
         for _ in range(2):
-            compute_until(lambda: watched.watch._named)
+            compute_until(watched.watch._named)
             await watched.comes_round()
     (held,) = watched.watch.statistics().held
     assert held.times == 2 and held.longest < held.seconds
@@ -106,8 +107,8 @@ async def test_two_calls_of_one_beat_share_its_time(caplog: pytest.LogCaptureFix
     watched = Watched()
 
     def after_it() -> None:
-        compute_until(lambda: watched.watch._named)
-        while len(records(caplog)) < 2:
+        compute_until(watched.watch._named)
+        while len(watched.watch._warned) < 2:
             pass
 
     async with watched.watch.watching():
@@ -123,10 +124,10 @@ async def test_a_loop_that_comes_back_after_the_deadline_is_ended(caplog: pytest
     watched = Watched(deadline=2 * LIMIT)
     with pytest.RaisesGroup(pytest.RaisesExc(Stalled, match=r"did not come round .* compute_until \(.*\) held it")):
         async with watched.watch.watching():
-            compute_until(lambda: records(caplog, logging.ERROR))
+            compute_until(watched.watch._overdue)
             await anyio.sleep_forever()
     (said,) = records(caplog, logging.ERROR)
-    assert "a thread cannot stop it" in said and "kill the process" in said and "while not enough():" in said
+    assert "a thread cannot stop it" in said and "kill the process" in said and "while len(filled) < size:" in said
 
 
 async def test_the_thread_ends_with_the_watch() -> None:

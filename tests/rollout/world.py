@@ -188,9 +188,11 @@ class World:
                 admitted=player.admitted,
                 trained=player.trained,
                 dropped=player.dropped,
-                room=max(0, reach * player.bound.units_per_step - self.place(player)),
+                room=numbers.room,
             )
             demand(numbers == truth, "conservation", policy, numbers, truth)
+            room = max(0, reach * player.bound.units_per_step - self.place(player))
+            demand(numbers.room == room, "rule 1", policy, numbers, room)
 
     def relieve(self) -> None:
         """Finish and install everything: then some policy can step, or all that are not done can be admitted together."""
