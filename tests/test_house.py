@@ -34,13 +34,11 @@ EDGES = {
         "tests/rollout/test_episode_replay.py",
     },
     "TID251": {"sparring/backend/models.py"},
-    "PLC0415": {"benchmarks/_vllm.py"},
     "PT017": {"tests/learner/test_faults.py"},
     "ASYNC110": {"tests/learner/test_faults.py"},
 }
 """Rule -> files that may break it, with `# noqa: RULE - reason` there. BLE001: the error goes to whoever waits, or counts,
-or is what users write. TID251: the user's cache folder is where the XDG convention says.
-PLC0415: vLLM lies in an environment of its own. ASYNC110: a thread ends the wait."""
+or is what users write. TID251: the user's cache folder is where the XDG convention says. ASYNC110: a thread ends the wait."""
 
 KEYWORD_EDGES = {
     "sparring/backend/local/attention.py",
