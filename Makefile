@@ -7,6 +7,7 @@ SHELL := bash
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+BENCH_READY := .venv/.bench
 EXTRAS := torch,wandb,games,dev
 PIP := $(BIN)/python -m pip
 PYTEST := $(BIN)/python -m pytest
@@ -83,7 +84,12 @@ format: $(READY)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-$(BENCHMARKS): bench-%: benchmarks/%.py $(READY)
+# What the benchmarks compare with, on top of the rest.
+$(BENCH_READY): $(READY)
+	$(call heavy,$(PIP) install -c constraints.txt -e '.[bench]')
+	@touch $@
+
+$(BENCHMARKS): bench-%: benchmarks/%.py $(BENCH_READY)
 	$(call heavy,$(BIN)/python -m benchmarks.$*)
 
 clean:

@@ -55,9 +55,9 @@ def report(what: str, rows: Sequence[Row]) -> bool:
 
 def at_least(name: str, value: float, target: float) -> Row:
     """A ratio that should not be smaller."""
-    return Row(name=name, figure=f"{value:.2f}", target=f">= {target:.2f}", met=value >= target)
+    return Row(name=name, figure=f"{value:.3g}", target=f">= {target:g}", met=value >= target)
 
 
 def at_most(name: str, value: float, target: float) -> Row:
     """A ratio that should not be larger."""
-    return Row(name=name, figure=f"{value:.2f}", target=f"<= {target:.2f}", met=value <= target)
+    return Row(name=name, figure=f"{value:.3g}", target=f"<= {target:g}", met=value <= target)

@@ -1,21 +1,33 @@
-"""One step of GRPO's shape, by a plain loop of transformers and PEFT and by the local backend: what the benchmarks compare."""
+"""One step of GRPO's shape, by a plain loop of transformers and PEFT and by the local backend: what the benchmarks compare.
+
+python -m benchmarks._training plain|apart|shared MODEL DTYPE THREADS SHAPE     a step for each line read, prints its seconds
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import anyio
+import anyio.to_thread
 import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from sparring.backend import Adam, Datum, ImportanceSampling, token_mean
+from benchmarks._rows import Settings
+from sparring.backend import Adam, Datum, ImportanceSampling, Lora, token_mean
+from sparring.backend.local import LocalBackend
 from sparring.backend.local.model import TorchModel
+from sparring.backend.models import resolve_model
 
-PROMPTS, COMPLETIONS, RANK = 8, 8, 16
+PROMPTS, COMPLETIONS, RANK, VOCABULARY = 8, 8, 16, 49000
+WAYS = ("plain", "apart", "shared")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,3 +119,57 @@ async def our_step(model: TorchModel, data: Sequence[Datum]) -> None:
     """The same through the backend."""
     model.forward_backward(data, ImportanceSampling())
     await model.optim_step(Adam())
+
+
+class Child:
+    """One way of making a step, in a process of its own that waits between two of them."""
+
+    def __init__(self, way: str, settings: Settings, shape: Shape) -> None:
+        given = [way, settings.model, settings.dtype, str(settings.threads), shape.name]
+        command = [sys.executable, "-m", "benchmarks._training", *given]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._process.communicate()
+
+    async def step(self) -> float:
+        """The seconds that it took."""
+        return float(await anyio.to_thread.run_sync(self._asked))
+
+    def _asked(self) -> str:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write("step\n")
+        self._process.stdin.flush()
+        return self._process.stdout.readline()
+
+
+async def _serve(way: str, model: str, dtype: str, threads: int, shape: Shape) -> None:
+    assert dtype in ("bfloat16", "float32"), dtype
+    torch.set_num_threads(threads)
+    data = batch(VOCABULARY, shape, shared=way != "apart")
+
+    async def answer(step: Callable[[], Awaitable[None]]) -> None:
+        for _ in iter(sys.stdin.readline, ""):
+            start = time.perf_counter()
+            await step()
+            print(time.perf_counter() - start, flush=True)
+
+    if way == "plain":
+        plain = PlainLoop(resolve_model(model), dtype)
+
+        async def plain_step() -> None:
+            plain.step(data, shape.sequences)
+
+        await answer(plain_step)
+        return
+    async with LocalBackend(dtype=dtype, threads=threads, token_budget=shape.token_budget) as backend:
+        ours = await backend.create_model(model, lora=Lora(rank=RANK, alpha=RANK))
+        await answer(lambda: our_step(ours, data))
+
+
+if __name__ == "__main__":
+    chosen, name, number_format, count, shape_name = sys.argv[1:]
+    anyio.run(_serve, chosen, name, number_format, int(count), SHAPES[shape_name])

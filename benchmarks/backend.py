@@ -4,7 +4,8 @@
 
 Steps of GRPO's shape: 8 prompts with 8 completions each, LoRA of rank 16 on every linear layer, forward, backward and an
 optimizer step, in micro-batches of the same number of tokens. The ways take turns, so that a noisy machine is noisy for all;
-the first round warms up:
+each is a process of its own, so that none works in memory and with threads that another left behind (in one process, ours takes
+a tenth longer after a plain step); the first round warms up:
 
     plain     transformers + PEFT, padded batches, logits of every position
     apart     sparring, no two prompts equal: log-probs at sampled positions only
@@ -23,15 +24,17 @@ import statistics
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import anyio
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from benchmarks._memory import memory_rows
 from benchmarks._rows import Row, Settings, arguments, at_least, at_most, report
-from benchmarks._training import COMPLETIONS, PROMPTS, RANK, SHAPES, PlainLoop, Shape, batch, our_step
+from benchmarks._training import COMPLETIONS, PROMPTS, RANK, SHAPES, WAYS, Child, Shape, batch
 from sparring.backend import ImportanceSampling, Lora
 from sparring.backend.local import LocalBackend
 from sparring.backend.models import resolve_model
@@ -64,47 +67,28 @@ def needed(model: nn.Module, shape: Shape) -> float:
     return 4.0 * (body * (PROMPTS * shape.prompt + sampled) + head * sampled)
 
 
-async def in_turn(ways: Mapping[str, Callable[[], Awaitable[None]]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each way in each round; one before them warms up."""
+async def in_turn(ways: Mapping[str, Callable[[], Awaitable[float]]], rounds: int) -> dict[str, float]:
+    """Median of the seconds that each way says it took; a round before them warms up."""
     found: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds + 1):
         for name, step in ways.items():
-            start = time.perf_counter()
-            await step()
-            seconds = time.perf_counter() - start
+            seconds = await step()
             print(f"round {number} of {rounds}, {name}: {seconds:.2f} s", file=sys.stderr, flush=True)
-            if number > 0:
-                found[name].append(seconds)
-    return found
+            found[name].append(seconds)
+    return {name: statistics.median(seconds[1:]) for name, seconds in found.items()}
 
 
-async def measure_shape(settings: Settings, shape: Shape, plain: PlainLoop) -> list[Row]:
+async def measure_shape(settings: Settings, shape: Shape, model: nn.Module) -> list[Row]:
     """All ways in turn."""
-    vocabulary = int(plain.model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
-    apart, shared = batch(vocabulary, shape, shared=False), batch(vocabulary, shape, shared=True)
-    async with LocalBackend(
-        dtype=settings.dtype,
-        threads=settings.threads,
-        token_budget=shape.token_budget,
-    ) as backend:
-        model = await backend.create_model(settings.model, lora=Lora(rank=RANK, alpha=RANK))
-
-        async def plain_step() -> None:
-            plain.step(shared, shape.sequences)
-
-        ways: dict[str, Callable[[], Awaitable[None]]] = {
-            "plain": plain_step,
-            "apart": lambda: our_step(model, apart),
-            "shared": lambda: our_step(model, shared),
-        }
-        found = await in_turn(ways, settings.rounds)
-    return rows(shape, found, needed(plain.model, shape) / matrix_rate(getattr(torch, settings.dtype)))
+    with ExitStack() as stack:
+        children = {way: stack.enter_context(Child(way, settings, shape)) for way in WAYS}
+        middle = await in_turn({way: child.step for way, child in children.items()}, settings.rounds)
+    return rows(shape, middle, needed(model, shape) / matrix_rate(getattr(torch, settings.dtype)))
 
 
-def rows(shape: Shape, found: dict[str, list[float]], least: float) -> list[Row]:
+def rows(shape: Shape, middle: Mapping[str, float], least: float) -> list[Row]:
     """Rates and gains of one shape; `least` seconds is what its products take at the machine's matrix rate."""
     tokens = PROMPTS * COMPLETIONS * (shape.prompt + shape.completion)
-    middle = {name: statistics.median(seconds) for name, seconds in found.items()}
     at = f"{shape.name} "
     return [
         *(Row(name=f"{at}{name}, tok/s", figure=f"{tokens / seconds:.0f}") for name, seconds in middle.items()),
@@ -122,18 +106,23 @@ async def measure_adapters(settings: Settings, shape: Shape) -> list[Row]:
         data = batch(1000, shape, shared=True)
         half, other = data[: len(data) // 2], data[len(data) // 2 :]
 
-        async def one() -> None:
+        async def one() -> float:
+            start = time.perf_counter()
             await first.forward_backward(data, ImportanceSampling())
+            return time.perf_counter() - start
 
-        async def together() -> None:
+        async def together() -> float:
+            start = time.perf_counter()
             await backend.forward_backward([(first, half, ImportanceSampling()), (second, other, ImportanceSampling())])
+            return time.perf_counter() - start
 
-        async def apart() -> None:
+        async def apart() -> float:
+            start = time.perf_counter()
             await first.forward_backward(half, ImportanceSampling())
             await second.forward_backward(other, ImportanceSampling())
+            return time.perf_counter() - start
 
-        found = await in_turn({"one": one, "together": together, "apart": apart}, settings.rounds)
-    middle = {name: statistics.median(seconds) for name, seconds in found.items()}
+        middle = await in_turn({"one": one, "together": together, "apart": apart}, settings.rounds)
     return [
         at_most(f"{shape.name} two adapters in one pass / one", middle["together"] / middle["one"], 1.2),
         Row(name=f"{shape.name} two adapters, one by one / one", figure=f"{middle['apart'] / middle['one']:.2f}"),
@@ -143,9 +132,9 @@ async def measure_adapters(settings: Settings, shape: Shape) -> list[Row]:
 async def main(settings: BackendSettings) -> list[Row]:
     """All shapes."""
     torch.set_num_threads(settings.threads)
-    plain = PlainLoop(resolve_model(settings.model), settings.dtype)
+    model: nn.Module = AutoModelForCausalLM.from_pretrained(str(resolve_model(settings.model)), dtype=settings.dtype)
     shapes = [SHAPES[name] for name in settings.shapes]
-    speed = [row for shape in shapes for row in await measure_shape(settings, shape, plain)]
+    speed = [row for shape in shapes for row in await measure_shape(settings, shape, model)]
     adapters = await measure_adapters(settings, shapes[0])
     return [*speed, *memory_rows(settings, shapes[0]), *adapters]
 

@@ -27,7 +27,9 @@ EDGES = {
     "BLE001": {
         "sparring/backend/local/thread.py",
         "sparring/backend/vllm/engine.py",
+        "sparring/rollout/culprit.py",
         "sparring/rollout/episode.py",
+        "sparring/rollout/retold.py",
         "tests/rollout/test_episode.py",
         "tests/rollout/test_episode_replay.py",
     },

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from re import findall
@@ -58,6 +58,9 @@ async def check_backend(
     await check_ends(made)
     await check_seeds(made, bounds=bounds)
     await check_versions(made, bounds=bounds, first=2)
+    await check_turns(made, bounds=bounds, first=4)
+    if "inflight" in backend.capabilities().kinds:
+        await check_inflight(made, bounds=bounds, first=6)
     if busy is not None:
         await check_cancelled(made, busy)
     await made.unload()
@@ -221,6 +224,100 @@ async def check_versions(model: TrainingClient, *, bounds: Bounds = FP32, first:
         raise CheckFailed(f"publish({version}) after {new.version} was not refused with a SettingError")
     await old.aclose()
     await new.aclose()
+
+
+async def check_turns(model: TrainingClient, *, bounds: Bounds = FP32, first: int = 0) -> None:
+    """Publishes versions `first` and the next.
+
+    A conversation grows turn by turn, and what one version draws in it another continues too: whatever a sampler keeps of
+    earlier turns, log-probs are those of its own version after the whole context."""
+    old, new = await _published(model, first), await _published(model, first + 1)
+    start, *more = _prompts(model)
+    context, params = start, SamplingParams(max_tokens=32, seed=2)
+    differences: list[F32] = []
+    for message in more:
+        for client in (old, new, old):
+            (sample,) = await client.sample(context, params)
+            whole = np.concatenate([context, sample.tokens])
+            differences.append(np.abs((await client.logprobs(whole))[len(context) :] - sample.logprobs))
+        context = np.concatenate([whole, message[:16]])
+    _within("drawn and scored log-probs of a conversation", differences, bounds)
+    await old.aclose()
+    await new.aclose()
+
+
+async def check_inflight(model: TrainingClient, *, bounds: Bounds = FP32, first: int = 0) -> None:
+    """Publishes versions from `first` on, at most twenty.
+
+    A client in flight goes on with each version in the middle of sequences, never back, and starts nothing with older weights
+    once a version is published. Stamps cover the tokens, and log-probs are those of the version that is stamped, after all that
+    came before. A snapshot stays as it is meanwhile."""
+    clients = {first: await _published(model, first)}
+    inflight = await model.sampler("inflight")
+    _insist(inflight.version == first, f"in flight has version {inflight.version}; {first} is the newest")
+    prompt, params = _prompts(model)[3], SamplingParams(max_tokens=12, seed=7)
+    (before,) = await clients[first].sample(prompt, params)
+    found: list[SampledSequence] = []
+    asked: list[tuple[int, tuple[tuple[int, int], ...], int]] = []
+
+    async def sample_long() -> None:
+        most = min(96, model.info.context_length - len(prompt))
+        found.extend(await inflight.sample(prompt, SamplingParams(max_tokens=most), n=4))
+
+    while not any(len(sample.versions) > 1 for sample in found):
+        _insist(len(clients) < 20, f"no sequence in flight went on with any of {len(clients) - 1} versions")
+        async with anyio.create_task_group() as group:
+            group.start_soon(sample_long)
+            await inflight.sample(
+                prompt, SamplingParams(max_tokens=1)
+            )  # once this has ended, the long ones are under way
+            for _ in range(2):
+                version = max(clients) + 1
+                clients[version] = await _published(model, version)
+                (after,) = await inflight.sample(prompt, params)
+                asked.append((version, after.versions, inflight.version))
+        for version, stamps, says in asked:
+            _insist(
+                stamps == ((version, 12),) and says == version,
+                f"asked after version {version} was published, in flight stamped {stamps!r} and says it has version {says}",
+            )
+    for sample in found:
+        _check_stamps(sample, first, max(clients))
+    _within("log-probs in flight and of the stamped versions", await _by_version(clients, prompt, found), bounds)
+    (still,) = await clients[first].sample(prompt, params)
+    _insist(
+        np.array_equal(before.tokens, still.tokens) and before.versions == still.versions,
+        f"version {first} draws other tokens since others were followed: a snapshot must not change",
+    )
+    for client in (inflight, *clients.values()):
+        await client.aclose()
+
+
+def _check_stamps(sample: SampledSequence, first: int, last: int) -> None:
+    versions = [version for version, _ in sample.versions]
+    _insist(
+        versions == sorted(set(versions)) and first <= versions[0] and versions[-1] <= last,
+        f"stamped {sample.versions!r}: versions go on from one to a newer one, between {first} and {last}",
+    )
+    counts = [count for _, count in sample.versions]
+    _insist(
+        min(counts) > 0 and sum(counts) == len(sample.tokens),
+        f"stamps {sample.versions!r} do not cover {len(sample.tokens)} tokens",
+    )
+
+
+async def _by_version(
+    clients: Mapping[int, SamplingClient], prompt: I32, samples: Sequence[SampledSequence]
+) -> list[F32]:
+    """For each token, by how much its log-prob differs from that of the version that it is stamped with."""
+    differences: list[F32] = []
+    for sample in samples:
+        tokens, start = np.concatenate([prompt, sample.tokens]), 0
+        for version, count in sample.versions:
+            wanted = (await clients[version].logprobs(tokens))[len(prompt) + start :][:count]
+            differences.append(np.abs(wanted - sample.logprobs[start : start + count]))
+            start += count
+    return differences
 
 
 async def check_cancelled(model: TrainingClient, busy: Callable[[], int]) -> None:

@@ -29,6 +29,7 @@ class Local:
     sampler  "torch", in this process, or "vllm", in processes of its own
     max_loras    with vLLM: versions that can be played at once, all policies on one base together
     replicas     with vLLM: engines of one base that share the requests
+    prefix_bytes    with torch: memory for keys and values of what contexts begin with, for the next turns of a conversation
     """
 
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
@@ -38,6 +39,7 @@ class Local:
     sampler: Literal["torch", "vllm"] = "torch"
     max_loras: int = 8
     replicas: int = 1
+    prefix_bytes: int = 2**29
 
     def open(self, *, deterministic: bool) -> Backend:
         bound_spinning()

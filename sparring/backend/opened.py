@@ -8,16 +8,16 @@ from sparring.errors import BackendError
 
 
 class Opened:
-    """What all clients of weights that never change have in common."""
+    """What all clients have in common. `version` tells which weights the next token is started with."""
 
-    def __init__(self, version: int, release: Callable[[], None]) -> None:
+    def __init__(self, version: Callable[[], int], release: Callable[[], None]) -> None:
         self._version, self._release = version, release
         self._closed = False
 
     @property
     def version(self) -> int:
-        """The version that was opened."""
-        return self._version
+        """The version that was opened, or of weights that follow the model, the one they have now."""
+        return self._version()
 
     async def aclose(self) -> None:
         """Let go of the weights; further calls raise `BackendError`."""

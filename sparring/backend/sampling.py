@@ -1,7 +1,8 @@
 """What is asked of a sampler and what it gives back."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from math import isfinite
 from typing import Literal, Protocol
 
@@ -43,8 +44,8 @@ class SamplingParams:
 class SampledSequence:
     """Tokens as sampled, i32[T]; `logprobs` f32[T] under the distribution they were drawn from (tempered, fp32 log-softmax).
 
-    `versions` are runs `(version, tokens)` that cover T in order: which weights made which token; a token that mixes versions
-    carries the oldest.
+    `versions` are runs `(version, tokens)` that cover T in order, versions ascending: which weights made which token; a token
+    that mixes versions carries the oldest.
     """
 
     tokens: I32
@@ -58,8 +59,14 @@ class SampledSequence:
         assert sum(count for _, count in self.versions) == length, (self.versions, length)
 
 
+def runs(versions: Iterable[int]) -> tuple[tuple[int, int], ...]:
+    """The version of each token as runs `(version, tokens)`."""
+    return tuple((version, len(list(run))) for version, run in groupby(versions))
+
+
 class SamplingClient(Protocol):
-    """Draws from one policy's weights. A snapshot never changes; closing it lets the backend free them."""
+    """Draws from one policy's weights. A snapshot never changes; one in flight goes on with each version that is published, in
+    the middle of sequences too. Closing it lets the backend free them."""
 
     @property
     def version(self) -> int:

@@ -8,7 +8,7 @@ prompt and seed.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from random import Random
@@ -25,7 +25,7 @@ from sparring.backend.datum import Datum
 from sparring.backend.losses import LOSSES, Loss
 from sparring.backend.pending import PendingResult
 from sparring.backend.renderer import Renderer
-from sparring.backend.sampling import SampledSequence, SamplingClient, SamplingParams
+from sparring.backend.sampling import SampledSequence, SamplingClient, SamplingParams, runs
 from sparring.backend.training import (
     Adam,
     Capabilities,
@@ -78,7 +78,12 @@ class ScriptedBackend:
         raise UnsupportedError(f"reference({model!r}): the scripted backend has no distribution; LocalBackend has")
 
     def capabilities(self) -> Capabilities:
-        return Capabilities(losses=frozenset(LOSSES), deterministic=True, logprobs=False)
+        kinds = frozenset({"snapshot", "inflight"})
+        return Capabilities(losses=frozenset(LOSSES), kinds=kinds, deterministic=True, logprobs=False)
+
+    def statistics(self) -> Mapping[str, float]:
+        """It has no queues: what is asked for is done at once."""
+        return {}
 
 
 class ScriptedModel:
@@ -181,12 +186,20 @@ class ScriptedModel:
         self, kind: Literal["snapshot", "inflight"] = "snapshot", *, version: int | None = None
     ) -> SamplingClient:
         self._refuse_if_unloaded()
-        if kind != "snapshot":
-            raise UnsupportedError(f"sampler({kind!r}): the scripted backend has 'snapshot' only")
+        if kind == "inflight":
+            if version is not None or not self._published:
+                raise SettingError(
+                    f"sampler({kind!r}, version={version!r}): it follows what is published, from the first on"
+                )
+            return ScriptedFollower(self._newest)
         if version is None:
             return ScriptedSampler(self._weights, max(self._published, default=0), self._reply)
         if version not in self._published:
             raise SettingError(f"sampler(version={version!r}): published are {sorted(self._published)}")
+        return ScriptedSampler(self._published[version], version, self._reply)
+
+    def _newest(self) -> ScriptedSampler:
+        version = max(self._published)
         return ScriptedSampler(self._published[version], version, self._reply)
 
 
@@ -200,15 +213,9 @@ class ScriptedSampler:
         self.version = version
 
     async def sample(self, prompt: Sequence[int] | I32, params: SamplingParams, n: int = 1) -> list[SampledSequence]:
-        if self._closed:
-            raise BackendError("sample() on a sampling client that was closed")
-        ids = np.asarray(prompt, np.int32)
-        if len(ids) == 0 or ids.min() < 0 or ids.max() >= VOCABULARY:
-            raise SettingError(f"prompt of {len(ids)} tokens: at least one, with ids from 0 to {VOCABULARY - 1}")
-        if len(ids) + params.max_tokens > _CONTEXT:
-            raise ContextFull(f"{len(ids)} tokens and up to {params.max_tokens} more exceed the context of {_CONTEXT}")
+        ids = _checked(prompt, params, closed=self._closed)
         await anyio.lowlevel.checkpoint()
-        return [self._draw(ids, params, index) for index in range(n)]
+        return [self.draw(ids, params, index) for index in range(n)]
 
     async def logprobs(self, tokens: Sequence[int] | I32) -> F32:
         raise UnsupportedError("logprobs(): the scripted backend has no distribution")
@@ -216,7 +223,8 @@ class ScriptedSampler:
     async def aclose(self) -> None:
         self._closed = True
 
-    def _draw(self, ids: I32, params: SamplingParams, index: int) -> SampledSequence:
+    def draw(self, ids: I32, params: SamplingParams, index: int) -> SampledSequence:
+        """The `index`-th sequence of a request."""
         rng = Random(sha256(self._weights + ids.tobytes() + f"{params.seed}/{index}".encode()).digest())
         text = self._reply(ByteRenderer().text(ids), rng)
         if not isinstance(text, str):
@@ -230,6 +238,60 @@ class ScriptedSampler:
             stop="stop" if len(tokens) == len(whole) else "length",
             versions=((self.version, len(tokens)),),
         )
+
+
+class ScriptedFollower:
+    """A `SamplingClient` that goes on with the newest link of the chain: tokens come one after the other, and from a
+    publication on they are those of the reply that the new weights make, which also says where it ends."""
+
+    def __init__(self, newest: Callable[[], ScriptedSampler]) -> None:
+        self._newest = newest
+        self._closed = False
+
+    @property
+    def version(self) -> int:
+        return self._newest().version
+
+    async def sample(self, prompt: Sequence[int] | I32, params: SamplingParams, n: int = 1) -> list[SampledSequence]:
+        ids = _checked(prompt, params, closed=self._closed)
+        return [await self._grown(ids, params, index) for index in range(n)]
+
+    async def logprobs(self, tokens: Sequence[int] | I32) -> F32:
+        return await self._newest().logprobs(tokens)
+
+    async def aclose(self) -> None:
+        self._closed = True
+
+    async def _grown(self, ids: I32, params: SamplingParams, index: int) -> SampledSequence:
+        drawn = self._newest().draw(ids, params, index)
+        taken: list[tuple[int, float, int]] = []
+        ended = False
+        while not ended:
+            await anyio.lowlevel.checkpoint()
+            if self.version != drawn.versions[0][0]:
+                drawn = self._newest().draw(ids, params, index)
+            place = min(len(taken), len(drawn.tokens) - 1)
+            taken.append((int(drawn.tokens[place]), float(drawn.logprobs[place]), drawn.versions[0][0]))
+            ended = place == len(drawn.tokens) - 1
+        tokens, logprobs, versions = zip(*taken, strict=True)
+        return SampledSequence(
+            tokens=np.array(tokens, np.int32),
+            logprobs=np.array(logprobs, np.float32),
+            stop=drawn.stop,
+            versions=runs(versions),
+        )
+
+
+def _checked(prompt: Sequence[int] | I32, params: SamplingParams, *, closed: bool) -> I32:
+    """The prompt as i32[T], where it can be continued."""
+    if closed:
+        raise BackendError("sample() on a sampling client that was closed")
+    ids = np.asarray(prompt, np.int32)
+    if len(ids) == 0 or ids.min() < 0 or ids.max() >= VOCABULARY:
+        raise SettingError(f"prompt of {len(ids)} tokens: at least one, with ids from 0 to {VOCABULARY - 1}")
+    if len(ids) + params.max_tokens > _CONTEXT:
+        raise ContextFull(f"{len(ids)} tokens and up to {params.max_tokens} more exceed the context of {_CONTEXT}")
+    return ids
 
 
 def _optional(datum: Datum) -> Iterator[NDArray[Any]]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from itertools import accumulate
-from math import exp, sqrt
+from math import ceil, exp, log10, sqrt
 
 BIN = "log_ratio_bin/"
 NARROWEST, BINS_PER_DECADE, LAST_BIN = 1e-5, 16, 104
@@ -70,7 +70,7 @@ def rates(totals: Mapping[str, float]) -> dict[str, float]:
         found |= _value_rates(totals, tokens)
     counts = {int(name.removeprefix(BIN)): count for name, count in totals.items() if name.startswith(BIN)}
     if counts:
-        found |= {f"ratio_p{share:02d}": exp(_quantile(counts, share / 100)) for share in (1, 50, 99)}
+        found |= {f"ratio_p{share:02d}": exp(quantile(counts, share / 100)) for share in (1, 50, 99)}
     return found
 
 
@@ -84,8 +84,14 @@ def _value_rates(totals: Mapping[str, float], tokens: float) -> dict[str, float]
     return found
 
 
-def _quantile(counts: Mapping[int, float], share: float) -> float:
-    """The log-ratio that `share` of the tokens do not exceed, as the middle of its bin."""
+def bin_of(value: float) -> int:
+    """The bin of a value that is not negative."""
+    return min(LAST_BIN, max(0, ceil(log10(max(value, NARROWEST) / NARROWEST) * BINS_PER_DECADE)))
+
+
+def quantile(counts: Mapping[int, float], share: float) -> float:
+    """The value (a log-ratio) that `share` of those counted in `counts`, {bin: how many}, do not exceed, as the middle of
+    its bin."""
     wanted, order = share * sum(counts.values()), sorted(counts)
     upto = accumulate(counts[number] for number in order)
     number = next(number for number, seen in zip(order, upto, strict=True) if seen >= wanted)

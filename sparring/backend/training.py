@@ -173,7 +173,12 @@ class TrainingClient(Protocol):
     async def sampler(
         self, kind: Literal["snapshot", "inflight"] = "snapshot", *, version: int | None = None
     ) -> SamplingClient:
-        """A client of the published `version`, or, without one, of the weights as they are after the calls so far."""
+        """A client of the published `version`, or, without one, of the weights as they are after the calls so far.
+
+        One in flight follows what is published: requests under way go on with the new weights, and once `publish` is done no
+        token is started with older ones. It takes no `version`. Raises `SettingError` before anything was published,
+        `UnsupportedError` where `Capabilities.kinds` has it not.
+        """
         ...
 
 
@@ -260,3 +265,6 @@ class Backend(Protocol):
         ...
 
     def capabilities(self) -> Capabilities: ...
+    def statistics(self) -> Mapping[str, float]:
+        """How its queues stand, by name; may be asked for at any time, and takes none."""
+        ...

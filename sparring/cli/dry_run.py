@@ -22,10 +22,10 @@ from sparring.backend.bytes_renderer import ByteRenderer
 from sparring.cli.script import scripted_reply
 from sparring.environments import FunctionEnvironment, task_digest
 from sparring.errors import UnsupportedError
+from sparring.learner.checked import schedule_of
 from sparring.learner.described import task_at
 from sparring.learner.run import Episodes, Run
 from sparring.learner.step import prepare
-from sparring.learner.train import schedule_of
 from sparring.rollout import Batch, Trajectory, Unit, trajectories
 from sparring.rollout.episode import Episode, EpisodePlan, run_episode
 from sparring.rollout.events import Acted, Affected, Ended, Planned

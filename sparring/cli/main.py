@@ -23,6 +23,8 @@ COMMANDS = {
     "play": "play one episode of an environment, with a person or a script at each seat",
     "eval": "show the held-out evaluations of a run",
     "replay": "recompute a run's batches, advantages and metrics from its journal, and compare",
+    "rescore": "score a run's stored episodes with a changed environment or verifier, and report what would have changed",
+    "export": "write a run's episodes to a file, one JSON object a line",
 }
 
 EXAMPLES = """\
@@ -34,6 +36,8 @@ examples:
   sparring play examples/addition.py --seat solver=human
   sparring eval runs/addition
   sparring replay runs/addition
+  sparring rescore runs/addition examples/addition.py
+  sparring export examples/addition.py addition.jsonl
 
 Each command explains itself: sparring train --help"""
 

@@ -66,7 +66,8 @@ def add_options(parser: Parser) -> None:
     parser.add_argument(
         "--accept-changed-code",
         action="store_true",
-        help="go on although the environment, the tasks, the renderer or the model changed since the run was started",
+        help="go on although the environment, the tasks, the renderer or the model changed since the run was started; "
+        "unfinished episodes start again",
     )
 
 

@@ -9,10 +9,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
-from hashlib import sha256
 from importlib import import_module
 from operator import attrgetter
-from pathlib import Path
 from random import Random
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar, cast, overload
@@ -21,6 +19,7 @@ from sparring.environments.outcome import Rewards
 from sparring.environments.plain import canonical
 from sparring.environments.seat import Seat
 from sparring.environments.signature import Hidden, check_hidden, converted, read_signature, setting_type
+from sparring.environments.source import source_digests
 from sparring.errors import SettingError
 
 TaskT = TypeVar("TaskT")
@@ -59,9 +58,10 @@ class Environment(ABC, Generic[TaskT]):
         """Name and settings as JSON data, for `run.json`; a subclass with settings of its own adds them."""
         return {"name": f"{type(self).__module__}:{type(self).__qualname__}", "seats": list(self.seats)}
 
-    def fingerprint(self) -> str:
-        """A digest of the source file that defines it: a run that is resumed with another one is stopped and says so."""
-        return source_digest(type(self))
+    def fingerprint(self) -> dict[str, str]:
+        """{what: digest} of all that its source consists of (`environments/source.py` says what that is): a run that is resumed
+        with another one is stopped, and names what changed."""
+        return source_digests(type(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +125,8 @@ class FunctionEnvironment(Environment[TaskT]):
         settings = json.loads(canonical(dict(self.settings)))
         return {"name": where, "seats": list(self.seats), "settings": settings}
 
-    def fingerprint(self) -> str:
-        return source_digest(self.function)
+    def fingerprint(self) -> dict[str, str]:
+        return source_digests(self.function)
 
     def _listed(self) -> str:
         return ", ".join(f"{key}={value!r}" for key, value in self.settings.items()) or "no settings"
@@ -204,18 +204,3 @@ def _named(module: str, qualname: str, settings: Mapping[str, Any]) -> FunctionE
 
 def _assembled(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> FunctionEnvironment[Any]:
     return FunctionEnvironment(**parts, settings=MappingProxyType(dict(settings)))
-
-
-def source_digest(thing: Any) -> str:
-    """sha256 of the file that defines `thing`; of its own lines, then of its name, where there is no file (a notebook)."""
-    try:
-        path = inspect.getsourcefile(thing)
-        content = Path(path).read_bytes() if path else b""
-    except (TypeError, OSError):
-        content = b""
-    if not content:
-        try:
-            content = inspect.getsource(thing).encode()
-        except (TypeError, OSError):
-            content = f"{thing.__module__}:{thing.__qualname__}".encode()
-    return sha256(content).hexdigest()

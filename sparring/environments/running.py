@@ -57,6 +57,10 @@ class Running(Protocol):
         """Tokens that still fit."""
         ...
 
+    def split(self, more: int) -> None:
+        """So many more parts of `play` run at once from here on (fewer, where negative)."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Branch:
@@ -65,6 +69,9 @@ class Branch:
     siblings: object
     index: int
 
+
+OWN_CODE: ContextVar[Callable[[Awaitable[Any]], Awaitable[Any]] | None] = ContextVar("sparring_own_code", default=None)
+"""How the running episode runs what the environment wrote; None outside a run."""
 
 RUNNING: ContextVar[Running | None] = ContextVar("sparring_running", default=None)
 _BRANCHES: ContextVar[tuple[Running | None, tuple[Branch, ...]]] = ContextVar("sparring_branches", default=(None, ()))
@@ -97,6 +104,28 @@ class EpisodeRandom(Random):
             raise SettingError("rng was used inside gather(): the order of draws would be chance; draw before gather()")
 
 
+class _Parts:
+    """Tells the running episode how many parts of `play` a `gather` adds: its branches in place of the one that waits for
+    them, until that one goes on in the place of the last."""
+
+    def __init__(self, branches: int) -> None:
+        self._running = RUNNING.get()
+        self._more = 0
+        self._split(max(branches - 1, 0))
+
+    def ended(self) -> None:
+        self._split(-1 if self._more else 0)
+
+    def close(self) -> None:
+        """All branches have ended; those that were cancelled before they began did not say so."""
+        self._split(-self._more)
+
+    def _split(self, more: int) -> None:
+        self._more += more
+        if more and self._running is not None:
+            self._running.split(more)
+
+
 async def gather(*aws: Awaitable[Any]) -> tuple[Any, ...]:
     """Run parts of `play` at once and return their results in the order given: the only way to do so.
 
@@ -104,10 +133,15 @@ async def gather(*aws: Awaitable[Any]) -> tuple[Any, ...]:
     """
     results: list[Any] = [None] * len(aws)
     siblings, outer = object(), branches()
+    parts = _Parts(len(aws))
 
     async def branch(index: int, aw: Awaitable[Any]) -> None:
         _BRANCHES.set((RUNNING.get(), (*outer, Branch(siblings, index))))
-        results[index] = await aw
+        own = OWN_CODE.get()
+        try:
+            results[index] = await (aw if own is None else own(aw))
+        finally:
+            parts.ended()
 
     failure: Exception | None = None
     try:
@@ -120,6 +154,7 @@ async def gather(*aws: Awaitable[Any]) -> tuple[Any, ...]:
         for aw in aws:  # a branch that was cancelled before its first step never touched its coroutine
             if isinstance(aw, Coroutine):
                 aw.close()
+        parts.close()
     if failure is not None:
         raise failure
     return tuple(results)

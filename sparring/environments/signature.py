@@ -12,6 +12,7 @@ import msgspec
 
 from sparring.environments.plain import canonical
 from sparring.environments.seat import Seat
+from sparring.environments.source import closed_over
 from sparring.errors import SettingError
 
 Hidden = Mapping[str, tuple[str, ...]]
@@ -65,10 +66,9 @@ def hint(function: Callable[..., Any], name: str) -> Any:
     parameter = inspect.signature(function).parameters[name]
     if parameter.annotation is Parameter.empty:
         return UNKNOWN
-    free = inspect.getclosurevars(function).nonlocals if inspect.isfunction(function) else {}
     holder = type(name, (), {"__annotations__": {name: parameter.annotation}})
     try:
-        return get_type_hints(holder, globalns=function.__globals__, localns=dict(free))[name]
+        return get_type_hints(holder, globalns=function.__globals__, localns=closed_over(function))[name]
     except (NameError, AttributeError, TypeError, SyntaxError):
         return UNKNOWN
 

@@ -2,6 +2,7 @@
 
 from sparring.learner.advantages import Advantages, Comparable, GroupMean, RoleBaseline, advantages
 from sparring.learner.algorithm import Algorithm, EqualRewards, grpo, rae
+from sparring.learner.export import Exported, export
 from sparring.learner.pacing import Drop, Pace
 from sparring.learner.reuse import Reuse
 from sparring.learner.run import Episodes, Policy, Run
@@ -14,6 +15,7 @@ __all__ = [
     "Drop",
     "Episodes",
     "EqualRewards",
+    "Exported",
     "GroupMean",
     "Pace",
     "Policy",
@@ -21,6 +23,7 @@ __all__ = [
     "RoleBaseline",
     "Run",
     "advantages",
+    "export",
     "grpo",
     "rae",
     "train",

@@ -1,8 +1,8 @@
-"""Line charts as SVG text, drawn here: no library, no script, no font from anywhere."""
+"""Line charts and histograms as SVG text, drawn here: no library, no script, no font from anywhere."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from math import ceil, floor, isfinite, log10
@@ -72,18 +72,43 @@ def line_chart(
     kept = [_finite(one) for one in series]
     shown = [one for one in kept if one.points]
     frame = _frame(shown, width, height, y)
-    spelled = f'role="img" aria-label="{escape(title, quote=True)}"'
     parts = [
-        f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" {spelled}>',
+        _opening(title, width, height),
         _style() if alone else "",
         f'<rect width="{width}" height="{height}" fill="var(--surface)"/>' if alone else "",
-        f'<text class="title" x="12" y="20">{escape(title)}</text>',
+        _heading(title),
         *(_axes(frame, axis) if shown else [f'<text x="12" y="{height / 2:.0f}">not measured</text>']),
         *_legend(shown),
     ]
     for number, one in enumerate(shown):
         parts += _curve(one, number % 4 + 1, frame)
     return "".join([*parts, "</svg>"])
+
+
+def histogram(title: str, counts: Mapping[int, float], *, width: int = 420, height: int = 220, axis: str) -> str:
+    """A bar for each whole number, as high as its share of all that was counted. Nothing counted says so."""
+    total = sum(counts.values())
+    parts = [_opening(title, width, height), _heading(title)]
+    if not total:
+        return "".join([*parts, f'<text x="12" y="{height / 2:.0f}">not measured</text></svg>'])
+    frame = Frame(width=width, height=height, x=(min(counts) - 0.5, max(counts) + 0.5), y=(0.0, 1.0))
+    parts += _axes(frame, axis)
+    for number, count in sorted(counts.items()):
+        left, top = frame.at(number - 0.3, count / total)
+        right, base = frame.at(number + 0.3, 0.0)
+        said = escape(f"{number} {axis}: {count / total:.1%}, {number_text(count)}")
+        size = f'width="{right - left:.1f}" height="{base - top:.1f}"'
+        parts.append(f'<rect class="f1" x="{left:.1f}" y="{top:.1f}" {size}><title>{said}</title></rect>')
+    return "".join([*parts, "</svg>"])
+
+
+def _opening(title: str, width: int, height: int) -> str:
+    spelled = f'role="img" aria-label="{escape(title, quote=True)}"'
+    return f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" {spelled}>'
+
+
+def _heading(title: str) -> str:
+    return f'<text class="title" x="12" y="20">{escape(title)}</text>'
 
 
 def _style() -> str:

@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass
 from functools import partial
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
-from inspect import getclosurevars, isfunction, ismethod
+from inspect import isfunction, ismethod
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 
 from sparring.backend import ModelInfo
 from sparring.environments import Environment, size, task_digest
-from sparring.environments.environment import source_digest
+from sparring.environments.source import closed_over, source_digests
 from sparring.errors import RunChanged, SettingError
 from sparring.learner.run import Episodes, Run
 from sparring.rollout import Schedule
@@ -49,6 +49,11 @@ def describe(
         "models": {name: plain(info) for name, info in models.items()},
         "fingerprints": {f"environment of {name}": source.environment.fingerprint() for name, source in sources.items()}
         | {f"tasks of {name}": tasks_fingerprint(source) for name, source in sources.items()}
+        | {
+            f"code that draws the tasks of {name}": code
+            for name, source in sources.items()
+            if (code := drawn_by(source))
+        }
         | {f"model of {name}": info.fingerprint for name, info in models.items()}
         | {f"number format of {name}": info.dtype for name, info in models.items()}
         | {f"renderer of {name}": digest for name, digest in renderers.items()}
@@ -88,27 +93,46 @@ def tasks_fingerprint(episodes: Episodes) -> str:
     return sha256("".join(digests(episodes, episodes.environment.name)).encode()).hexdigest()
 
 
-def check_same(
-    before: Mapping[str, Any], now: Mapping[str, Any], folder: Path, *, accept_changed_code: bool
-) -> list[str]:
-    """What differs between the run that was started and the one that resumes it, as sentences.
+def drawn_by(episodes: Episodes) -> dict[str, str]:
+    """The source of the code that an endless source's tasks come from, as not all of them can be looked at."""
+    found = _code(episodes.tasks, ()) if size(episodes.tasks) is None else ()
+    return {what: digest for thing in found for what, digest in source_digests(thing).items()}
 
-    Raises `RunChanged` for changed settings, and for changed code or data unless accepted; it names each of them.
-    """
+
+def check_settings(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    """Raises `RunChanged` where a run is resumed with other settings than it was started with; it names each of them."""
     found: list[str] = []
     for part in ("settings", "episodes"):
         old, new = ({key: value for key, value in one[part].items() if key not in _FREE} for one in (before, now))
         found += differences(old, new)
     if found:
         raise RunChanged(f"{folder} was started with {'; '.join(found)}: use the same, or another name for a new run")
-    then, today = before["fingerprints"], now["fingerprints"]
-    changed = [name for name in {**then, **today} if then.get(name) != today.get(name)]
-    if changed and not accept_changed_code:
+
+
+def check_code(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path, *, accept: bool) -> list[str]:
+    """What of a run's code and data is no longer what it was, by the fingerprints of then and now.
+
+    Raises `RunChanged` where anything is, unless told to `accept` it; it names each.
+    """
+    changed = [named_change(name, before.get(name), now.get(name)) for name in _changed(before, now)]
+    if changed and not accept:
         raise RunChanged(
-            f"{folder}: changed since the run was started: {', '.join(changed)}; "
-            f"--accept-changed-code goes on all the same, another name starts a new run"
+            f"{folder}: changed since the run was started, or since a change was last accepted: {', '.join(changed)}; restore "
+            f"it, or go on all the same with --accept-changed-code (train(run, accept_changed_code=True)): whoever was "
+            f"playing starts again; another name starts a new run"
         )
-    return [f"accepted a change of the {name}" for name in changed]
+    return changed
+
+
+def named_change(name: str, before: object, now: object) -> str:
+    """One changed fingerprint, with what of it changed where it has parts."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        return f"{name} ({', '.join(_changed(before, now))})"
+    return name
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [name for name in {**before, **now} if before.get(name) != now.get(name)]
 
 
 def differences(before: object, now: object, name: str = "") -> Iterator[str]:
@@ -200,7 +224,7 @@ def _parts(value: object) -> dict[str, Any]:
     if ismethod(value):
         return {"of": value.__self__}
     if isfunction(value):
-        return dict(getclosurevars(value).nonlocals)
+        return closed_over(value)
     return {}
 
 
@@ -213,13 +237,13 @@ def _name(value: object) -> str:
     return f"{named.__module__}:{named.__qualname__}"
 
 
-def code_fingerprints(run: Run) -> dict[str, str]:
-    """The digest of the source of each function and class of the user's own in the policies, the line-ups, the backend
-    and the reuse."""
+def code_fingerprints(run: Run) -> dict[str, dict[str, str]]:
+    """{what: digest} of all that the source of each function and class of the user's own consists of, in the policies, the
+    line-ups, the backend and the reuse."""
     everyone = [*run.sources, *run.named_held_out.values()]
     lineups = [lineup.players for source in everyone for lineup in source.lineups]
     found = _code([*run.named_policies.values(), *lineups, run.backend, run.reuse], ())
-    return {f"code of {_name(thing)}": source_digest(thing) for thing in found}
+    return {f"code of {_name(thing)}": source_digests(thing) for thing in found}
 
 
 def _code(value: object, outer: tuple[object, ...]) -> Iterator[Any]:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-from sparring.learner.history import Step, estimate_mean, headline_name
-from sparring.rollout.events import LATE, AnyEvent, Ended, Evaluated, Noted, Stepped, Timed
+from sparring.learner.history import Step, estimate_mean, headline_name, note_of
+from sparring.rollout.events import SET_ASIDE, Accepted, AnyEvent, Ended, Evaluated, Noted, Stepped, Timed
 
 _HEADER_EVERY = 20
 _MISSING = "-"
@@ -119,10 +119,11 @@ class Display:
             case Ended() if event.fault and event.fault not in self._faults:
                 self._faults.add(event.fault)
                 said = (event.detail.strip().splitlines() or [""])[-1]
-                what = "was dropped" if event.fault == LATE else "failed"
+                what = "was dropped" if event.fault in SET_ASIDE else "failed"
                 self.warn(f"episode {event.member} of group {event.group} {what} ({event.fault}): {said}")
-            case Noted():
-                self._write(f"{event.kind}: {event.text}")
+            case Noted() | Accepted():
+                note = note_of(event)
+                self._write(f"{note.kind}: {note.text}")
             case _:
                 """Shown when the step that it belongs to is."""
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import anyio
@@ -14,8 +14,10 @@ from sparring.errors import SettingError
 from sparring.learner.described import task_at
 from sparring.learner.run import Episodes
 from sparring.rollout import Slots
+from sparring.rollout.coordinator import ENDED_IT
+from sparring.rollout.culprit import Page
 from sparring.rollout.episode import Emit, Episode, EpisodePlan, clean, run_episode, seeded
-from sparring.rollout.events import Acted, Affected, Ended, Evaluated
+from sparring.rollout.events import QUARANTINED, Acted, Affected, Ended, Evaluated
 from sparring.rollout.play import transcript
 
 _PRIORITY = -1
@@ -41,6 +43,9 @@ async def evaluate(
     seed: int,
     deadline: float | None,
     emit: Emit | None = None,
+    playing: dict[str, Episode] | None = None,
+    page: Page | None = None,
+    quarantined: Collection[int] = (),
 ) -> Evaluated:
     """Play every task once. Waits for slots and for the players. A task without a verdict has the value None, and its
     transcript ends with the reason.
@@ -49,24 +54,26 @@ async def evaluate(
     against a fixed opponent it is the policy's own, also in a zero-sum game. The seed of a task is the same at every
     version, so that versions differ by their weights alone. Nothing ends for the time it takes where there is no
     `deadline`. `emit` is told of every reply; a held-out episode is journaled as its result, and played again if cut
-    off.
+    off. `playing` holds the episodes under way, by name. `page` is told whose code runs; tasks that are `quarantined` are
+    not played, and have no verdict.
     """
     players = episodes.lineups[0].players
     learners = [seat for seat in episodes.environment.seats if isinstance(players.get(seat, ""), str)]
     count = size(episodes.tasks)
     if count is None:
         raise SettingError(f"held-out {name!r} is endless: give a finite list of tasks")
-    judged: list[_Judged] = [_Judged()] * count
+    judged = [_Judged(transcript=[("fault", f"{QUARANTINED}: {ENDED_IT}")])] * count
 
     async def one(index: int) -> None:
         async with slots.at((_PRIORITY, version, index)):
             task = task_at(episodes, index, f"held-out {name!r}")
             plan = _plan(episodes, task, agents, index, seed=seeded(seed, "held-out", name), deadline=deadline)
-            ended, seats = await run_episode(Episode(plan, emit or _nobody_told), plan)
+            plan = replace(plan, page=page or Page(), held_out=(name, version))
+            ended, seats = await _run(f"held-out {name!r}, task {index},", plan, emit or _nobody_told, playing)
         judged[index] = _judged(ended, seats, learners, episodes.environment.headline)
 
     async with anyio.create_task_group() as group:
-        for index in range(count):
+        for index in sorted(set(range(count)).difference(quarantined)):
             group.start_soon(one, index)
     return Evaluated(
         name=name,
@@ -76,6 +83,17 @@ async def evaluate(
         rewards=[one.reward for one in judged],
         transcripts=[one.transcript for one in judged],
     )
+
+
+async def _run(
+    called: str, plan: EpisodePlan, emit: Emit, playing: dict[str, Episode] | None
+) -> tuple[Ended, list[Seat]]:
+    under_way = {} if playing is None else playing
+    episode = under_way[called] = Episode(plan, emit)
+    try:
+        return await run_episode(episode, plan)
+    finally:
+        del under_way[called]
 
 
 def _plan(

@@ -6,10 +6,10 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import anyio
 import anyio.to_thread
@@ -43,6 +43,11 @@ class RunFolder:
     def journal(self) -> Path:
         return self.path / "journal.db"
 
+    @property
+    def page(self) -> Path:
+        """Whose code runs, while a process trains; what a process left there that died (`sparring.rollout.culprit`)."""
+        return self.path / ".running"
+
     def checkpoint(self, policy: str, step: int) -> Path:
         return self.path / "checkpoints" / policy / str(step)
 
@@ -61,12 +66,18 @@ class RunFolder:
         """run.json, whole or not at all."""
         write_whole(self.path / "run.json", json.dumps(run, indent=2, ensure_ascii=False) + "\n")
 
+    def sweep(self) -> None:
+        """Delete the checkpoints that a process which died left half written or half deleted."""
+        try:
+            for left in (self.path / "checkpoints").glob("*/.[0-9]*"):
+                shutil.rmtree(left)
+        except OSError as error:
+            raise _unwritable(self.path / "checkpoints", error) from error
+
     def prune(self, policy: str, kept: set[int]) -> None:
         """Delete the policy's checkpoints of other steps. Each loses its name first: one that is half deleted is none."""
         try:
             folder = self.path / "checkpoints" / policy
-            for left in folder.glob(f".*{_PRUNED}"):
-                shutil.rmtree(left)
             for old in [one for one in folder.iterdir() if one.name.isdecimal() and int(one.name) not in kept]:
                 shutil.rmtree(old.rename(old.with_name(f".{old.name}{_PRUNED}")))
         except OSError as error:
@@ -109,16 +120,25 @@ def _let_go(descriptor: int, path: Path) -> None:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a text file under another name, wait for the disk, and rename it into place. Raises `JournalError`."""
+    with written_whole(path) as file:
+        file.write(text.encode())
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """The same for what is written piece by piece; where the writing fails, no file is left."""
     partial = path.with_name(f".{path.name}.partial")
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with partial.open("wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise _unwritable(path, error) from error
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def _unwritable(path: Path, error: OSError) -> JournalError:

@@ -10,7 +10,20 @@ from statistics import fmean, stdev
 from typing import Any
 
 from sparring.errors import SettingError
-from sparring.rollout.events import LATE, Admitted, AnyEvent, Ended, Evaluated, Noted, Opened, Planned, Stepped, Timed
+from sparring.rollout.events import (
+    LATE,
+    SET_ASIDE,
+    Accepted,
+    Admitted,
+    AnyEvent,
+    Ended,
+    Evaluated,
+    Noted,
+    Opened,
+    Planned,
+    Stepped,
+    Timed,
+)
 from sparring.rollout.journal import Journal, SqliteSegments
 
 _Z = 1.959964
@@ -60,6 +73,14 @@ class Step:
     metrics: Mapping[str, float]
     engine: Mapping[str, float]
     timing: Mapping[str, float]
+
+
+def figures(steps: Iterable[Step], part: str, name: str) -> list[tuple[float, float]]:
+    """(version, value) of each step that has the figure; `part` is metrics, engine or timing."""
+    parts = [
+        (step.version, {"metrics": step.metrics, "engine": step.engine, "timing": step.timing}[part]) for step in steps
+    ]
+    return [(version, of[name]) for version, of in parts if name in of]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +175,13 @@ def _events(path: Path) -> Iterable[AnyEvent]:
         store.close()
 
 
+def note_of(event: Noted | Accepted) -> Noted:
+    """What readers of the run should know, as a note."""
+    if isinstance(event, Noted):
+        return event
+    return Noted(kind="accepted", text=f"goes on although these changed: {', '.join(event.changes)}")
+
+
 def headline_name(evaluated: Evaluated) -> str:
     """What an evaluation's values are: `reward`, or the environment's headline metric."""
     return evaluated.headline or "reward"
@@ -212,8 +240,8 @@ class _Folding:
                 self._evaluations.append(event)
             case Ended():
                 self._end(event)
-            case Noted():
-                self._notes.append(event)
+            case Noted() | Accepted():
+                self._notes.append(note_of(event))
             case _:
                 """What was said and done token by token is not told here."""
 
@@ -236,7 +264,7 @@ class _Folding:
     def _end(self, event: Ended) -> None:
         self._episodes += 1
         self._late += event.fault == LATE
-        if event.fault and event.fault != LATE:
+        if event.fault and event.fault not in SET_ASIDE:
             detail = event.detail.strip().splitlines() or [""]
             self._faults.setdefault(event.fault, []).append(detail[-1])
         for result in event.results:

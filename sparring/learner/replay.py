@@ -14,12 +14,12 @@ import msgspec
 
 from sparring.errors import SettingError
 from sparring.learner.advantages import Advantages, GroupMean, RoleBaseline
-from sparring.learner.history import read_events
+from sparring.learner.history import note_of, read_events
 from sparring.learner.run import Run
 from sparring.learner.step import Priority, mean_advantage, prepare
 from sparring.rollout import Coordinator, Schedule
 from sparring.rollout.comparable import Scope
-from sparring.rollout.events import Admitted, AnyEvent, Opened, Planned, Stepped
+from sparring.rollout.events import Accepted, Admitted, AnyEvent, Opened, Planned, Stepped
 
 _KNOWN: Mapping[str, type[GroupMean | RoleBaseline]] = {"GroupMean": GroupMean, "RoleBaseline": RoleBaseline}
 
@@ -31,7 +31,8 @@ Credit = tuple[Advantages, Mapping[str, Scope]]
 class Comparison:
     """How many decisions were made again, and each that came out otherwise, as a sentence.
 
-    `drops` are the lines of the drop-bias table: what was trained and what was not, where anything was dropped.
+    `drops` are the lines of the drop-bias table: what was trained and what was not, where anything was dropped. `accepted`
+    says since when the run went on with changed code: its decisions follow from what was played, whoever's code it was.
     """
 
     admissions: int
@@ -39,6 +40,7 @@ class Comparison:
     steps: int
     differences: tuple[str, ...]
     drops: tuple[str, ...] = ()
+    accepted: tuple[str, ...] = ()
 
     @property
     def agrees(self) -> bool:
@@ -49,7 +51,7 @@ class Comparison:
         """What a person reads."""
         verdict = "all agree" if self.agrees else f"{len(self.differences)} differ"
         counted = f"{self.admissions} admissions, {self.batches} batches, {self.steps} steps decided again: {verdict}"
-        return [counted, *self.differences, *self.drops]
+        return [counted, *self.differences, *self.accepted, *self.drops]
 
 
 def replay(folder: Path, run: Run | None = None) -> Comparison:
@@ -67,14 +69,16 @@ def compare(events: Iterable[AnyEvent], run: Run | None = None) -> Comparison:
     if not isinstance(opened, Opened):
         raise SettingError("the journal does not begin with a run's settings: nothing was started in this folder")
     coordinator = Coordinator(msgspec.convert(opened.run["schedule"], Schedule))
-    crediting = _credits(opened.run["settings"]["policies"], run)
+    crediting = credits_of(opened.run["settings"]["policies"], run)
     priority = _priority(opened.run["settings"].get("reuse"), run)
     counts: dict[type, int] = {Admitted: 0, Planned: 0, Stepped: 0}
     differences: list[str] = []
+    accepted: list[str] = []
     for event in history:
         if isinstance(event, Admitted | Planned):
             differences += [
-                f"episode {one.group}/{one.member} was not dropped: {one.detail}" for one in coordinator.late()
+                f"episode {one.group}/{one.member} was not dropped: {one.detail}"
+                for one in [*coordinator.late(), *coordinator.quarantined()]
             ]
         match event:
             case Admitted():
@@ -83,6 +87,8 @@ def compare(events: Iterable[AnyEvent], run: Run | None = None) -> Comparison:
                 differences += _batch(event, coordinator)
             case Stepped():
                 differences += _step(event, coordinator, crediting[event.policy], priority)
+            case Accepted():
+                accepted.append(f"after {counts[Admitted]} admissions: {note_of(event).text}")
             case _:
                 """What players and clocks did is given, not decided."""
         if type(event) in counts:
@@ -94,6 +100,7 @@ def compare(events: Iterable[AnyEvent], run: Run | None = None) -> Comparison:
         steps=counts[Stepped],
         differences=tuple(differences),
         drops=tuple(coordinator.bias.lines),
+        accepted=tuple(accepted),
     )
 
 
@@ -135,7 +142,8 @@ def _step(event: Stepped, coordinator: Coordinator, credit: Credit, priority: Pr
     return found
 
 
-def _credits(policies: Mapping[str, Any], run: Run | None) -> dict[str, Credit]:
+def credits_of(policies: Mapping[str, Any], run: Run | None) -> dict[str, Credit]:
+    """What decides the advantages of each policy: of those that the journal describes, or of the run's where one is given."""
     if run is None:
         return {name: _credit(name, described["algorithm"]) for name, described in policies.items()}
     algorithms = {name: policy.algorithm for name, policy in run.named_policies.items()}

@@ -9,6 +9,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from sparring.learner.accounts import Accounts, AccountsFolding
 from sparring.learner.chart import COLOURS, DARK_COLOURS, STYLE, Series, line_chart
 from sparring.learner.display import shown, span
 from sparring.learner.folder import write_whole
@@ -16,13 +17,15 @@ from sparring.learner.history import (
     Estimate,
     Fault,
     History,
-    Step,
     estimate_mean,
+    figures,
     headline_name,
     history,
     read_events,
 )
 from sparring.learner.page_style import DARK_PAGE, LIGHT_PAGE, PAGE_STYLE
+from sparring.learner.pieces import details, section, table
+from sparring.learner.report_accounts import asynchrony
 from sparring.rollout.events import AnyEvent, Evaluated
 
 Transcript = Sequence[tuple[str, str]]
@@ -46,7 +49,9 @@ class ReportFile:
 
 def write_report(events: Iterable[AnyEvent], path: Path) -> None:
     """Write the page, whole or not at all. Uses the events and nothing else. Raises `JournalError` where the disk is full."""
-    write_whole(path, page(history(events)))
+    folding = AccountsFolding()
+    told = history(folding.through(events))
+    write_whole(path, page(told, folding.result()))
 
 
 def write_picture(events: Iterable[AnyEvent], path: Path) -> None:
@@ -55,17 +60,18 @@ def write_picture(events: Iterable[AnyEvent], path: Path) -> None:
     write_whole(path, held_out_chart(told, width=760, height=320, alone=True) + "\n")
 
 
-def page(told: History) -> str:
-    """The whole report as HTML."""
+def page(told: History, found: Accounts | None = None) -> str:
+    """The whole report as HTML; without accounts, without what they tell."""
     name = escape(str(told.run.get("settings", {}).get("name", "run")))
     title = f"<p class=kicker>sparring &middot; {name}</p><h1>{escape(headline(told))}</h1>{_facts(told)}"
     body = (
         f"<header>{title}</header>",
         f"<figure class=wide>{held_out_chart(told, width=860, height=320)}</figure>",
         f"<figure class=narrow>{held_out_chart(told, width=400, height=300)}</figure>",
-        _section("Curves", f"<div class=grid>{''.join(_curves(told))}</div>"),
+        section("Curves", f"<div class=grid>{''.join(_curves(told))}</div>"),
         _before_and_after(told),
         _accounts(told),
+        asynchrony(told, found) if found is not None else "",
         _settings(told.run),
     )
     dark = f"@media(prefers-color-scheme:dark){{:root{{{DARK_COLOURS}{DARK_PAGE}}}}}"
@@ -146,7 +152,7 @@ def held_out_chart(told: History, *, width: int, height: int, alone: bool = Fals
                 band.append((evaluated.version, found.low, found.high))
         series.append(Series(label=name, points=points, band=band, dots=True))
     if len(told.policies) == 1:
-        series.append(Series(label="training reward", points=_figures(told.steps, "metrics", "reward"), thin=True))
+        series.append(Series(label="training reward", points=figures(told.steps, "metrics", "reward"), thin=True))
     names = {headline_name(evaluated) for evaluated in told.evaluations} or {"reward"}
     title = f"Held-out {', '.join(sorted(names))}, 95 % interval"
     return line_chart(title, series, width=width, height=height, y=_unit(series), alone=alone)
@@ -156,14 +162,6 @@ def _unit(series: Sequence[Series]) -> tuple[float | None, float | None]:
     """Shares are drawn from 0 to 1, everything else as far as it goes."""
     values = [y for one in series for _, y in one.points]
     return (0.0, 1.0) if values and min(values) >= 0 and max(values) <= 1 else (None, None)
-
-
-def _figures(steps: Sequence[Step], part: str, name: str) -> list[tuple[float, float]]:
-    return [
-        (step.version, figures[name])
-        for step in steps
-        if name in (figures := {"metrics": step.metrics, "engine": step.engine, "timing": step.timing}[part])
-    ]
 
 
 _SMALL = (
@@ -183,9 +181,9 @@ _SMALL = (
 def _curves(told: History) -> list[str]:
     charts: list[str] = []
     for title, part, name, ends in _SMALL:
-        series = [Series(label=policy, points=_figures(told.of(policy), part, name)) for policy in told.policies]
+        series = [Series(label=policy, points=figures(told.of(policy), part, name)) for policy in told.policies]
         if name == "staleness" and len(series) == 1:
-            oldest = _figures(told.steps, "metrics", "staleness_max")
+            oldest = figures(told.steps, "metrics", "staleness_max")
             series = [replace(series[0], label="mean"), Series(label="oldest", points=oldest, thin=True)]
         charts.append(f"<figure>{line_chart(title, series, y=ends if ends is not None else _unit(series))}</figure>")
     return charts
@@ -199,12 +197,12 @@ def _before_and_after(told: History) -> str:
         first, last = told.evaluated(name)[0], told.evaluated(name)[-1]
         numbers = range(len(first.values))
         if first.version == last.version:
-            return _section(f"Held-out replies, version {first.version}", *_pairs(first, first, numbers))
+            return section(f"Held-out replies, version {first.version}", *_pairs(first, first, numbers))
         changed = [number for number in numbers if first.values[number] != last.values[number]]
         same = [number for number in numbers if first.values[number] == last.values[number]]
         said = f"<p>{len(changed)} of {len(numbers)} tasks changed their value.</p>"
-        rest = _details(f"{len(same)} tasks with the same value", *_pairs(first, last, same)) if same else ""
-        return _section("The same held-out tasks, before and after", said, *_pairs(first, last, changed), rest)
+        rest = details(f"{len(same)} tasks with the same value", *_pairs(first, last, same)) if same else ""
+        return section("The same held-out tasks, before and after", said, *_pairs(first, last, changed), rest)
     return ""
 
 
@@ -246,11 +244,11 @@ def _said(lines: Transcript) -> str:
 def _accounts(told: History) -> str:
     rows = [(one.policy, str(one.dispatched), str(one.trained), str(one.outside)) for one in told.units]
     failed, unjudged = (sum(fault.count for fault in faults) for faults in (told.faults, told.unjudged))
-    return _section(
+    return section(
         "Where the episodes went",
         f"<p>Training episodes that ended: {told.episodes}, of them failed: {failed}, dropped for their age: {told.late}. "
         f"Seats not judged: {unjudged}.</p>",
-        _table(("policy", "units dispatched", "trained", "dropped or still open"), rows),
+        table(("policy", "units dispatched", "trained", "dropped or still open"), rows),
         _faults("Failed episodes", told.faults),
         _faults("Not judged", told.unjudged),
         _notes(told),
@@ -261,35 +259,18 @@ def _faults(title: str, faults: Sequence[Fault]) -> str:
     if not faults:
         return ""
     rows = [(fault.kind, str(fault.count), fault.first) for fault in faults]
-    return f"<h3>{title}</h3>{_table(('kind', 'count', 'the first'), rows)}"
+    return f"<h3>{title}</h3>{table(('kind', 'count', 'the first'), rows)}"
 
 
 def _notes(told: History) -> str:
     if not told.notes:
         return ""
-    return f"<h3>Notes</h3>{_table(('kind', 'note'), [(note.kind, note.text) for note in told.notes])}"
+    return f"<h3>Notes</h3>{table(('kind', 'note'), [(note.kind, note.text) for note in told.notes])}"
 
 
 def _settings(run: Mapping[str, Any]) -> str:
     tables: list[str] = []
     for part in ("settings", "episodes", "models", "packages", "fingerprints"):
         rows = [(name, shown(value)) for name, value in run.get(part, {}).items()]
-        tables.append(f"<h3>{part.capitalize()}</h3>{_table(('name', 'value'), rows)}" if rows else "")
-    return _section("Settings", _details("everything that decided the result", *tables))
-
-
-# ---------------------------------------------------------------------------------------------------------------- pieces
-
-
-def _section(title: str, *parts: str) -> str:
-    return f"<section><h2>{escape(title)}</h2>{''.join(parts)}</section>"
-
-
-def _details(summary: str, *parts: str) -> str:
-    return f"<details><summary>{escape(summary)}</summary>{''.join(parts)}</details>"
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(text)}</th>" for text in heads)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(text)}</td>' for text in row)}</tr>" for row in rows)
-    return f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        tables.append(f"<h3>{part.capitalize()}</h3>{table(('name', 'value'), rows)}" if rows else "")
+    return section("Settings", details("everything that decided the result", *tables))

@@ -9,13 +9,15 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sparring.environments import task_digest
 from sparring.errors import ReplayDiverged
+from sparring.learner.described import task_at
 from sparring.learner.folder import RunFolder
 from sparring.learner.run import Run
 from sparring.learner.take import due_versions, take_step
 from sparring.learner.versions import Versions
 from sparring.rollout import Batch, Coordinator
-from sparring.rollout.events import AnyEvent, Stepped
+from sparring.rollout.events import CHANGED, Accepted, AnyEvent, Ended, Restarted, Stepped
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +79,29 @@ def bases(run: Run, events: Iterable[AnyEvent], coordinator: Coordinator, folder
         ]
         chosen[policy] = max(step for step in there if step <= oldest)
     return chosen
+
+
+def accepting(
+    run: Run, coordinator: Coordinator, changes: Sequence[str], fingerprints: Mapping[str, Any]
+) -> list[AnyEvent]:
+    """What is journaled where a run goes on although its code or its data changed.
+
+    What somebody said to other code is no answer to this one: every unfinished episode starts again. Where its group's task
+    became another it ends instead: those of its group that have ended played the task that was.
+    """
+    events: list[AnyEvent] = [Accepted(changes=list(changes), fingerprints=dict(fingerprints))]
+    for number, live in sorted(coordinator.groups.items()):
+        playing = [member for member, one in enumerate(live.members) if one.ended is None]
+        if not playing:
+            continue
+        source, index = live.admitted.source, live.admitted.index
+        task = task_digest(task_at(run.sources[source], index, f"train source {source}"))
+        if task != live.admitted.task:
+            detail = f"task {index} of train source {source} is not the one any more that the group was admitted with"
+            events += [Ended(group=number, member=member, fault=CHANGED, detail=detail) for member in playing]
+        else:
+            events += [Restarted(group=number, member=member) for member in playing if live.members[member].past]
+    return events
 
 
 async def redo(

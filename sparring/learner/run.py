@@ -121,6 +121,8 @@ class Run:
     groups_per_step   groups (units of each policy) in a step
     group_size        episodes of one task that are compared
     max_staleness     how many versions older than the weights it trains a token may be
+    weights           'snapshot': a reply is made by the version that was the newest when it began; 'inflight': it goes on with
+                      each version that is published, every token stamped with the one that made it
     evaluate_every    steps between held-out evaluations and checkpoints; the first and the last version always are
     deterministic     two runs end in the same weights: fp32, a pinned schedule, no clock faults; slower
     max_concurrent    episodes played at once
@@ -141,6 +143,7 @@ class Run:
     groups_per_step: int = 16
     group_size: int = 8
     max_staleness: int = 1
+    weights: Literal["snapshot", "inflight"] = "snapshot"
     evaluate_every: int = 10
     backend: BackendChoice = field(default=Local())
     seed: int = 0
@@ -179,6 +182,7 @@ class Run:
             )
         if not isinstance(self.deterministic, bool):
             raise SettingError(f"deterministic={self.deterministic!r}: must be True or False")
+        self._check_weights()
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if not (_whole(value) and value >= least):
@@ -195,6 +199,15 @@ class Run:
             deterministic=self.deterministic,
         )
         check_reuse(self.reuse, max_staleness=self.max_staleness)
+
+    def _check_weights(self) -> None:
+        if self.weights not in ("snapshot", "inflight"):
+            raise SettingError(f"weights={self.weights!r}: must be 'snapshot' or 'inflight'")
+        if self.weights == "inflight" and self.deterministic:
+            raise SettingError(
+                "weights='inflight': when new weights meet a reply depends on the clock; leave out deterministic=True, or "
+                "sample from snapshots"
+            )
 
     def _check_ceilings(self) -> None:
         if not (_number(self.max_faults) and 0 <= self.max_faults <= 1):

@@ -23,7 +23,7 @@ from sparring.errors import SettingError
 from sparring.learner.advantages import Advantages, Comparable, estimate, plain_state
 from sparring.rollout import Batch, Context, Trajectory, Unit
 from sparring.rollout.comparable import Scope, comparable_sets
-from sparring.rollout.events import LATE
+from sparring.rollout.events import LATE, SET_ASIDE
 
 Priority = Callable[[Unit, float], float]
 """(unit, mean |advantage| over its action tokens) -> its weight in the draw of units that are used again, at least 0."""
@@ -207,12 +207,12 @@ def _reused_metrics(batch: Batch, drawn: Sequence[Trajectory]) -> dict[str, floa
 
 def _drawn_metrics(batch: Batch, units: Sequence[Unit], drawn: Sequence[Trajectory]) -> dict[str, float]:
     """What is said of fresh units and of those that are used again alike."""
-    lags = _lags(batch, drawn)
+    ages = lags(batch, drawn)
     return {
         "reward": _mean([trajectory.reward for trajectory in drawn]),
         "length": _mean([trajectory.action_tokens for trajectory in drawn]),
-        "staleness": float(lags.mean(dtype=np.float64)) if len(lags) else 0.0,
-        "staleness_max": float(lags.max(initial=0)),
+        "staleness": float(ages.mean(dtype=np.float64)) if len(ages) else 0.0,
+        "staleness_max": float(ages.max(initial=0)),
         "units": float(len(units)),
         "trajectories": float(len(drawn)),
         "action_tokens": float(sum(trajectory.action_tokens for trajectory in drawn)),
@@ -241,7 +241,7 @@ def _episode_metrics(batch: Batch) -> dict[str, float]:
             given.setdefault(name, []).append(value)
     counts = {
         "episodes": float(len(episodes)),
-        "faults": float(sum(bool(ended.fault) and ended.fault != LATE for ended in episodes)),
+        "faults": float(sum(bool(ended.fault) and ended.fault not in SET_ASIDE for ended in episodes)),
         "unjudged": float(sum(bool(result.unjudged) for ended in episodes for result in ended.results)),
     }
     if late := sum(ended.fault == LATE for ended in episodes):
@@ -249,7 +249,7 @@ def _episode_metrics(batch: Batch) -> dict[str, float]:
     return counts | {f"environment/{name}": _mean(values) for name, values in sorted(given.items())}
 
 
-def _lags(batch: Batch, drawn: Sequence[Trajectory]) -> I32:
+def lags(batch: Batch, drawn: Sequence[Trajectory]) -> I32:
     """For each action token of the batch, how many versions older than the weights it trains were those that made
     it."""
     versions = [context.versions[context.action_mask] for trajectory in drawn for context in trajectory.contexts]

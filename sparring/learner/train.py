@@ -5,38 +5,39 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import anyio
 import anyio.to_thread
 from anyio.abc import TaskStatus
 
-from sparring.agents import Frozen, Player
+from sparring.agents import Frozen
 from sparring.backend import Backend, TrainingClient
-from sparring.environments import size
-from sparring.errors import JournalError, SettingError, SparringError, UnsupportedError
-from sparring.learner.described import check_same, describe, digests
+from sparring.errors import JournalError, SparringError
+from sparring.learner.checked import Checked, check_capabilities, checked
+from sparring.learner.described import check_code, check_settings, describe
 from sparring.learner.folder import RunFolder
-from sparring.learner.pacing import Drop
-from sparring.learner.players import check_players
+from sparring.learner.parts import Parts
 from sparring.learner.report import ReportFile
-from sparring.learner.resume import Redone, bases, fold, needed_versions, redo
-from sparring.learner.run import Episodes, Run
+from sparring.learner.resume import Redone, accepting, bases, fold, needed_versions, redo
+from sparring.learner.run import Run
 from sparring.learner.tracker import MetricsFile, Watcher
-from sparring.learner.trainer import Parts, Trainer
+from sparring.learner.trainer import Trainer
 from sparring.learner.versions import Versions
-from sparring.rollout import Bound, Coordinator, Journal, Schedule, SegmentStore, Source, SqliteSegments
-from sparring.rollout.events import Installed, Noted, Opened
+from sparring.rollout import Coordinator, Journal, Schedule, SegmentStore, SqliteSegments
+from sparring.rollout.culprit import Page, found
+from sparring.rollout.events import AnyEvent, Died, Installed, Noted, Opened
 
 
 def train(run: Run, *, watchers: Sequence[Watcher] = (), accept_changed_code: bool = False) -> bool:
     """Train until the run's end, or until Ctrl-C ended it early. Blocks; returns whether the run is complete.
 
-    A run folder that is already there is gone on with. Raises a `SparringError` where the run cannot start or go on.
+    A run folder that is already there is gone on with. Where the environment, the tasks, the renderer, the model or other code
+    of the run changed meanwhile, this raises `RunChanged`, naming it; with `accept_changed_code` the run goes on, the journal
+    says so, and unfinished episodes start again. Raises a `SparringError` where the run cannot start or go on.
     """
 
     async def main() -> bool:
@@ -52,7 +53,7 @@ async def train_async(
     there that is made from the journal: metrics.jsonl and report.html."""
     watchers = [*watchers, MetricsFile(run.path), ReportFile(run.path)] if store is None else watchers
     with _unwrapped():
-        checked = _checked(run)
+        ready = checked(run)
         async with RunFolder.held(run.path) as folder, run.backend.open(deterministic=run.deterministic) as backend:
             check_capabilities(run, backend)
             models = {
@@ -61,160 +62,131 @@ async def train_async(
             }
             segments = store if store is not None else await anyio.to_thread.run_sync(SqliteSegments, folder.journal)
             async with Journal.open(segments) as journal:
-                described = await _begun(run, checked.schedule, models, journal, accept_changed_code)
-                await anyio.to_thread.run_sync(folder.write_settings, described)
-                async with _told(watchers, described):
-                    trainer = Trainer(await _assembled(run, checked, models, journal, folder, watchers))
+                begun = await _begun(run, ready.schedule, models, journal)
+                folded = await _folded(run, ready, models, journal, folder, watchers, backend=backend)
+                changes = await _changed_code(begun, folded.parts, accept=accept_changed_code)
+                await _blamed(folded.parts)
+                await anyio.to_thread.run_sync(folder.write_settings, begun.described)
+                await anyio.to_thread.run_sync(folder.sweep)
+                async with Page.kept(folder.page) as page, _told(watchers, begun.described):
+                    parts = replace(folded.parts, page=page)
+                    if changes:
+                        await _accepted(parts, changes, begun.described["fingerprints"])
+                    for policy in models:
+                        await _brought_up(parts, policy, folded.since[policy], folded.steps[policy])
+                    trainer = Trainer(parts)
                     async with _interruptible(trainer):
                         await trainer.train()
             return trainer.complete
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Checked:
-    """What can be refused before anything is made: the schedule, who plays held-out, the tasks that must not be trained on."""
+class _Begun:
+    """The run as it is `described` now, and the fingerprints of its code and data when it was started; None for a new run."""
 
-    schedule: Schedule
-    held_out: Mapping[str, Mapping[str, Player]]
-    held_out_digests: frozenset[str]
-
-
-def _checked(run: Run) -> _Checked:
-    policies = tuple(run.named_policies)
-    return _Checked(
-        schedule=schedule_of(run),
-        held_out={name: _held_out_players(name, one, policies) for name, one in run.named_held_out.items()},
-        held_out_digests=_kept_apart(run),
-    )
+    described: dict[str, Any]
+    started: Mapping[str, Any] | None
 
 
-def schedule_of(run: Run) -> Schedule:
-    """What decides what is played. Raises `SettingError` for line-ups that do not fit."""
-    policies = tuple(run.named_policies)
-    sources = []
-    for number, episodes in enumerate(run.sources):
-        lineups = []
-        for lineup in episodes.lineups:
-            players = lineup.resolved(episodes.environment.seats, policies)
-            check_players(players, f"train source {number}")
-            trained = {seat: player for seat, player in players.items() if isinstance(player, str)}
-            if not trained:
-                raise SettingError(
-                    f"train source {number} has a line-up in which nobody learns: name a policy for a seat"
-                )
-            lineups.append(trained)
-        sources.append(
-            Source(
-                environment=episodes.environment.name,
-                tasks=size(episodes.tasks),
-                lineups=tuple(lineups),
-                curriculum=episodes.curriculum,
-            )
-        )
-    learning = {policy for source in sources for lineup in source.lineups for policy in lineup.values()}
-    for policy in policies:
-        if policy not in learning:
-            raise SettingError(f"policy {policy!r} plays no training seat: name it in a line-up, or leave it out")
-    bound = Bound(units_per_step=run.groups_per_step, max_staleness=run.max_staleness, steps=run.steps)
-    return Schedule(
-        sources=tuple(sources),
-        bounds=dict.fromkeys(policies, bound),
-        group_size=run.group_size,
-        seed=run.seed,
-        pinned=run.deterministic,
-        equal_rewards={
-            name: dict(policy.algorithm.compare)
-            for name, policy in run.named_policies.items()
-            if policy.algorithm.filters
-        },
-        drop_after=run.pacing.versions if isinstance(run.pacing, Drop) else None,
-        reuse=None if run.reuse is None else run.reuse.rule,
-    )
-
-
-def check_capabilities(run: Run, backend: Backend) -> None:
-    """Raises `UnsupportedError` for what the backend cannot do, `SettingError` for more versions than it can sample from."""
-    able = backend.capabilities()
-    for name, policy in run.named_policies.items():
-        if type(policy.algorithm.loss) not in able.losses:
-            known = ", ".join(sorted(loss.__name__ for loss in able.losses))
-            raise UnsupportedError(
-                f"policy {name!r}: {policy.algorithm.loss!r} is not computed by this backend; it has {known}"
-            )
-    if run.deterministic and not able.deterministic:
-        raise UnsupportedError("deterministic=True: this backend cannot repeat a run bit for bit; leave it out")
-    needed = versions_at_once(run)
-    if able.versions is not None and needed > able.versions:
-        raise SettingError(
-            f"backend.max_loras={able.versions}: this run plays up to {needed} versions at once; set it to {needed}"
-        )
-
-
-def versions_at_once(run: Run) -> int:
-    """How many versions may be played at the same time, of all policies on one base: of each policy the newest
-    `max_staleness + 1`, the one that is being published, one that held-out tasks are played with, and version 0 where it is an
-    opponent."""
-    frozen = {
-        player.policy
-        for episodes in (*run.sources, *run.named_held_out.values())
-        for lineup in episodes.lineups
-        for player in lineup.resolved(episodes.environment.seats, tuple(run.named_policies)).values()
-        if isinstance(player, Frozen)
-    }
-    each = run.max_staleness + 2 + bool(run.named_held_out)
-    needed = Counter[str]()
-    for name, policy in run.named_policies.items():
-        needed[policy.model] += each + (name in frozen)
-    return max(needed.values())
-
-
-async def _begun(
-    run: Run, schedule: Schedule, models: Mapping[str, TrainingClient], journal: Journal, accept: bool
-) -> dict[str, Any]:
+async def _begun(run: Run, schedule: Schedule, models: Mapping[str, TrainingClient], journal: Journal) -> _Begun:
     """Begin the journal with the run's settings, or hold them against those that it begins with, before anything is made of
-    the rest; returns them."""
+    the rest."""
     infos = {name: model.info for name, model in models.items()}
     renderers = {name: model.renderer.fingerprint for name, model in models.items()}
     described = await anyio.to_thread.run_sync(describe, run, schedule, infos, renderers)
     opened = await anyio.to_thread.run_sync(lambda: next(journal.read(), None))
     if opened is None:
         await journal.commit(Opened(run=described))
-        return described
+        return _Begun(described=described, started=None)
     if not isinstance(opened, Opened):
         raise JournalError("the journal does not begin with the run's settings: it is damaged; start a new run")
-    for change in check_same(opened.run, described, run.path, accept_changed_code=accept):
-        await journal.commit(Noted(kind="changed", text=change))
-    await journal.commit(Noted(kind="resumed", text="the run goes on"))
-    return described
+    check_settings(opened.run, described, run.path)
+    return _Begun(described=described, started=opened.run["fingerprints"])
 
 
-async def _assembled(
+async def _changed_code(begun: _Begun, parts: Parts, *, accept: bool) -> list[str]:
+    """What of the code and data changed since the run was started, or since a change was last accepted, before anything of
+    the run goes on. Raises `RunChanged` where that is not accepted."""
+    if begun.started is None:
+        return []
+    before = parts.coordinator.fingerprints or begun.started
+    changes = check_code(before, begun.described["fingerprints"], parts.run.path, accept=accept)
+    await parts.journal.commit(Noted(kind="resumed", text="the run goes on"))
+    return changes
+
+
+async def _blamed(parts: Parts) -> None:
+    """Journal whose code ran when the process before this one died, and end what ended processes as often as it may."""
+    died = await anyio.to_thread.run_sync(found, parts.folder.page)
+    if died is not None:
+        await parts.journal.commit(Noted(kind="died", text=_died(died)))
+        await parts.journal.commit(died)
+        parts.coordinator.apply(died)
+    for ended in parts.coordinator.quarantined():
+        parts.journal.append(ended)
+        parts.coordinator.apply(ended)
+
+
+def _died(died: Died) -> str:
+    where = f"task {died.group} of held-out {died.held_out!r}, version {died.version}"
+    episode = where if died.held_out else f"episode {died.member} of group {died.group}"
+    return f"the process ended while the code of {episode} ran"
+
+
+async def _accepted(parts: Parts, changes: Sequence[str], fingerprints: Mapping[str, Any]) -> None:
+    """Journal that the change is accepted, with what it does to those who were playing: at once, in one segment."""
+    events = await anyio.to_thread.run_sync(accepting, parts.run, parts.coordinator, changes, fingerprints)
+    numbers = [parts.journal.append(event) for event in events]
+    for event in events:
+        parts.coordinator.apply(event)
+    await parts.journal.durable(numbers[-1])
+    for event in events:
+        await _tell(parts, event)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Folded:
+    """The state where the journal ends, and the steps `since` each policy's checkpoint that bring its model there."""
+
+    parts: Parts
+    since: Mapping[str, int]
+    steps: Mapping[str, Sequence[Redone]]
+
+
+async def _folded(
     run: Run,
-    checked: _Checked,
+    ready: Checked,
     models: Mapping[str, TrainingClient],
     journal: Journal,
     folder: RunFolder,
     watchers: Sequence[Watcher],
-) -> Parts:
-    """The state folded, the models where the journal stands."""
+    *,
+    backend: Backend,
+) -> _Folded:
+    """Nothing is journaled here, and no model is touched."""
     policies = tuple(run.named_policies)
-    coordinator = Coordinator(checked.schedule)
-    since = await anyio.to_thread.run_sync(lambda: bases(run, journal.read(), Coordinator(checked.schedule), folder))
+    coordinator = Coordinator(ready.schedule)
+    since = await anyio.to_thread.run_sync(lambda: bases(run, journal.read(), Coordinator(ready.schedule), folder))
     steps = await anyio.to_thread.run_sync(lambda: fold(journal.read(), coordinator, since))
+    for ended in coordinator.quarantined():
+        journal.append(ended)
+        coordinator.apply(ended)
     parts = Parts(
         run=run,
+        backend=backend,
         journal=journal,
         coordinator=coordinator,
         folder=folder,
-        versions={name: Versions(model, keep=run.max_staleness + 1) for name, model in models.items()},
+        versions={
+            name: Versions(model, keep=run.max_staleness + 1, follow=run.weights == "inflight")
+            for name, model in models.items()
+        },
         lineups=[[lineup.resolved(s.environment.seats, policies) for lineup in s.lineups] for s in run.sources],
-        held_out=checked.held_out,
-        held_out_digests=checked.held_out_digests,
+        held_out=ready.held_out,
+        held_out_digests=ready.held_out_digests,
         watchers=watchers,
     )
-    for policy in policies:
-        await _brought_up(parts, policy, since[policy], steps[policy])
-    return parts
+    return _Folded(parts=parts, since=since, steps=steps)
 
 
 async def _brought_up(parts: Parts, policy: str, base: int, steps: Sequence[Redone]) -> None:
@@ -224,8 +196,7 @@ async def _brought_up(parts: Parts, policy: str, base: int, steps: Sequence[Redo
     for difference in await redo(parts.run, policy, base, steps, versions, parts.folder, needed=needed):
         noted = Noted(kind="diverged", text=difference)
         await parts.journal.commit(noted)
-        for watcher in parts.watchers:
-            await anyio.to_thread.run_sync(watcher.event, noted)
+        await _tell(parts, noted)
     rows = [*parts.held_out.values(), *(row for source in parts.lineups for row in source)]
     frozen = any(isinstance(player, Frozen) and player.policy == policy for row in rows for player in row.values())
     for version in needed + [0] * frozen:
@@ -236,6 +207,11 @@ async def _brought_up(parts: Parts, policy: str, base: int, steps: Sequence[Redo
         event = Installed(policy=policy, version=newest)
         parts.journal.append(event)
         coordinator.apply(event)
+
+
+async def _tell(parts: Parts, event: AnyEvent) -> None:
+    for watcher in parts.watchers:
+        await anyio.to_thread.run_sync(watcher.event, event)
 
 
 @asynccontextmanager
@@ -251,37 +227,6 @@ async def _told(watchers: Sequence[Watcher], described: Mapping[str, Any]) -> As
 async def _close(watcher: Watcher) -> None:
     with anyio.CancelScope(shield=True):
         await anyio.to_thread.run_sync(watcher.closed)
-
-
-def _held_out_players(name: str, episodes: Episodes, policies: Sequence[str]) -> Mapping[str, Player]:
-    if len(episodes.lineups) != 1:
-        raise SettingError(f"held-out {name!r} has {len(episodes.lineups)} line-ups: give each a name of its own")
-    if size(episodes.tasks) is None:
-        raise SettingError(f"held-out {name!r} is endless: give a finite list of tasks")
-    players = episodes.lineups[0].resolved(episodes.environment.seats, policies)
-    check_players(players, f"held-out {name!r}")
-    return players
-
-
-def _kept_apart(run: Run) -> frozenset[str]:
-    """The digests of held-out tasks that must not be trained on. Raises `SettingError` where a finite training source
-    has one."""
-    apart: dict[str, str] = {}
-    for name, episodes in run.named_held_out.items():
-        if not episodes.seen:
-            apart |= {
-                digest: f"task {index} of held-out {name!r}"
-                for index, digest in enumerate(digests(episodes, f"held-out {name!r}"))
-            }
-    for number, episodes in enumerate(run.sources):
-        for index, digest in enumerate(
-            digests(episodes, f"train source {number}", most=run.steps * run.groups_per_step)
-        ):
-            if digest in apart:
-                raise SettingError(
-                    f"{apart[digest]} is task {index} of train source {number} too: keep them apart (split()), or say seen=True"
-                )
-    return frozenset(apart)
 
 
 @asynccontextmanager

@@ -9,8 +9,6 @@ on it; a step goes plan, commit, publish.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 
@@ -20,21 +18,19 @@ import anyio.to_thread
 import msgspec
 from anyio.abc import TaskGroup
 
-from sparring.agents import Player
 from sparring.environments import task_digest
 from sparring.errors import RunChanged, SettingError, Stalled
 from sparring.learner.ceilings import Ceilings
 from sparring.learner.described import task_at
 from sparring.learner.evaluate import evaluate
-from sparring.learner.folder import RunFolder
 from sparring.learner.pacing import Drop
+from sparring.learner.parts import Parts
 from sparring.learner.players import Players
 from sparring.learner.resume import evaluated
-from sparring.learner.run import Run
+from sparring.learner.run_statistics import RunStatistics, WatcherStatistics, timed
+from sparring.learner.stall import Waits, stall_report
 from sparring.learner.take import due_versions, take_step
-from sparring.learner.tracker import Watcher
-from sparring.learner.versions import Versions
-from sparring.rollout import Choice, Coordinator, Journal, Slots, Waiting
+from sparring.rollout import Choice, Slots, Waiting
 from sparring.rollout.episode import Episode, EpisodePlan, run_episode
 from sparring.rollout.events import (
     DEADLINE,
@@ -45,30 +41,17 @@ from sparring.rollout.events import (
     AnyEvent,
     Checkpointed,
     Installed,
+    Noted,
+    Planned,
     Restarted,
     Stepped,
-    Timed,
 )
 from sparring.rollout.live import LiveGroup
+from sparring.rollout.loop_watch import Held, LoopWatch
 from sparring.rollout.signal import Signal
 
 _MOST_UNTOLD = 1024
 """Events that the watchers have not been told of above which no group is admitted."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
-    """What a trainer works with. `lineups[source][lineup]` are the players of every seat."""
-
-    run: Run
-    journal: Journal
-    coordinator: Coordinator
-    folder: RunFolder
-    versions: Mapping[str, Versions]
-    lineups: Sequence[Sequence[Mapping[str, Player]]]
-    held_out: Mapping[str, Mapping[str, Player]]
-    held_out_digests: frozenset[str]
-    watchers: Sequence[Watcher] = field(default=())
 
 
 class Trainer:
@@ -86,9 +69,11 @@ class Trainer:
         self._episodes: dict[tuple[int, int], Episode] = {}
         self._playing: dict[tuple[int, int], anyio.CancelScope] = {}
         self._evaluation = anyio.CancelScope()
-        self._evaluating = ""
+        self._waits = Waits()
+        self._held_out: dict[str, Episode] = {}
         self._held_out_replies = 0
         self._ceilings = Ceilings(parts.run, parts.coordinator)
+        self._loop = LoopWatch(deadline=parts.run.stall_deadline, on_held=self._note_held)
         self._stopping = False
         self._done = False
         self._started = monotonic()
@@ -96,7 +81,7 @@ class Trainer:
 
     async def train(self) -> None:
         """Waits until every policy has made its steps and every due version is evaluated, or `stop()` took effect."""
-        async with anyio.create_task_group() as group:
+        async with self._loop.watching(), anyio.create_task_group() as group:
             group.start_soon(self._pump)
             async with anyio.create_task_group() as work:
                 work.start_soon(self._watch_for_stall)
@@ -156,9 +141,10 @@ class Trainer:
                 scope.cancel()
             self._ceilings.check()
 
-    async def _commit(self, event: AnyEvent) -> None:
+    async def _commit(self, event: Planned | Stepped | Checkpointed) -> None:
         """The same, and wait for the disk."""
-        await self._journal.durable(self._record(event))
+        with self._waits.on(f"learner of {event.policy}", f"the disk: {type(event).__name__} {event.step}"):
+            await self._journal.durable(self._record(event))
 
     async def _admit(self, work: TaskGroup) -> None:
         """Waits for room under the staleness rule, and for watchers that are far behind; unblocked by steps, drops and
@@ -173,8 +159,6 @@ class Trainer:
             if digest in self._parts.held_out_digests:
                 where = self._named(choice.source)
                 raise SettingError(f"task {choice.index} of {where} is held out too: keep them apart, or say seen=True")
-            for policy, version in choice.pinned.items():
-                self._parts.versions[policy].hold(version)
             self._record(
                 Admitted(
                     group=choice.group,
@@ -186,6 +170,12 @@ class Trainer:
                     pinned=dict(choice.pinned),
                 )
             )
+            for ended in self._coordinator.quarantined():  # it ended processes before its admission was on the disk
+                self._record(ended)
+            live = self._coordinator.groups.get(choice.group)
+            if live is not None and live.playing:
+                for policy, version in choice.pinned.items():
+                    self._parts.versions[policy].hold(version)
             for member in range(self._run.group_size):
                 work.start_soon(self._play, choice.group, member)
 
@@ -225,6 +215,7 @@ class Trainer:
                 deadline=self._run.episode_deadline if patience is None else patience,
                 clock=not self._run.deterministic,
                 past=tuple(live.members[member].past),
+                page=self._parts.page,
             )
             episode = self._episodes[number, member] = Episode(plan, self._emit)
             ended, _ = await run_episode(episode, plan)
@@ -265,12 +256,16 @@ class Trainer:
                 await self._commit(planned)
                 batch = self._coordinator.batches[policy]
             ready = monotonic()
-            stepped = await take_step(
-                self._run, policy, batch, self._coordinator.durable[policy], self._parts.versions[policy].model
-            )
+            with self._waits.on(f"learner of {policy}", f"the model: step {batch.planned.step}"):
+                stepped = await take_step(
+                    self._run, policy, batch, self._coordinator.durable[policy], self._parts.versions[policy].model
+                )
             await self._commit(stepped)
-            await self._publish(policy, stepped.step + 1)
-            self._record(self._timed(stepped, began, ready))
+            with self._waits.on(f"learner of {policy}", f"the samplers: version {stepped.step + 1}"):
+                await self._publish(policy, stepped.step + 1)
+            done = stepped.step + 1 - self._first_step[policy]
+            left = (self._run.steps - stepped.step - 1) * (monotonic() - self._started) / done
+            self._record(timed(stepped, began, ready, left, self.statistics()))
             began = monotonic()
         await self._checkpoint(policy, self._coordinator.budget.version(policy))
 
@@ -287,32 +282,18 @@ class Trainer:
 
     async def _checkpoint(self, policy: str, version: int) -> None:
         """Weights and optimizer into the run folder, then into the journal; older ones go that no resume can need."""
-        done = self._coordinator.checkpoints[policy]
-        if version in done:
+        done, folder = self._coordinator.checkpoints[policy], self._parts.folder
+        if version == 0:  # what every run begins with lies nowhere
             return
-        folder = self._parts.folder
-        path = await anyio.to_thread.run_sync(folder.fresh_checkpoint, policy, version)
-        await self._parts.versions[policy].model.save_state(str(path))
-        await self._commit(Checkpointed(policy=policy, step=version))
+        if version not in done:
+            with self._waits.on(f"learner of {policy}", f"the model: checkpoint {version}"):
+                path = await anyio.to_thread.run_sync(folder.fresh_checkpoint, policy, version)
+                await self._parts.versions[policy].model.save_state(str(path))
+            await self._commit(Checkpointed(policy=policy, step=version))
         waiting = [due for due in due_versions(self._run) if due < version and not self._evaluated(due)]
         oldest = min([version - self._run.max_staleness, *waiting])
         base = max((step for step in done if step <= oldest), default=0)
         await anyio.to_thread.run_sync(folder.prune, policy, {step for step in done if step >= base})
-
-    def _timed(self, stepped: Stepped, began: float, ready: float) -> Timed:
-        now = monotonic()
-        seconds = now - began
-        done = stepped.step + 1 - self._first_step[stepped.policy]
-        tokens = stepped.metrics["action_tokens"] + stepped.metrics.get("reused/action_tokens", 0.0)
-        left = (self._run.steps - stepped.step - 1) * (now - self._started) / done
-        timing = {
-            "seconds": seconds,
-            "train_seconds": now - ready,
-            "tokens_per_second": tokens / seconds if seconds else 0.0,
-            "idle": (ready - began) / seconds if seconds else 0.0,
-            "left_seconds": left,
-        }
-        return Timed(policy=stepped.policy, step=stepped.step, timing=timing)
 
     def _evaluated(self, version: int) -> bool:
         return evaluated(self._run, self._coordinator, version)
@@ -333,23 +314,25 @@ class Trainer:
 
     async def _evaluate_one(self, name: str, version: int) -> None:
         """Waits for slots and players."""
-        self._evaluating = f"evaluation of version {version} on {name!r}: waits for held-out episodes"
         episodes = self._run.named_held_out[name]
         pinned = dict.fromkeys(self._parts.versions, version)
         agents = self._players.agents(self._parts.held_out[name], pinned, greedy=episodes.greedy)
         deadline = None if self._run.deterministic else self._run.episode_deadline
-        done = await evaluate(
-            name,
-            version,
-            episodes,
-            agents,
-            self._slots,
-            seed=self._run.seed,
-            deadline=deadline,
-            emit=self._held_out_reply,
-        )
+        with self._waits.on(f"evaluation of version {version} on {name!r}", "held-out episodes"):
+            done = await evaluate(
+                name,
+                version,
+                episodes,
+                agents,
+                self._slots,
+                seed=self._run.seed,
+                deadline=deadline,
+                emit=self._held_out_reply,
+                playing=self._held_out,
+                page=self._parts.page,
+                quarantined=self._coordinator.quarantined_tasks(name, version),
+            )
         self._record(done)
-        self._evaluating = ""
 
     async def _held_out_reply(self, event: Acted | Affected) -> None:
         self._held_out_replies += 1
@@ -365,9 +348,11 @@ class Trainer:
             number, event = self._unshown.popleft()
             if len(self._unshown) == _MOST_UNTOLD:
                 self._changed.notify()
-            await self._journal.durable(number)
+            with self._waits.on("watchers", f"the disk: event {number}"):
+                await self._journal.durable(number)
             for watcher in self._parts.watchers:
-                await anyio.to_thread.run_sync(watcher.event, event)
+                with self._waits.on("watchers", f"{type(watcher).__name__} to take {type(event).__name__}"):
+                    await anyio.to_thread.run_sync(watcher.event, event)
 
     async def _watch_for_stall(self) -> None:
         """Raises `Stalled` when no event was appended, and no held-out player replied, for `stall_deadline` seconds."""
@@ -375,11 +360,24 @@ class Trainer:
         while (now := (self._journal.statistics().appended, self._held_out_replies)) != last:
             last = now
             await anyio.sleep(self._run.stall_deadline)
-        waits = [
-            f"episode {number}/{member} waits for {one.waits_for}" for (number, member), one in self._episodes.items()
-        ]
-        evaluating = [self._evaluating] if self._evaluating else []
+        training = {f"episode {number}/{member}": one for (number, member), one in self._episodes.items()}
+        episodes, decisions = {**self._held_out, **training}, self._coordinator.waits()
         if len(self._unshown) > _MOST_UNTOLD:
-            evaluating.append(f"admission: watchers are {len(self._unshown)} events behind")
-        lines = "\n".join(["", *self._coordinator.waits(), *evaluating, *waits[:20]])
-        raise Stalled(f"nothing happened for {self._run.stall_deadline} s:{lines}")
+            decisions.append(f"admission: watchers are {len(self._unshown)} events behind")
+        raise Stalled(stall_report(self._run.stall_deadline, decisions, self._waits, episodes, self.statistics()))
+
+    def statistics(self) -> RunStatistics:
+        """How everything that holds or waits stands now."""
+        return RunStatistics(
+            loop=self._loop.statistics(),
+            slots=self._slots.statistics(),
+            buffer=self._coordinator.buffer.statistics(),
+            journal=self._journal.statistics(),
+            watchers=WatcherStatistics(untold=len(self._unshown), most=_MOST_UNTOLD),
+            budget=self._coordinator.budget.statistics(),
+            versions={policy: versions.statistics() for policy, versions in self._parts.versions.items()},
+            backend=self._parts.backend.statistics(),
+        )
+
+    def _note_held(self, held: Held) -> None:
+        self._record(Noted(kind="held", text=str(held)))

@@ -23,13 +23,28 @@ class Entry:
     holds: int = 0
 
 
-class Versions:
-    """The published versions of a model. `trim` closes those that nothing holds and that are not among the newest `keep`."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionStatistics:
+    """The newest published version, how many are open, how many of those somebody holds, and by how many holds."""
 
-    def __init__(self, model: TrainingClient, keep: int) -> None:
+    newest: int
+    open: int
+    held: int
+    holds: int
+
+
+class Versions:
+    """The published versions of a model. `trim` closes those that nothing holds and that are not among the newest `keep`.
+
+    With `follow`, whoever plays with the newest goes on with newer weights in the middle of a reply; without, a reply is made
+    by the version that it began with.
+    """
+
+    def __init__(self, model: TrainingClient, keep: int, *, follow: bool = False) -> None:
         self.model = model
         self.newest = -1
-        self._keep = keep
+        self._keep, self._follow = keep, follow
+        self._following: SamplingClient | None = None
         self._entries: dict[int, Entry] = {}
 
     async def install(self, version: int) -> None:
@@ -37,6 +52,8 @@ class Versions:
         assert version > self.newest, f"version {version} after {self.newest}: versions never go back"
         await self.model.publish(version)
         self._entries[version] = Entry(client=await self.model.sampler(version=version))
+        if self._follow and self._following is None:
+            self._following = await self.model.sampler("inflight")
         self.newest = version
 
     def hold(self, version: int) -> None:
@@ -47,8 +64,17 @@ class Versions:
         self.entry(version).holds -= 1
         await self.trim()
 
+    def statistics(self) -> VersionStatistics:
+        held = [entry.holds for entry in self._entries.values() if entry.holds]
+        return VersionStatistics(newest=self.newest, open=len(self._entries), held=len(held), holds=sum(held))
+
     def player(self, version: int | None = None) -> SamplingClient:
-        """A sampling client of a version, or of whichever is the newest when a sample is asked for."""
+        """A sampling client of a version, or of whichever is the newest when a sample is asked for, or follows while it is
+        made. Raises `SettingError` before anything is installed that could be followed."""
+        if version is None and self._follow:
+            if self._following is None:
+                raise SettingError("nothing is installed yet that could be followed")
+            return self._following
         return _Player(self, version)
 
     async def trim(self) -> None:

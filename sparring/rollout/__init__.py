@@ -9,6 +9,7 @@ from sparring.rollout.ledger import Ledger
 from sparring.rollout.play import Finished, play
 from sparring.rollout.schedule import Schedule, Source
 from sparring.rollout.slots import Slots
+from sparring.rollout.stored import StoredEpisode, read_episodes
 from sparring.rollout.trajectory import Context, Trajectory, Unit, trajectories
 
 __all__ = [
@@ -30,9 +31,11 @@ __all__ = [
     "Source",
     "SqliteSegments",
     "StalenessBudget",
+    "StoredEpisode",
     "Trajectory",
     "Unit",
     "Waiting",
     "play",
+    "read_episodes",
     "trajectories",
 ]

@@ -37,6 +37,23 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetStatistics:
+    """One policy's versions, committed and installed on every sampler, and its units: admitted = outstanding + trained +
+    dropped, where outstanding = in_flight + ready + planned. `room`: how many more may be admitted now."""
+
+    version: int
+    installed: int
+    outstanding: int
+    in_flight: int
+    ready: int
+    planned: int
+    admitted: int
+    trained: int
+    dropped: int
+    room: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Unit:
     """An outstanding unit: its number in the order of admission, its last step, its number in the order of finishing."""
 
@@ -164,19 +181,21 @@ class Book(ABC):
         self.version += 1
         return self.version
 
-    def statistics(self) -> dict[str, int]:
+    def statistics(self) -> BudgetStatistics:
         planned, outstanding = len(self.planned or ()), len(self.units)
-        return {
-            "version": self.version,
-            "installed": self.installed,
-            "outstanding": outstanding,
-            "in_flight": outstanding - self.ready - planned,
-            "ready": self.ready,
-            "planned": planned,
-            "admitted": self.admitted,
-            "trained": self.admitted - self.dropped - outstanding,
-            "dropped": self.dropped,
-        }
+        open_until = min(self.installed + self.bound.max_staleness + 1, self.bound.steps) * self.bound.units_per_step
+        return BudgetStatistics(
+            version=self.version,
+            installed=self.installed,
+            outstanding=outstanding,
+            in_flight=outstanding - self.ready - planned,
+            ready=self.ready,
+            planned=planned,
+            admitted=self.admitted,
+            trained=self.admitted - self.dropped - outstanding,
+            dropped=self.dropped,
+            room=max(0, open_until - self.place),
+        )
 
     def state(self) -> dict[str, Any]:
         return {

@@ -37,9 +37,9 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sparring.errors import RunChanged
-from sparring.rollout.books import Book, Bound, PinnedBook, ReadyBook, Waiting
+from sparring.rollout.books import Book, Bound, BudgetStatistics, PinnedBook, ReadyBook, Waiting
 
-__all__ = ["Bound", "StalenessBudget", "Waiting"]
+__all__ = ["Bound", "BudgetStatistics", "StalenessBudget", "Waiting"]
 
 
 class StalenessBudget:
@@ -129,9 +129,8 @@ class StalenessBudget:
         """(policy, unit) of every outstanding unit that no step may train on any more: by the proof above, none."""
         return tuple((policy, unit) for policy, book in self._books.items() for unit in book.overdue())
 
-    def statistics(self) -> Mapping[str, Mapping[str, int]]:
-        """For each policy: version, installed, and admitted = outstanding + trained + dropped in units, where
-        outstanding = in_flight + ready + planned."""
+    def statistics(self) -> Mapping[str, BudgetStatistics]:
+        """How each policy stands."""
         return {policy: book.statistics() for policy, book in self._books.items()}
 
     def state(self) -> dict[str, Any]:

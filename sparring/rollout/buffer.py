@@ -58,6 +58,7 @@ class RolloutBuffer:
         self._reuse = reuse
         self._seed = seed
         self._units: dict[tuple[str, int], Unit] = {}
+        self._tokens = 0
         self._used: dict[str, dict[int, Used]] = {}
 
     def add(self, unit: Unit) -> None:
@@ -65,6 +66,7 @@ class RolloutBuffer:
         assert (unit.policy, unit.group) not in self._units, f"unit {unit.policy}/{unit.group} was buffered twice"
         self._budget.finish(unit.policy, str(unit.group))
         self._units[unit.policy, unit.group] = unit
+        self._tokens += unit.action_tokens
 
     def fresh(self, policy: str) -> tuple[int, ...] | Waiting:
         """The groups of the batch that the policy's next step may take, in order of admission, or what it waits for."""
@@ -84,7 +86,9 @@ class RolloutBuffer:
     def take(self, policy: str, groups: Sequence[int]) -> tuple[Unit, ...]:
         """The units of a planned step; they leave the buffer, and the budget's books when the step is committed."""
         self._budget.take(policy, [str(group) for group in groups])
-        return tuple(self._units.pop((policy, group)) for group in groups)
+        taken = tuple(self._units.pop((policy, group)) for group in groups)
+        self._tokens -= sum(unit.action_tokens for unit in taken)
+        return taken
 
     def again(self, policy: str, groups: Sequence[int]) -> tuple[Unit, ...]:
         """The units that a planned step uses again."""
@@ -119,10 +123,15 @@ class RolloutBuffer:
                 expired.append(kept.pop(group).unit)
         return tuple(expired)
 
+    @property
+    def groups(self) -> set[int]:
+        """Whose units it holds, those that may be used again included."""
+        return {group for _, group in self._units} | {group for kept in self._used.values() for group in kept}
+
     def statistics(self) -> BufferStatistics:
         return BufferStatistics(
             units=len(self._units),
-            tokens=sum(unit.action_tokens for unit in self._units.values()),
+            tokens=self._tokens,
             kept=sum(len(kept) for kept in self._used.values()),
         )
 

@@ -17,11 +17,15 @@ from sparring.rollout.buffer import RolloutBuffer, oldest_version
 from sparring.rollout.comparable import all_equal
 from sparring.rollout.events import (
     LATE,
+    QUARANTINED,
+    SET_ASIDE,
+    Accepted,
     Acted,
     Admitted,
     Affected,
     AnyEvent,
     Checkpointed,
+    Died,
     Ended,
     Evaluated,
     Installed,
@@ -34,6 +38,11 @@ from sparring.rollout.live import Completed, LiveEpisode, LiveGroup, completed, 
 from sparring.rollout.refill import Barren, nothing_left
 from sparring.rollout.schedule import Schedule
 from sparring.rollout.trajectory import Trajectory, Unit
+
+_FATAL = 2
+"""Processes that an episode may end; then it is quarantined."""
+
+ENDED_IT = f"the process ended {_FATAL} times while its code ran"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +84,9 @@ class Coordinator:
         self.faults = 0
         self.fault_detail = ""
         self.restarts = 0
+        self._deaths: dict[tuple[str, int, int, int], set[str]] = {}
+        self.fingerprints: Mapping[str, Any] = {}
+        """Those that were accepted last; empty where none were: then those hold that the run was started with."""
         self.barren = {policy: Barren() for policy in schedule.bounds}
         self._admitted = 0
         self._turn = 0
@@ -127,6 +139,18 @@ class Coordinator:
                 ends += [Ended(group=number, member=member, fault=LATE, detail=detail) for member in playing]
         return tuple(ends)
 
+    def quarantined(self) -> tuple[Ended, ...]:
+        """The ends of the episodes that are not to be played again: their own code ran when the process ended, twice."""
+        return tuple(
+            Ended(group=group, member=member, fault=QUARANTINED, detail=ENDED_IT)
+            for held_out, _, group, member in self._fatal()
+            if not held_out and group in self.groups and self.groups[group].members[member].ended is None
+        )
+
+    def quarantined_tasks(self, held_out: str, version: int) -> frozenset[int]:
+        """Likewise, the tasks of a held-out set at a version."""
+        return frozenset(task for name, at, task, _ in self._fatal() if (name, at) == (held_out, version))
+
     @property
     def finished(self) -> bool:
         """Whether every policy has made all its steps; then nothing is outstanding."""
@@ -137,11 +161,11 @@ class Coordinator:
         match event:
             case Admitted():
                 self._admit(event)
-            case Acted() | Affected():
-                self.groups[event.group].members[event.member].past.append(event)
-            case Restarted():
-                self.groups[event.group].members[event.member].past.clear()
-                self.restarts += 1
+            case Acted() | Affected() | Restarted():
+                self._go_on(event)
+            case Died():
+                which = (event.held_out, event.version, event.group, event.member)
+                self._deaths.setdefault(which, set()).add(event.life)
             case Ended():
                 self._finish(event)
             case Planned():
@@ -150,10 +174,8 @@ class Coordinator:
                 self._step(event)
             case Installed():
                 self.budget.install(event.policy, event.version)
-            case Evaluated():
-                self.evaluated.add((event.name, event.version))
-            case Checkpointed():
-                self.checkpoints[event.policy].add(event.step)
+            case Evaluated() | Checkpointed() | Accepted():
+                self._remember(event)
             case _:
                 """Opened, Timed and Noted change nothing that is decided."""
 
@@ -173,6 +195,9 @@ class Coordinator:
             if isinstance(batch, Waiting) and not self.budget.done(policy):
                 lines.append(f"learner of {policy}: {batch.reason}")
         return lines
+
+    def _fatal(self) -> list[tuple[str, int, int, int]]:
+        return sorted(which for which, lives in self._deaths.items() if len(lives) >= _FATAL)
 
     def _next_index(self, source: int) -> int:
         cursor, successes = self._cursors[source], self._successes[source]
@@ -195,7 +220,7 @@ class Coordinator:
         counts = self.budget.statistics()
         for policy in dict.fromkeys(self.schedule.sources[source].lineups[lineup].values()):
             bound = self.schedule.bounds[policy]
-            pinned[policy] = max(0, counts[policy]["admitted"] // bound.units_per_step - bound.max_staleness)
+            pinned[policy] = max(0, counts[policy].admitted // bound.units_per_step - bound.max_staleness)
         return pinned
 
     def _admit(self, event: Admitted) -> None:
@@ -216,13 +241,30 @@ class Coordinator:
         for policy in event.trained:
             self.ledger.admitted(policy, str(event.group), [seat for seat, name in seats.items() if name == policy])
 
+    def _go_on(self, event: Acted | Affected | Restarted) -> None:
+        past = self.groups[event.group].members[event.member].past
+        if isinstance(event, Restarted):
+            past.clear()
+            self.restarts += 1
+        else:
+            past.append(event)
+
+    def _remember(self, event: Evaluated | Checkpointed | Accepted) -> None:
+        match event:
+            case Evaluated():
+                self.evaluated.add((event.name, event.version))
+            case Checkpointed():
+                self.checkpoints[event.policy].add(event.step)
+            case Accepted():
+                self.fingerprints = event.fingerprints
+
     def _finish(self, event: Ended) -> None:
         group = self.groups[event.group]
         member = group.members[event.member]
         assert member.ended is None, f"group {event.group}, episode {event.member} ended twice"
         member.ended = event
         self.episodes += 1
-        if event.fault and event.fault != LATE:
+        if event.fault and event.fault not in SET_ASIDE:
             self.faults += 1
             self.fault_detail = self.fault_detail or f"{event.fault}: {event.detail}"
         if not group.playing:

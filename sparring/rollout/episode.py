@@ -19,21 +19,18 @@ import msgspec
 
 from sparring.agents import Agent, Sample
 from sparring.environments import Conversation, Environment, EpisodeRandom, Reply, Request, Rewards, Seat, settle
-from sparring.environments.running import RUNNING, encoded
+from sparring.environments.running import OWN_CODE, RUNNING, Running, encoded
 from sparring.errors import (
     ContextFull,
     EffectError,
-    ReplayDiverged,
     SettingError,
     SparringError,
     Unjudged,
     UnsupportedError,
 )
+from sparring.rollout.culprit import Own, Page, asking
 from sparring.rollout.events import DEADLINE, Acted, Affected, Ended, Sampled, SeatResult
-from sparring.rollout.signal import Signal
-
-REPLAY_DEADLINE = 60.0
-"""Seconds for an episode's branches to ask again for what is journaled; nothing outside is waited for meanwhile."""
+from sparring.rollout.past import Answers, Past
 
 Emit = Callable[[Acted | Affected], Awaitable[None]]
 
@@ -43,6 +40,7 @@ class EpisodePlan:
     """What an episode is: `agents` by seat, the seats that are `trained`, its numbers, and what the journal holds of it.
 
     Without `clock` nothing in it ends for the time it takes (deterministic runs): neither asks nor effects nor `play`.
+    `page` tells whose code runs; `held_out` is the name and version of the evaluation that it belongs to, if to one.
     """
 
     environment: Environment[Any]
@@ -56,6 +54,8 @@ class EpisodePlan:
     deadline: float | None
     clock: bool = True
     past: Sequence[Acted | Affected] = field(default=())
+    page: Page = field(default_factory=Page)
+    held_out: tuple[str, int] = ("", 0)
 
 
 def seeded(*parts: object) -> int:
@@ -64,20 +64,23 @@ def seeded(*parts: object) -> int:
 
 
 class Episode:
-    """The `Running` of one episode. `emit` puts an event into the journal's queue before what depends on it goes on."""
+    """The `Running` of one episode. `emit` puts an event into the journal's queue before what depends on it goes on; `answers`
+    are where it looks before it asks anybody: the plan's past, if nothing else is given."""
 
-    def __init__(self, plan: EpisodePlan, emit: Emit) -> None:
+    def __init__(self, plan: EpisodePlan, emit: Emit, answers: Answers | None = None) -> None:
         self._plan = plan
         self._emit = emit
-        self._past = plan.past
-        self._positions = {event.key: position for position, event in enumerate(plan.past)}
-        self._replayed = 0
-        self._moved = Signal()
+        self._answers = answers or Past(plan.past, self._named())
         self._occurrences: dict[tuple[str, bytes], int] = {}
         self._over = False
         self.failure: Exception | None = None
         """What broke it: a player, the journal, its replay. No answer for `play` to go on from, even if `play` caught it."""
         self.waits_for = "to start"
+        self._named_on_page = plan.page.named(plan.group, plan.member, *plan.held_out)
+
+    def own(self, code: Awaitable[Any]) -> Awaitable[Any]:
+        """What the environment wrote, told to the page while it runs."""
+        return Own(code, self._plan.page, self._named_on_page)
 
     async def act(self, conversation: Conversation, request: Request) -> tuple[Reply, object]:
         place = conversation.place
@@ -112,7 +115,7 @@ class Episode:
             group=self._plan.group, member=self._plan.member, name=name, arguments=digest, occurrence=occurrence
         )
         limit = timeout if self._plan.clock else None
-        known = await self._answered(event, f"effect {name}", lambda: _affect(event, call, limit))
+        known = await self._answered(event, f"effect {name}", lambda: _affect(event, lambda: self.own(call()), limit))
         assert isinstance(known, Affected)
         if known.error:
             raise EffectError(known.error)
@@ -120,6 +123,9 @@ class Episode:
 
     def context_left(self, conversation: Conversation) -> int:
         return self._plan.agents[conversation.place.seat].context_left(conversation)
+
+    def split(self, more: int) -> None:
+        self._answers.split(more)
 
     def end(self) -> None:
         """`play` has returned: nothing of it may go on."""
@@ -130,18 +136,19 @@ class Episode:
     ) -> Acted | Affected:
         """The journaled answer, or a new one, journaled before anything depends on it."""
         self._refuse_if_over(what)
-        try:
-            known = await self._journaled(wanted)
-            if known is None:
-                self.waits_for = what
-                known = await live()
-                self._refuse_if_over(what)
-                await self._emit(known)
-        except Exception as error:
-            self.failure = self.failure or error
-            raise
-        self.waits_for = "the environment itself"
-        return known
+        with asking():
+            try:
+                known = await self._answers.known(wanted)
+                if known is None:
+                    self.waits_for = what
+                    known = await live()
+                    self._refuse_if_over(what)
+                    await self._emit(known)
+            except Exception as error:
+                self.failure = self.failure or error
+                raise
+            self.waits_for = "the environment itself"
+            return known
 
     def _refuse_if_over(self, what: str) -> None:
         if self._over:
@@ -166,53 +173,30 @@ class Episode:
         sample = Sampled.packed(action.sample) if action.sample is not None else None
         return msgspec.structs.replace(event, reply=action.reply, sample=sample)
 
-    async def _journaled(self, wanted: Acted | Affected) -> Acted | Affected | None:
-        """The journaled event of this key, when its turn in the journaled order has come; None for what is new.
-
-        Something new waits until all that is journaled has been asked for again: it came later then too.
-        """
-        position = self._positions.get(wanted.key, len(self._past))
-        while self._replayed < position:
-            before = self._replayed
-            with anyio.move_on_after(REPLAY_DEADLINE):
-                await self._moved.wait()
-            if self._replayed == before:
-                missing = self._past[before].key
-                raise ReplayDiverged(f"{self._named()} did not ask again for {missing!r}, which the journal holds")
-        if position == len(self._past):
-            return None
-        known = self._past[position]
-        assert position == self._replayed, f"{self._named()} asked twice for {wanted.key!r}"
-        if isinstance(known, Acted) and isinstance(wanted, Acted) and known.request != wanted.request:
-            raise ReplayDiverged(f"{self._named()}: {wanted.key!r} was asked something else than in the journal")
-        self._replayed += 1
-        self._moved.notify()
-        return known
-
-    def all_replayed(self, failed: Exception | None) -> None:
+    def check_over(self, failed: Exception | None) -> None:
         """Raises `ReplayDiverged` where the episode ended, or `failed`, without asking for all that the journal holds."""
-        if self._replayed < len(self._past):
-            missing = self._past[self._replayed].key
-            raise ReplayDiverged(f"{self._named()} ended without asking for {missing!r} again") from failed
+        self._answers.check_over(failed)
 
     def _named(self) -> str:
         plan = self._plan
         return f"{plan.environment.name}, group {plan.group}, episode {plan.member}"
 
 
-def open_seats(episode: Episode, plan: EpisodePlan) -> list[Seat]:
+def open_seats(running: Running, plan: EpisodePlan) -> list[Seat]:
     """A fresh seat for every player, in the environment's order."""
-    return [Seat(name, episode) for name in plan.environment.seats]
+    return [Seat(name, running) for name in plan.environment.seats]
 
 
-async def played(episode: Episode, plan: EpisodePlan, seats: Sequence[Seat]) -> Rewards:
-    """What `play` returns; raises whatever it raises."""
-    token = RUNNING.set(episode)
+async def played(episode: Episode, plan: EpisodePlan, seats: Sequence[Seat], running: Running | None = None) -> Rewards:
+    """What `play` returns; raises whatever it raises. `running` answers the seats, where that is not `episode` itself."""
+    token, own = RUNNING.set(running or episode), OWN_CODE.set(episode.own)
     try:
         rng = EpisodeRandom(f"{plan.seed}/{plan.task_digest}/{plan.group}")
-        return await plan.environment.begin(plan.task, seats, rng)
+        returned: Rewards = await episode.own(plan.environment.begin(plan.task, seats, rng))
+        return returned
     finally:
         RUNNING.reset(token)
+        OWN_CODE.reset(own)
 
 
 async def run_episode(episode: Episode, plan: EpisodePlan) -> tuple[Ended, list[Seat]]:
@@ -239,7 +223,7 @@ async def run_episode(episode: Episode, plan: EpisodePlan) -> tuple[Ended, list[
     if scope.cancel_called:
         detail = f"play did not end within {plan.deadline} s; it waited for {episode.waits_for}"
         return Ended(group=plan.group, member=plan.member, fault=DEADLINE, detail=detail), seats
-    episode.all_replayed(failed)
+    episode.check_over(failed)
     if failed is not None:
         fault, detail = type(failed).__name__, _told(failed)
         return Ended(group=plan.group, member=plan.member, fault=fault, detail=detail), seats

@@ -6,6 +6,7 @@ self-describing; `Opened.schema` is the version of this file.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -14,7 +15,7 @@ import numpy as np
 from sparring.agents import Sample
 from sparring.environments import Reply
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", omit_defaults=True):
@@ -130,6 +131,19 @@ class Restarted(Event, frozen=True, kw_only=True, tag="restarted"):
     member: int
 
 
+class Died(Event, frozen=True, kw_only=True, tag="died"):
+    """The process ended while this episode's own code ran; `life` names that process, so that it counts once.
+
+    held_out, version   for an episode of a held-out set, of which `group` is the task's index; else empty
+    """
+
+    life: str
+    group: int
+    member: int
+    held_out: str = ""
+    version: int = 0
+
+
 class SeatResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One seat or fork at the end: its return or why it has none, and the rewards of its turns."""
 
@@ -143,12 +157,18 @@ class SeatResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 DEADLINE = "deadline"
 LATE = "late"
+QUARANTINED = "quarantined"
+CHANGED = "changed"
+SET_ASIDE = frozenset({LATE, CHANGED})
+"""The faults that are nobody's failure."""
 
 
 class Ended(Event, frozen=True, kw_only=True, tag="ended"):
     """An episode ended. `fault` is empty, or says how it failed (an exception, a deadline): then nothing of it is trained.
 
-    `LATE` is the fault of an episode that was dropped for its age because the run was told to: nobody's failure.
+    `LATE` is the fault of an episode that was dropped for its age because the run was told to, `CHANGED` of one whose task
+    became another, which was accepted: nobody's failure. `QUARANTINED` is that of one that ended the process as often as it
+    may: it is not played again.
     """
 
     group: int
@@ -225,8 +245,16 @@ class Timed(Event, frozen=True, kw_only=True, tag="timed"):
     timing: dict[str, float]
 
 
+class Accepted(Event, frozen=True, kw_only=True, tag="accepted"):
+    """The run goes on although its code or its data changed, as it was told to. `fingerprints` are those of now, all of them:
+    from here on the run is held against these; `changes` names what changed. Whoever was playing starts again."""
+
+    changes: list[str]
+    fingerprints: dict[str, Any]
+
+
 class Noted(Event, frozen=True, kw_only=True, tag="noted"):
-    """Something a reader of the run should know: a resume, an accepted change, an ending."""
+    """Something a reader of the run should know: a resume, a divergence, an ending."""
 
     kind: str
     text: str
@@ -238,6 +266,7 @@ AnyEvent = (
     | Acted
     | Affected
     | Restarted
+    | Died
     | Ended
     | Planned
     | Stepped
@@ -245,6 +274,7 @@ AnyEvent = (
     | Evaluated
     | Checkpointed
     | Timed
+    | Accepted
     | Noted
 )
 
@@ -273,19 +303,23 @@ def segment(encoded: list[bytes]) -> bytes:
     return head + b"".join(encoded)
 
 
-def canonical(events: list[AnyEvent]) -> list[AnyEvent]:
+def standing(events: Sequence[AnyEvent]) -> list[AnyEvent]:
+    """The events without what episodes said and did before they were restarted."""
+    again = {(one.group, one.member): place for place, one in enumerate(events) if isinstance(one, Restarted)}
+    return [
+        event
+        for place, event in enumerate(events)
+        if not (isinstance(event, Acted | Affected) and place < again.get((event.group, event.member), -1))
+    ]
+
+
+def canonical(events: Sequence[AnyEvent]) -> list[AnyEvent]:
     """The same history in one order that does not depend on what ran beside what: two deterministic runs are equal in it.
 
     Figures of the clock and of this process (timing, notes, checkpoints, installations) are left out, and what an episode
     did before it was restarted; episodes follow one another, and within one its replies and effects are ordered by key.
     """
-    again = {(one.group, one.member): place for place, one in enumerate(events) if isinstance(one, Restarted)}
-    kept = [
-        event
-        for place, event in enumerate(events)
-        if type(event) in _CANONICAL
-        and not (isinstance(event, Acted | Affected) and place < again.get((event.group, event.member), -1))
-    ]
+    kept = [event for event in standing(events) if type(event) in _CANONICAL]
     return sorted(kept, key=_place)
 
 

@@ -12,9 +12,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-DropReason = Literal["filter", "fault", "empty", "stop", "late"]
+from sparring.rollout.books import BudgetStatistics
+
+DropReason = Literal["filter", "fault", "empty", "stop", "late", "changed"]
 """Why a unit left untrained: a filter refused it, an episode of it failed or ran out of time, nobody spoke whose words
-could be trained on, the run was stopped, its episodes were dropped for their age."""
+could be trained on, the run was stopped, its episodes were dropped for their age, its task became another."""
 
 REASONS: tuple[DropReason, ...] = get_args(DropReason)
 _COLUMNS = ("dispatched", "trained", "buffered", "in_flight", *REASONS, "reused", "expired")
@@ -124,7 +126,7 @@ class Ledger:
         mine = [held.finished for (name, _), held in self._held.items() if name == policy]
         return {"in_flight": len(mine) - sum(mine), "buffered": sum(mine)}
 
-    def assert_balanced(self, budget: Mapping[str, Mapping[str, int]] | None = None) -> None:
+    def assert_balanced(self, budget: Mapping[str, BudgetStatistics] | None = None) -> None:
         """Raise `AssertionError`, naming the row, where the books do not balance or differ from `StalenessBudget.statistics()`
         (`budget`, if given).
 
@@ -143,7 +145,7 @@ class Ledger:
                 assert columns[column] == counted, f"{counted!r} are {column}, not what stands in the {where}"
         for policy, counts in (budget or {}).items():
             mine = self.held(policy)
-            theirs = {"in_flight": counts["in_flight"], "buffered": counts["ready"] + counts["planned"]}
+            theirs = {"in_flight": counts.in_flight, "buffered": counts.ready + counts.planned}
             assert mine == theirs, f"{policy}: the ledger holds {mine}, the budget {theirs}"
 
     def table(self) -> tuple[LedgerRow, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sparring.rollout.bias import DropBias, Fate
-from sparring.rollout.events import DEADLINE, LATE, Acted, Admitted, Affected, Ended
+from sparring.rollout.events import CHANGED, DEADLINE, LATE, SET_ASIDE, Acted, Admitted, Affected, Ended
 from sparring.rollout.ledger import DropReason
 from sparring.rollout.trajectory import Trajectory, trajectories
 
@@ -59,8 +59,8 @@ class Completed:
     def reason(self) -> DropReason:
         """Why there is nothing to train on for a policy without trajectories."""
         faults = {ended.fault for ended in self.episodes if ended.fault}
-        if faults == {LATE}:
-            return "late"
+        if faults and faults <= SET_ASIDE:
+            return "late" if LATE in faults else "changed"
         return "fault" if faults else "empty"
 
     def tokens(self, seats: Sequence[str]) -> dict[str, int]:
@@ -92,10 +92,13 @@ def _lost(acted: Sequence[Acted], ended: Ended, made: Sequence[Trajectory], seat
             sampled[event.seat, event.fork] += event.sample.count
     fate: Fate = "empty"
     if ended.fault:
-        fate = "deadline" if ended.fault == DEADLINE else "late" if ended.fault == LATE else "fault"
+        fate = _FATES.get(ended.fault, "fault")
         for seat in seats:
             sampled.setdefault((seat, ""), 0)
     return [Part(seat=seat, fate=fate, tokens=count) for (seat, _), count in sampled.items()]
+
+
+_FATES: Mapping[str, Fate] = {DEADLINE: "deadline", LATE: "late", CHANGED: "changed"}
 
 
 def count_lost(bias: DropBias, done: Completed, seats: Mapping[str, str], task: tuple[int, int]) -> None:

@@ -98,7 +98,7 @@ def _trajectory(turns: Sequence[Acted], result: SeatResult, policy: str) -> Traj
     assert result.value is not None
     return Trajectory(
         contexts=tuple(
-            _context([(turn, sample) for turn, at, sample in samples if at == context]) for context in contexts
+            context_of([(turn, sample) for turn, at, sample in samples if at == context]) for context in contexts
         ),
         reward=float(np.float32(result.value)),
         turn_rewards=rewards,
@@ -112,7 +112,8 @@ def _trajectory(turns: Sequence[Acted], result: SeatResult, policy: str) -> Traj
     )
 
 
-def _context(samples: Sequence[tuple[int, Sample]]) -> Context:
+def context_of(samples: Sequence[tuple[int, Sample]]) -> Context:
+    """The tokens of one context from the turns that were sampled in it, (number, sample), in order."""
     tokens: list[I32] = []
     masks: list[Bools] = []
     logprobs: list[F32] = []

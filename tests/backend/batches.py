@@ -11,6 +11,8 @@ from sparring.arrays import I32, Bools
 from sparring.backend.datum import Datum
 from sparring.backend.local.lora import Adapter
 from sparring.backend.local.model import TorchModel
+from sparring.backend.local.sampler import TorchSampler
+from sparring.backend.local.snapshots import WeightsFollower
 from sparring.backend.local.trainer import Trainer
 from sparring.backend.losses import Loss
 from sparring.backend.training import Lora
@@ -84,6 +86,15 @@ def diverged() -> list[Datum]:
 
 def trainer(model: TorchModel) -> Trainer:
     return model._trainer  # pyright: ignore[reportPrivateUsage]
+
+
+def sampler_of(model: TorchModel) -> TorchSampler:
+    """The torch sampler that draws from a model's published weights."""
+    follower = model._follower  # pyright: ignore[reportPrivateUsage]
+    assert isinstance(follower, WeightsFollower)
+    sampler = follower._sampler  # pyright: ignore[reportPrivateUsage]
+    assert isinstance(sampler, TorchSampler)
+    return sampler
 
 
 def lora_of(model: TorchModel) -> Adapter:

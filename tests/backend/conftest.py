@@ -46,7 +46,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def _save(model: PreTrainedModel, folder: Path) -> Path:
+def saved(model: PreTrainedModel, folder: Path) -> Path:
     """Spread weights (a fresh model's logits are all but equal), then model and tokenizer into a folder."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -62,21 +62,28 @@ def _save(model: PreTrainedModel, folder: Path) -> Path:
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a random Llama: 2 layers, 32 wide, grouped-query attention, tied embeddings."""
     model = LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True))
-    return _save(model, tmp_path_factory.mktemp("models") / "tiny-llama")
+    return saved(model, tmp_path_factory.mktemp("models") / "tiny-llama")
 
 
 @pytest.fixture(scope="session")
 def tiny_qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a random Qwen3: as the Llama, with norms on queries and keys, and an output layer of its own."""
     model = Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=8, tie_word_embeddings=False))
-    return _save(model, tmp_path_factory.mktemp("models") / "tiny-qwen3")
+    return saved(model, tmp_path_factory.mktemp("models") / "tiny-qwen3")
+
+
+@pytest.fixture(scope="session")
+def tiny_long(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a random Llama with a context of 6144 tokens."""
+    config = LlamaConfig(**{**SIZES, "max_position_embeddings": 6144}, tie_word_embeddings=True)
+    return saved(LlamaForCausalLM(config), tmp_path_factory.mktemp("models") / "tiny-long")
 
 
 @pytest.fixture(scope="session")
 def tiny_wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a random Llama with heads of 32, as narrow as vLLM computes them on a CPU."""
     sizes = {**SIZES, "hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
-    return _save(LlamaForCausalLM(LlamaConfig(**sizes)), tmp_path_factory.mktemp("models") / "tiny-wide")
+    return saved(LlamaForCausalLM(LlamaConfig(**sizes)), tmp_path_factory.mktemp("models") / "tiny-wide")
 
 
 @pytest.fixture(scope="session")
@@ -89,7 +96,7 @@ def tiny_tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "num_key_value_heads": 1,
         "tie_word_embeddings": True,
     }
-    return _save(LlamaForCausalLM(LlamaConfig(**sizes)), tmp_path_factory.mktemp("models") / "tiny-tied")
+    return saved(LlamaForCausalLM(LlamaConfig(**sizes)), tmp_path_factory.mktemp("models") / "tiny-tied")
 
 
 @pytest.fixture(scope="session", params=["llama", "qwen3"])
@@ -101,7 +108,7 @@ def tiny_model(request: pytest.FixtureRequest, tiny_llama: Path, tiny_qwen3: Pat
 @pytest.fixture(scope="session", params=sorted(ARCHITECTURES))
 def architecture(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny model of each architecture in turn."""
-    return _save(tiny(ARCHITECTURES[request.param]), tmp_path_factory.mktemp("architectures") / request.param)
+    return saved(tiny(ARCHITECTURES[request.param]), tmp_path_factory.mktemp("architectures") / request.param)
 
 
 @pytest.fixture
@@ -110,6 +117,20 @@ async def backend(tmp_path: Path) -> AsyncIterator[LocalBackend]:
     with anyio.fail_after(120):
         async with LocalBackend(deterministic=True, cache_dir=tmp_path) as backend:
             yield backend
+
+
+@pytest.fixture
+async def free(tmp_path: Path) -> AsyncIterator[LocalBackend]:
+    """A backend that is not deterministic."""
+    with anyio.fail_after(120):
+        async with LocalBackend(dtype="float32", cache_dir=tmp_path) as backend:
+            yield backend
+
+
+@pytest.fixture
+async def following(free: LocalBackend, tiny_llama: Path) -> TorchModel:
+    """A fresh adapter on the tiny Llama, of a backend whose models can be followed."""
+    return await free.create_model(str(tiny_llama), lora=LORA, seed=1)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import torch
 from sparring.arrays import I32
 from sparring.backend.local.base import BaseModel, load_base
 from sparring.backend.local.lora import Adapter, AdapterWeights
+from sparring.backend.local.source import Source, Stamped
 from sparring.backend.local.thread import Background
 from sparring.backend.pending import PendingResult
 from sparring.backend.sampling import SamplingClient, SamplingParams
@@ -36,6 +37,11 @@ def adapter_of(base: BaseModel, seed: int) -> AdapterWeights:
         b.normal_(0, 0.05, generator=generator)
     adapter.refresh()
     return adapter.snapshot()
+
+
+def fixed(version: int, weights: AdapterWeights | None = None) -> Source:
+    """A source that never moves."""
+    return Source(Stamped(version=version, weights=weights))
 
 
 class HandEngine:

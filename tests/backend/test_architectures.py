@@ -45,7 +45,7 @@ async def test_adapters_equal_pefts(backend: LocalBackend, architecture: Path, t
     assert_equals_peft(adapter, peft, data, await model.forward_backward(data, CrossEntropy()))
 
 
-@pytest.mark.parametrize("attention", ["products", "torch"])
+@pytest.mark.parametrize("attention", ["products", "blocks", "torch"])
 async def test_shared_prefixes_give_the_gradient_of_data_apart(
     backend: LocalBackend, architecture: Path, attention: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -55,6 +55,8 @@ async def test_shared_prefixes_give_the_gradient_of_data_apart(
     want, _ = plain_loss(model, data, PPO())
     if attention == "torch":
         monkeypatch.setattr(row_attention, "LONGEST", 0)
+    if attention == "blocks":
+        monkeypatch.setattr(row_attention, "BLOCK", 5)
     assert relative(await gradient(model, data, PPO()), want) <= 1e-5
 
 

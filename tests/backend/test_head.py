@@ -39,11 +39,19 @@ def _plain(head: Tensor, given_: HeadInput) -> tuple[Tensor, Tensor, Tensor, Ten
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 12), st.integers(1, 4), st.integers(0, 1000), st.booleans(), st.sampled_from([1, 3, 100]))
-def test_scores_equal_the_plain_way(count: int, targets: int, seed: int, hot: bool, rows: int) -> None:
+@given(
+    st.integers(0, 12),
+    st.integers(1, 4),
+    st.integers(0, 1000),
+    st.booleans(),
+    st.sampled_from([1, 3, 100]),
+    st.integers(1, 4),
+)
+def test_scores_equal_the_plain_way(count: int, targets: int, seed: int, hot: bool, rows: int, block: int) -> None:
     head, given_ = _input(count, targets, seed=seed, hot=hot)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(head_module, "CHUNK_BYTES", rows * 4 * VOCABULARY)
+        patch.setattr(head_module, "BLOCK_BYTES", block * 4 * VOCABULARY)
         output = score(head, given_, gradient=True, entropy=True)
     assert output.gradient is not None and output.entropy is not None
     got = (output.logprobs, output.values, output.gradient, output.entropy)

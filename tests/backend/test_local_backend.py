@@ -140,11 +140,6 @@ async def test_the_trainer_scores_what_the_sampler_drew_as_the_sampler_did(model
         np.testing.assert_allclose(logprobs, datum.logprobs, atol=1e-4)
 
 
-async def test_inflight_samplers_are_refused(model: TorchModel) -> None:
-    with pytest.raises(UnsupportedError, match="kind='inflight'"):
-        await model.sampler("inflight")
-
-
 async def test_a_closed_backend_refuses(tiny_llama: Path, tmp_path: Path) -> None:
     with anyio.fail_after(120):
         async with LocalBackend(deterministic=True, cache_dir=tmp_path) as backend:
@@ -158,6 +153,12 @@ async def test_a_closed_backend_refuses(tiny_llama: Path, tmp_path: Path) -> Non
     with pytest.raises(BackendError, match="closed"):
         await backend.create_model(str(tiny_llama), lora=LORA)
     await sampler.aclose()
+
+
+async def test_statistics_are_those_of_engine_and_samplers(backend: LocalBackend, model: TorchModel) -> None:
+    found = backend.statistics()
+    assert found["engine/waiting"] == 0 and found["sampler/waiting"] == found["sampler/running"] == 0
+    assert found["sampler/slots"] > 0
 
 
 async def test_info_and_capabilities(backend: LocalBackend, model: TorchModel, tiny_llama: Path) -> None:
@@ -181,6 +182,7 @@ BAD_SETTINGS: list[tuple[dict[str, object], str]] = [
     ({"replicas": 2}, "replicas=2: sampler='torch' draws in this process"),
     ({"sampler": "magic"}, "sampler='magic': must be 'torch' or 'vllm'"),
     ({"max_loras": 0}, "max_loras=0: must be at least 1"),
+    ({"prefix_bytes": -1}, "prefix_bytes=-1: must be at least 0"),
 ]
 
 

@@ -8,13 +8,14 @@ from hypothesis import strategies as st
 from sparring.backend.bytes_renderer import ByteRenderer
 from sparring.backend.local.request import Request, StopStrings
 from sparring.backend.sampling import SamplingParams
+from tests.backend.drawing import fixed
 
 decode = ByteRenderer().text
 PROMPT = np.array([1, 2, 3], np.int32)
 
 
 def request(params: SamplingParams, n: int = 1) -> Request:
-    return Request(PROMPT, params, n, adapter=None, version=7, decode=decode)
+    return Request(PROMPT, params, n, source=fixed(7), decode=decode)
 
 
 def test_the_stop_token_is_part_of_the_sample() -> None:

@@ -18,14 +18,14 @@ from sparring.backend.local.request import Request
 from sparring.backend.local.sampler import TorchSampler
 from sparring.backend.sampling import SampledSequence, SamplingParams
 from sparring.errors import BackendError, SettingError
-from tests.backend.drawing import HandEngine, adapter_of, base_of, prompt_of
+from tests.backend.drawing import HandEngine, adapter_of, base_of, fixed, prompt_of
 
 
 def requests(
     sampler: TorchSampler, prompts: Sequence[I32], *, adapter: AdapterWeights | None = None, **params: Any
 ) -> list[Any]:
     settings = {"max_tokens": 3, "seed": 1} | params
-    return [sampler.request(p, SamplingParams(**settings), 1, adapter=adapter, version=0) for p in prompts]
+    return [sampler.request(p, SamplingParams(**settings), 1, source=fixed(0, adapter)) for p in prompts]
 
 
 def sample_of(request: Request) -> SampledSequence:

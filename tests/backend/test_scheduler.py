@@ -10,6 +10,7 @@ from sparring.backend.local.cache import STEP, KeyValueCache
 from sparring.backend.local.request import Drawn, Group, Request
 from sparring.backend.local.scheduler import Scheduler
 from sparring.backend.sampling import SamplingParams
+from tests.backend.drawing import fixed
 
 SLOTS, MAX_TOKENS = 6, 6 * STEP
 
@@ -36,7 +37,7 @@ class Scheduling(RuleBasedStateMachine):
     @rule(prompt=st.integers(0, 2), n=st.integers(1, 4), tokens=st.sampled_from([5, STEP, 3 * STEP, 9 * STEP]))
     def add(self, prompt: int, n: int, tokens: int) -> None:
         params = SamplingParams(max_tokens=tokens)
-        request = Request(np.full(3, prompt, np.int32), params, n, adapter=None, version=0, decode=lambda _: "")
+        request = Request(np.full(3, prompt, np.int32), params, n, source=fixed(0), decode=lambda _: "")
         self.schedule.add(request)
         self.order += request.drawn
 
@@ -91,6 +92,21 @@ class Scheduling(RuleBasedStateMachine):
         request.cancelled = True
         self.schedule.remove(lambda other: other.cancelled)
         self.order = [drawn for drawn in self.order if drawn.request is not request]
+
+    @precondition(lambda self: self.schedule.requests())
+    @rule(data=st.data())
+    def refill(self, data: st.DataObject) -> None:
+        """New weights: what ran or was half computed is computed again where it is; the rest is left alone."""
+        request = data.draw(st.sampled_from(self.schedule.requests()))
+        slots = {drawn: drawn.slot for drawn in request.drawn}
+        others = [drawn for drawn in self.schedule.running if drawn.request is not request]
+        for group in self.schedule.filling:
+            group.done = 1
+        self.schedule.refill(request)
+        assert self.schedule.running == others
+        assert {drawn: drawn.slot for drawn in request.drawn} == slots
+        for group in self.schedule.filling:
+            assert (group.done == 0) == any(drawn.request is request for drawn in group.members)
 
     @precondition(lambda self: self.schedule.running)
     @rule()

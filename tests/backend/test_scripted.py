@@ -129,7 +129,7 @@ async def test_what_it_has_not_is_said() -> None:
     sampler = await model.sampler()
     with pytest.raises(UnsupportedError, match="no distribution"):
         await sampler.logprobs([1, 2])
-    with pytest.raises(UnsupportedError, match="'snapshot' only"):
+    with pytest.raises(SettingError, match="it follows what is published, from the first on"):
         await model.sampler("inflight")
     await sampler.aclose()
     with pytest.raises(BackendError, match="closed"):

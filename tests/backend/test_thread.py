@@ -9,7 +9,7 @@ import anyio
 import pytest
 from anyio import lowlevel, to_thread
 
-from sparring.backend.local.thread import EngineThread
+from sparring.backend.local.thread import EngineStatistics, EngineThread
 from sparring.backend.pending import PendingResult, Unawaited
 from sparring.errors import BackendError
 
@@ -323,3 +323,22 @@ async def _until(engine: EngineThread, condition: Callable[[], bool]) -> None:
 async def _happens(event: threading.Event) -> None:
     await to_thread.run_sync(event.wait, 10)
     assert event.is_set()
+
+
+async def test_statistics_count_what_waits() -> None:
+    begun, freed = threading.Event(), threading.Event()
+
+    def holds() -> None:
+        begun.set()
+        assert freed.wait(20)
+
+    async with EngineThread() as engine:
+        assert engine.statistics() == EngineStatistics(waiting=0, undelivered=0, background=0)
+        first = engine.submit(holds, "holds")
+        await to_thread.run_sync(begun.wait)
+        second, third = engine.submit(lambda: 2, "second"), engine.submit(lambda: 3, "third")
+        assert engine.statistics().waiting == 2, "the one that runs waits no more"
+        freed.set()
+        await first
+        assert (await second, await third) == (2, 3)
+        assert engine.statistics().waiting == 0

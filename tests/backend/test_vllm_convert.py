@@ -96,6 +96,7 @@ def test_the_engine_has_room_for_the_longest_sequence_and_the_largest_rank(tmp_p
     )
     options = engine_options(VllmSettings(max_loras=3, max_lora_rank=9, slots=5, cache_tokens=10), model)
     assert (options["max_model_len"], options["max_lora_rank"], options["max_loras"]) == (1001, 16, 3)
+    assert options["max_num_seqs"] == 5
     assert options["kv_cache_memory_bytes"] == 64 * (1001 + 256)
     assert options["enforce_eager"] and options["logprobs_mode"] == "processed_logprobs"
     assert options["enable_lora"] and "worker_extension_cls" not in options
@@ -108,6 +109,15 @@ def test_an_engine_for_all_weights_has_no_adapters_and_is_brought_what_reads_the
     module, _, name = options["worker_extension_cls"].rpartition(".")
     source = (Path(sparring.__file__).parent.parent / module.replace(".", "/")).with_suffix(".py").read_text()
     assert f"class {name}:" in source and f'"{options["weight_transfer_config"]["backend"]}"' in source
+
+
+@pytest.mark.parametrize(("on_cpu", "slots", "sequences"), [(True, 64, 16), (True, 4, 4), (False, 64, 64)])
+def test_few_sequences_are_drawn_at_once_on_a_cpu(tmp_path: Any, on_cpu: bool, slots: int, sequences: int) -> None:
+    model = ServedModel(
+        folder=tmp_path, context_length=10, vocabulary=9, dtype="float32", on_cpu=on_cpu, token_bytes=64
+    )
+    options = engine_options(VllmSettings(max_loras=1, max_lora_rank=8, slots=slots), model)
+    assert options["max_num_seqs"] == sequences
 
 
 BAD: list[tuple[dict[str, Any], str]] = [

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sparring.learner.display import COLUMNS
-from tests.cli.command import ENTRY, ENVIRONMENT, sparring, write_run
+from tests.cli.command import ENTRY, ENVIRONMENT, RUN, sparring, write_run
 
 SLOW = """
 import anyio
@@ -105,15 +105,54 @@ def test_other_settings_under_the_same_name_are_refused(tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+def changed_run(folder: Path, old: str, new: str) -> None:
+    """The run's file with other code."""
+    assert old in RUN
+    (folder / "words.py").write_text(RUN.replace(old, new))
+
+
 def test_changed_code_is_refused_unless_accepted(tmp_path: Path) -> None:
     write_run(tmp_path)
     sparring("train", "words.py", folder=tmp_path)
-    write_run(tmp_path, "\n# changed\n")
+    changed_run(tmp_path, "need in reply.text", "need in reply.text.lower()")
     done = sparring("train", "words.py", folder=tmp_path)
     assert done.returncode == 1
-    assert "changed since the run was started: environment of" in done.stderr
-    assert "--accept-changed-code" in done.stderr
-    assert sparring("train", "words.py", "--accept-changed-code", folder=tmp_path).returncode == 0
+    assert done.stderr.startswith(
+        "sparring train: runs/letters: changed since the run was started, or since a change was"
+    )
+    assert (
+        "last accepted: environment of train/0 (words:letters), environment of held_out/held-out (words:letters); "
+        in done.stderr
+    )
+    assert "restore it, or go on all the same with --accept-changed-code" in done.stderr
+    accepted = sparring("train", "words.py", "--accept-changed-code", folder=tmp_path)
+    assert accepted.returncode == 0, accepted.stderr
+    assert "accepted: goes on although these changed: environment of train/0 (words:letters), " in accepted.stdout
+    again = sparring("train", "words.py", folder=tmp_path)
+    assert (again.returncode, again.stderr) == (0, ""), "it is accepted once and for all"
+    assert "accepted" not in again.stdout
+    replayed = sparring("replay", "runs/letters", folder=tmp_path)
+    assert replayed.returncode == 0
+    assert "admissions: goes on although these changed: environment of train/0 (words:letters)" in replayed.stdout
+    write_run(tmp_path)
+    assert sparring("train", "words.py", folder=tmp_path).returncode == 1, "what was accepted is what counts"
+
+
+def test_changed_tasks_are_named(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    sparring("train", "words.py", folder=tmp_path)
+    changed_run(tmp_path, 'f"word {n}"', 'f"WORD {n}"')
+    done = sparring("train", "words.py", folder=tmp_path)
+    assert done.returncode == 1
+    assert "last accepted: tasks of train/0; restore it" in done.stderr
+
+
+def test_what_is_no_part_of_the_environment_may_change(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    sparring("train", "words.py", folder=tmp_path)
+    changed_run(tmp_path, "evaluate_every=3,", "evaluate_every=3, max_concurrent=3,  # fewer\n")
+    done = sparring("train", "words.py", folder=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_an_environment_that_fails_stops_the_run_with_its_message(tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ class Scripted:
     requests: list[tuple[Place, Request]] = field(default_factory=list)
     effects: list[tuple[str, bytes, float]] = field(default_factory=list)
     left: int = 1000
+    parts: list[int] = field(default_factory=lambda: [1])
+    """How many parts of `play` ran at once, one after the other."""
 
     async def act(self, conversation: Conversation, request: Request) -> tuple[Reply, object]:
         self.requests.append((conversation.place, request))
@@ -41,6 +43,9 @@ class Scripted:
 
     def context_left(self, conversation: Conversation) -> int:
         return self.left - len(conversation.entries)
+
+    def split(self, more: int) -> None:
+        self.parts.append(self.parts[-1] + more)
 
 
 def saying(*lines: Said) -> Scripted:

@@ -56,6 +56,22 @@ async def test_nothing_to_gather() -> None:
     assert await gather() == ()
 
 
+async def test_the_episode_knows_how_many_parts_run_at_once() -> None:
+    """The branches in place of the one that gathers, which goes on in the place of the last; however they end."""
+    with episode(saying()) as running:
+        first, second = anyio.Event(), anyio.Event()
+        await gather(after(second), gather(after(first, "b", second), after(happened(), "c", first)), after(happened()))
+        assert running.parts == [1, 3, 4, 3, 2, 1]
+        assert await gather() == ()
+        assert await gather(after(happened(), 1)) == (1,)
+        assert len(running.parts) == 6, "one branch is no more than none"
+        with pytest.raises(ZeroDivisionError):
+            await gather(after(happened(), ZeroDivisionError()), gather(anyio.sleep_forever(), anyio.sleep_forever()))
+        with anyio.move_on_after(0):
+            await gather(checkpoint(), checkpoint(), anyio.sleep_forever())
+        assert running.parts[-1] == 1
+
+
 async def test_a_failure_cancels_the_others_and_is_raised_as_it_is() -> None:
     cancelled: list[str] = []
 

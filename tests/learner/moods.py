@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 
-from sparring import Episodes, Policy, Run, ScriptedModels, Seat, environment, grpo
+from sparring import Episodes, Policy, Run, ScriptedModels, Seat, effect, environment, grpo
 from sparring.environments import FunctionEnvironment, Score
 from sparring.learner import train_async
 from sparring.learner.replay import compare
@@ -18,6 +19,10 @@ from sparring.rollout.events import (
     AnyEvent,
 )
 from tests.learner.worlds import events_of
+
+
+async def leave() -> None:
+    os._exit(9)
 
 
 @environment
@@ -29,6 +34,10 @@ async def moody(task: int, only: Seat, *, ill: str = "", well: str = "h", how: s
     match how:
         case "raises":
             raise KeyError(text)
+        case "exits":
+            os._exit(9)
+        case "exits in an effect":
+            await effect(leave)
         case "hangs":
             await anyio.sleep_forever()
         case "unjudged":
@@ -44,6 +53,10 @@ def always(how: str) -> FunctionEnvironment[Any]:
 
 def sometimes(how: str) -> FunctionEnvironment[Any]:
     return moody(ill="a", well="c", how=how)
+
+
+def seldom(how: str) -> FunctionEnvironment[Any]:
+    return moody(ill="a", well="a", how=how)
 
 
 WELL = moody(ill="z", well="z")

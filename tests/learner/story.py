@@ -7,14 +7,16 @@ from random import Random
 from typing import Any
 
 import msgspec
+import numpy as np
 
-from sparring.agents import Lineup
+from sparring.agents import Lineup, Sample
 from sparring.backend import ModelInfo, ScriptedModels
-from sparring.environments import Seat, environment
+from sparring.environments import Reply, Seat, environment
+from sparring.learner.checked import schedule_of
 from sparring.learner.described import describe
 from sparring.learner.run import Episodes, Policy, Run
-from sparring.learner.train import schedule_of
 from sparring.rollout.events import (
+    Acted,
     Admitted,
     AnyEvent,
     Checkpointed,
@@ -23,6 +25,7 @@ from sparring.rollout.events import (
     Installed,
     Opened,
     Planned,
+    Sampled,
     SeatResult,
     Stepped,
     Timed,
@@ -74,7 +77,7 @@ def story(
     late: bool = False,
     seed: int = 0,
 ) -> list[AnyEvent]:
-    """Every event but the replies. `late`: an evaluation comes after the step that follows its version."""
+    """Every event of a run that a coordinator folds. `late`: an evaluation comes after the step that follows its version."""
     chosen, rng = run(steps, policies, held_out), Random(seed)
     events: list[AnyEvent] = [Opened(run=settings(chosen))]
     waiting = [evaluated(name, 0, rng) for name in held_out]
@@ -84,7 +87,7 @@ def story(
             events += [] if late and step == 0 else waiting
             waiting = waiting if late and step == 0 else []
             for number in range(group, group + 2):
-                events += admitted(number, policy, rng, fault=number == 5)
+                events += admitted(number, policy, rng, lineup=policies.index(policy), step=step, fault=number == 5)
             events += [Planned(policy=policy, step=step, groups=[group, group + 1]), stepped(policy, step, steps, rng)]
             group += 2
             events += [Installed(policy=policy, version=step + 1), timed(policy, step, steps)]
@@ -102,9 +105,11 @@ def learned(version: int) -> float:
     return 0.2 + 0.75 * (1 - exp(-version / 12))
 
 
-def admitted(number: int, policy: str, rng: Random, *, fault: bool) -> list[AnyEvent]:
-    """A group and the ends of its episodes."""
-    begun = Admitted(group=number, source=0, index=number, task=f"{number:064x}", lineup=0, trained=[policy])
+def admitted(number: int, policy: str, rng: Random, *, lineup: int, step: int, fault: bool) -> list[AnyEvent]:
+    """A group, what its players said (every second group with the version before), and the ends of its episodes."""
+    begun = Admitted(group=number, source=0, index=number, task=f"{number:064x}", lineup=lineup, trained=[policy])
+    version = max(0, step - number % 2)
+    said: list[AnyEvent] = [acted(number, member, version) for member in range(8)]
     ends: list[AnyEvent] = []
     for member in range(8):
         if fault and member == 0:
@@ -116,7 +121,29 @@ def admitted(number: int, policy: str, rng: Random, *, fault: bool) -> list[AnyE
         else:
             judged = SeatResult(seat="solver", value=float(rng.random() < 0.5))
             ends.append(Ended(group=number, member=member, results=[judged]))
-    return [begun, *ends]
+    return [begun, *said, *ends]
+
+
+def acted(group: int, member: int, version: int) -> Acted:
+    """A reply of as many tokens as the member's number, and one."""
+    count = member + 1
+    sample = Sample(
+        prompt=np.arange(3, dtype=np.int32),
+        whole=True,
+        tokens=np.arange(count, dtype=np.int32),
+        logprobs=np.full(count, -0.5, np.float32),
+        versions=((version, count),),
+        temperature=1.0,
+    )
+    return Acted(
+        group=group,
+        member=member,
+        seat="solver",
+        turn=0,
+        request=b"",
+        reply=Reply(text=f"{count}"),
+        sample=Sampled.packed(sample),
+    )
 
 
 def stepped(policy: str, step: int, steps: int, rng: Random) -> Stepped:

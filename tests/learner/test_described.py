@@ -35,17 +35,19 @@ from sparring import (
 from sparring.backend import ModelInfo
 from sparring.errors import RunChanged, SettingError
 from sparring.learner import train_async
+from sparring.learner.checked import schedule_of
 from sparring.learner.described import (
-    check_same,
+    check_code,
+    check_settings,
     code_fingerprints,
     describe,
     described_episodes,
     differences,
     digests,
+    drawn_by,
     plain,
     tasks_fingerprint,
 )
-from sparring.learner.train import schedule_of
 from sparring.rollout import MemorySegments
 from sparring.rollout.events import Noted
 from tests.learner.worlds import duel_run, events_of
@@ -249,6 +251,9 @@ def test_endless_tasks_are_described_by_their_first() -> None:
 
     one = Episodes(echo, generated(draw, seed=1))
     assert described_episodes(one)["tasks"] is None
+    assert f"{HERE}:test_endless_tasks_are_described_by_their_first" in drawn_by(one), "and by what draws the rest"
+    assert drawn_by(Episodes(echo, range(9))) == {}, "a list is there as a whole"
+    assert "code that draws the tasks of train/0" in described(run(train=one))["fingerprints"]
     assert tasks_fingerprint(one) == tasks_fingerprint(Episodes(echo, generated(draw, seed=1)))
     assert tasks_fingerprint(one) != tasks_fingerprint(Episodes(echo, generated(draw, seed=2)))
     assert len(drawn) < 1000
@@ -319,6 +324,8 @@ def test_code_that_is_not_sparring_s_own_is_known_by_its_source() -> None:
     assert set(found) == {
         f"code of {HERE}:{name}" for name in ("made.<locals>.scaled", "opponent", "Opponent", "reply")
     }
+    assert f"{HERE}:times" not in found[f"code of {HERE}:reply"]
+    assert f"{HERE}:made" in found[f"code of {HERE}:made.<locals>.scaled"]
     assert code_fingerprints(run()) == {}, "sparring's own is known by its version"
 
 
@@ -328,7 +335,9 @@ def test_code_that_is_not_sparring_s_own_is_known_by_its_source() -> None:
 def changed(before: Run, after: Run, **facts: str) -> str:
     """What a run that was started as `before` says when it is resumed as `after`."""
     with pytest.raises(RunChanged) as refused:
-        check_same(described(before), described(after, **facts), Path("runs/a"), accept_changed_code=False)
+        now = described(after, **facts)
+        check_settings(described(before), now, Path("runs/a"))
+        check_code(described(before)["fingerprints"], now["fingerprints"], Path("runs/a"), accept=False)
     return str(refused.value)
 
 
@@ -372,7 +381,9 @@ def test_a_changed_closure_is_a_changed_setting() -> None:
     "changes", [{"max_concurrent": 3}, {"episode_deadline": 1.5}, {"stall_deadline": 2.0}, {"max_faults": 1.0}]
 )
 def test_what_decides_nothing_may_change(changes: dict[str, Any]) -> None:
-    assert check_same(described(run()), described(run(**changes)), Path("a"), accept_changed_code=False) == []
+    before, now = described(run()), described(run(**changes))
+    check_settings(before, now, Path("a"))
+    assert check_code(before["fingerprints"], now["fingerprints"], Path("a"), accept=False) == []
 
 
 @pytest.mark.parametrize(
@@ -385,25 +396,25 @@ def test_what_decides_nothing_may_change(changes: dict[str, Any]) -> None:
 )
 def test_changed_facts_are_named_and_may_be_accepted(facts: dict[str, str], named: str) -> None:
     message = changed(run(), run(), **facts)
-    assert f"changed since the run was started: {named};" in message
+    assert f"changed since the run was started, or since a change was last accepted: {named};" in message
     assert "--accept-changed-code" in message
-    accepted = check_same(described(run()), described(run(), **facts), Path("a"), accept_changed_code=True)
-    assert accepted == [f"accepted a change of the {named}"]
+    before, now = described(run())["fingerprints"], described(run(), **facts)["fingerprints"]
+    assert check_code(before, now, Path("a"), accept=True) == [named]
 
 
 def test_changed_tasks_are_named() -> None:
     assert "tasks of train/0" in changed(run(train=Episodes(echo, [1, 2])), run(train=Episodes(echo, [1, 3])))
 
 
-def test_changed_code_is_named() -> None:
-    data = described(run(policies={"alice": Policy("m", grpo(advantages=made(1.0)))}))
-    (code,) = (name for name in data["fingerprints"] if name.startswith("code of"))
-    before = data | {"fingerprints": data["fingerprints"] | {code: "0" * 64}}
-    with pytest.raises(RunChanged, match=f"changed since the run was started: {code}; "):
-        check_same(before, data, Path("a"), accept_changed_code=False)
-    without = {name: digest for name, digest in data["fingerprints"].items() if name != code}
-    with pytest.raises(RunChanged, match=code):
-        check_same(data, data | {"fingerprints": without}, Path("a"), accept_changed_code=False)
+def test_changed_code_is_named_with_what_of_it_changed() -> None:
+    now = described(run(policies={"alice": Policy("m", grpo(advantages=made(1.0)))}))["fingerprints"]
+    (code,) = (name for name in now if name.startswith("code of"))
+    before = now | {code: now[code] | {f"{HERE}:made": "0" * 64, f"{HERE}:gone": "0"}}
+    with pytest.raises(RunChanged, match=rf"last accepted: {code} \({HERE}:made, {HERE}:gone\); restore it, or"):
+        check_code(before, now, Path("a"), accept=False)
+    without = {name: digest for name, digest in now.items() if name != code}
+    for one, other in ((now, without), (without, now), (now | {code: "0" * 64}, now)):
+        assert check_code(one, other, Path("a"), accept=True) == [code], "wholly new, gone, or of an older journal"
 
 
 async def test_a_run_is_held_against_what_it_was_started_with(tmp_path: Path) -> None:

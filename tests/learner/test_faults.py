@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -37,6 +38,7 @@ from sparring.rollout.events import (
     encode,
 )
 from tests.learner.moods import WELL, always, run_of, sometimes, trained
+from tests.learner.slow_run import SlowModels
 from tests.learner.worlds import digests_of, duel_run, events_of
 
 # ------------------------------------------------------------------------------------------------------------ episodes
@@ -106,11 +108,23 @@ async def test_a_stall_says_what_waits(tmp_path: Path) -> None:
     said = str(caught.value)
     assert "nothing happened for 0.3 s" in said and "admission: policy: waits for step" in said
     assert "learner of policy" in said and "waits for the environment itself" in said
+    assert re.search(r"\nslots: slots 256, used [1-4], waiting 0\n", said), "how everything stands"
+    assert re.search(r"\nbudget of policy: version [01], installed [01], outstanding ", said)
 
 
 async def test_a_stall_of_held_out_play_is_named(tmp_path: Path) -> None:
     run = run_of(tmp_path, WELL, held_out=Episodes(always("hangs"), range(30, 32)), stall_deadline=0.3)
-    with anyio.fail_after(10), pytest.raises(Stalled, match="evaluation of version 0 on 'held-out'"):
+    with anyio.fail_after(10), pytest.raises(Stalled) as caught:
+        await train_async(run, store=MemorySegments())
+    said = str(caught.value)
+    assert "evaluation of version 0 on 'held-out': waits for held-out episodes, for " in said
+    for index in range(2):
+        assert f"held-out 'held-out', task {index}, waits for the environment itself" in said
+
+
+async def test_a_stall_names_the_model_that_does_not_answer(tmp_path: Path) -> None:
+    run = run_of(tmp_path, WELL, stall_deadline=0.3, backend=SlowModels(1000.0))
+    with anyio.fail_after(10), pytest.raises(Stalled, match="learner of policy: waits for the model: step 0, for "):
         await train_async(run, store=MemorySegments())
 
 
@@ -170,6 +184,7 @@ import resource, sys
 from pathlib import Path
 from sparring.errors import JournalError
 from sparring.learner import train
+from tests.learner.slow_run import SlowModels
 from tests.learner.worlds import duel_run
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
 try:

@@ -14,8 +14,8 @@ import pytest
 from sparring import Episodes, EqualRewards, Lineup, Policy, Run, ScriptedModels, Seat, environment, grpo, rae
 from sparring.errors import SettingError, TooManyFaults
 from sparring.learner import train_async
+from sparring.learner.checked import schedule_of
 from sparring.learner.replay import compare
-from sparring.learner.train import schedule_of
 from sparring.rollout import Coordinator, MemorySegments
 from sparring.rollout.events import Admitted, AnyEvent, Ended, Planned
 from tests.learner.moods import WELL, run_of, trained
@@ -74,7 +74,7 @@ async def test_every_step_is_full_of_units_that_differ(tmp_path: Path, k: int, p
     state = state_of(events, run)
     dropped = {row.policy: row.dropped["filter"].units for row in state.ledger.table()}
     assert all(count > 0 for count in dropped.values()), dropped
-    trained_units = {policy: counts["trained"] for policy, counts in state.budget.statistics().items()}
+    trained_units = {policy: counts.trained for policy, counts in state.budget.statistics().items()}
     assert trained_units == dict.fromkeys(run.named_policies, 6)
     assert any("dropped (filter)" in line for line in compare(events).lines)
 

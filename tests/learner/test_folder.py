@@ -100,7 +100,7 @@ def test_pruning_keeps_what_is_kept(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_that_is_being_deleted_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed half-way through a deletion, the folder must not look whole; the next pruning finishes it."""
+    """Killed half-way through a deletion, the folder must not look whole; whoever goes on finishes it."""
     folder = RunFolder(tmp_path)
     path = checkpoint(folder, 1)
 
@@ -112,9 +112,18 @@ def test_a_checkpoint_that_is_being_deleted_is_none(tmp_path: Path, monkeypatch:
         patched.setattr("shutil.rmtree", killed)
         folder.prune("alice", {0})
     assert not path.exists() and [one.name for one in path.parent.iterdir()] == [".1.pruned"]
-    checkpoint(folder, 1)
-    folder.prune("alice", {0})
+    folder.sweep()
     assert list(path.parent.iterdir()) == []
+
+
+def test_what_was_half_written_is_swept(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.sweep()
+    kept = [checkpoint(folder, 1), tmp_path / "checkpoints" / "alice" / ".notes"]
+    kept[1].write_text("somebody's own")
+    half = checkpoint(folder, 2).rename(kept[0].with_name(".2.new-0123abcd"))
+    folder.sweep()
+    assert not half.exists() and all(path.exists() for path in kept)
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:

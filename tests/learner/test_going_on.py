@@ -173,6 +173,31 @@ async def test_the_last_checkpoint_is_written_by_whoever_goes_on(tmp_path: Path,
         assert (run.path / "checkpoints" / name / "3" / "weights.json").exists()
 
 
+def checkpoints(run: Run) -> list[str]:
+    """Everything that lies where checkpoints do."""
+    folder = run.path / "checkpoints"
+    return sorted(str(path.relative_to(folder)) for path in folder.glob("*/*"))
+
+
+async def test_what_a_process_that_died_left_of_its_checkpoints_goes(tmp_path: Path) -> None:
+    """Killed after the last checkpoint was journaled: the older ones, and what was half written or half deleted."""
+
+    def fatal(event: AnyEvent) -> bool:
+        return isinstance(event, Checkpointed) and event.step == 6
+
+    undisturbed = replace(duel_run(tmp_path / "undisturbed"), steps=6)
+    assert await train_async(undisturbed, store=MemorySegments())
+    run = replace(duel_run(tmp_path / "run"), steps=6)
+    kept = await killed_by(run, fatal)
+    left = run.path / "checkpoints" / "alice"
+    for name in (".4.new-0123abcd", ".2.pruned"):
+        (left / name).mkdir()
+        (left / name / "weights.json").write_text("")
+    assert await train_async(run, store=kept)
+    assert checkpoints(run) == checkpoints(undisturbed)
+    assert any(name.endswith("/6") for name in checkpoints(run)) and "alice/2" not in checkpoints(run)
+
+
 async def forever() -> None:
     await anyio.sleep_forever()
 

@@ -15,8 +15,8 @@ import pytest
 from sparring import Drop, Episodes, Pace, Run, Seat, environment
 from sparring.errors import SettingError
 from sparring.learner import train_async
+from sparring.learner.checked import schedule_of
 from sparring.learner.replay import compare
-from sparring.learner.train import schedule_of
 from sparring.rollout import Coordinator, MemorySegments
 from sparring.rollout.events import LATE, Acted, AnyEvent, Ended, Opened, Stepped, encode, segment
 from tests.learner.moods import WELL, run_of, sometimes, trained

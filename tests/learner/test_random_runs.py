@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -41,9 +40,10 @@ from sparring import (
 )
 from sparring.environments import Score, generated
 from sparring.learner import train_async
-from sparring.learner.replay import compare
-from sparring.learner.train import schedule_of
-from sparring.learner.trainer import Parts, Trainer
+from sparring.learner.checked import schedule_of
+from sparring.learner.continuity import decided_again, equal, exactly_once
+from sparring.learner.parts import Parts
+from sparring.learner.trainer import Trainer
 from sparring.rollout import Coordinator, MemorySegments
 from sparring.rollout.events import (
     Acted,
@@ -53,10 +53,8 @@ from sparring.rollout.events import (
     Ended,
     Evaluated,
     Planned,
-    Restarted,
     Stepped,
-    canonical,
-    encode,
+    standing,
 )
 from tests.learner.worlds import Crash, CrashingSegments, events_of
 
@@ -226,45 +224,9 @@ async def lived(world: World, ends: Sequence[tuple[int, str]]) -> list[AnyEvent]
     return events_of(kept)
 
 
-def standing(events: list[AnyEvent]) -> list[AnyEvent]:
-    """Without what episodes did before they were restarted."""
-    again = {(one.group, one.member): at for at, one in enumerate(events) if isinstance(one, Restarted)}
-    return [
-        event
-        for at, event in enumerate(events)
-        if not (isinstance(event, Acted | Affected) and at < again.get((event.group, event.member), -1))
-    ]
-
-
 def check_exactly_once(events: list[AnyEvent], run: Run) -> None:
-    admitted = [event for event in events if isinstance(event, Admitted)]
-    assert [event.group for event in admitted] == list(range(len(admitted))), "groups are an initial segment"
-    keys = Counter((e.group, e.member, *e.key) for e in standing(events) if isinstance(e, Acted | Affected))
-    assert not [key for key, count in keys.items() if count > 1], "a reply or effect was produced twice"
-    ended = Counter((e.group, e.member) for e in events if isinstance(e, Ended))
-    assert ended == Counter((e.group, m) for e in admitted for m in range(run.group_size)), "ended twice, or never"
-    evaluated = Counter((e.name, e.version) for e in events if isinstance(e, Evaluated))
-    assert evaluated == Counter(("held-out", version) for version in (0, 2, 3)), "evaluated twice, or never"
-    for policy in run.named_policies:
-        planned = [(e.step, e.groups) for e in events if isinstance(e, Planned) and e.policy == policy]
-        assert [step for step, _ in planned] == list(range(STEPS)), "a step was planned twice, or never"
-        assert [e.step for e in events if isinstance(e, Stepped) and e.policy == policy] == list(range(STEPS))
-        trained = [group for _, groups in planned for group in groups]
-        assert len(trained) == len(set(trained)), "a unit was trained twice as a fresh one"
-        check_uses([e for e in events if isinstance(e, Planned) and e.policy == policy], run)
-        assert set(trained) <= {e.group for e in admitted if policy in e.trained}
-
-
-def check_uses(plans: Sequence[Planned], run: Run) -> None:
-    """Rule 5: after the first use, never twice in a step, as often as is allowed."""
-    uses: Counter[int] = Counter()
-    for plan in plans:
-        assert set(plan.reused) <= set(uses), "used again before its first use"
-        assert len({*plan.groups, *plan.reused}) == len(plan.groups) + len(plan.reused), "twice in one step"
-        assert len(plan.reused) <= (run.reuse.units if run.reuse else 0), "more than there are places"
-        uses.update([*plan.groups, *plan.reused])
-    most = run.reuse.max_uses if run.reuse else 1
-    assert all(count <= most for count in uses.values()), "used too often"
+    wrong = [line for verdict in exactly_once(events, run) for line in verdict.wrong]
+    assert not wrong, wrong
 
 
 def check_conserved(events: list[AnyEvent], run: Run) -> None:
@@ -274,9 +236,9 @@ def check_conserved(events: list[AnyEvent], run: Run) -> None:
     state.ledger.assert_balanced(state.budget.statistics())
     assert state.finished and not state.groups
     for policy, counts in state.budget.statistics().items():
-        assert counts["outstanding"] == counts["in_flight"] == counts["ready"] == 0, "something is left over"
+        assert counts.outstanding == counts.in_flight == counts.ready == 0, "something is left over"
         places = STEPS * run.groups_per_step
-        assert counts["trained"] + counts["dropped"] * run.deterministic == places, (policy, counts)
+        assert counts.trained + counts.dropped * run.deterministic == places, (policy, counts)
 
 
 def check_fresh(events: list[AnyEvent], run: Run) -> None:
@@ -309,11 +271,10 @@ def check(world: World, backend: str) -> None:
     check_exactly_once(events, run)
     check_conserved(events, run)
     check_fresh(events, run)
-    comparison = compare(events)
-    assert comparison.agrees, comparison.lines
+    verdicts = [decided_again(events)]
     if world.deterministic:
-        undisturbed = canonical(history(world, (), backend))
-        assert [encode(event) for event in canonical(events)] == [encode(event) for event in undisturbed]
+        verdicts += equal(events, history(world, (), backend))
+    assert all(verdict.holds for verdict in verdicts), verdicts
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])

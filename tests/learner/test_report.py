@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sparring.learner.accounts import accounts
 from sparring.learner.chart import Series, line_chart, number_text, ticks
 from sparring.learner.history import estimate_mean, history
 from sparring.learner.report import ReportFile, compared, headline, page, write_picture, write_report
@@ -70,7 +71,7 @@ STORIES = [
 
 @pytest.mark.parametrize("events", STORIES, ids=["one", "two", "no held-out", "opened", "version 0", "empty"])
 def test_every_page_is_balanced_and_needs_nothing_else(events: list[AnyEvent]) -> None:
-    source = page(history(events))
+    source = page(history(events), accounts(events))
     read = Page(source)
     assert {"script", "link", "img", "iframe", "object"} & set(read.tags) == set()
     assert [name for name, _ in read.attributes if name in ("src", "href", "srcset", "action", "style")] == []
@@ -241,7 +242,7 @@ def test_the_watcher_writes_the_page_of_the_journal_when_the_run_ends(tmp_path: 
     watcher.event(events[1])
     assert not (tmp_path / "report.html").exists()
     watcher.closed()
-    assert (tmp_path / "report.html").read_text() == page(history(events))
+    assert (tmp_path / "report.html").read_text() == page(history(events), accounts(events))
 
 
 def test_the_picture_stands_alone(tmp_path: Path) -> None:

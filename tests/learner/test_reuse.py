@@ -16,10 +16,10 @@ import pytest
 from sparring import Comparable, F, Reuse, Run, grpo
 from sparring.errors import RunChanged, SettingError
 from sparring.learner import GroupMean, RoleBaseline, train_async
+from sparring.learner.checked import schedule_of
 from sparring.learner.display import settings_lines
 from sparring.learner.replay import compare
 from sparring.learner.step import Prepared, mean_advantage, prepare
-from sparring.learner.train import schedule_of
 from sparring.rollout import Batch, Coordinator, MemorySegments, Trajectory, Unit
 from sparring.rollout.buffer import ReuseRule
 from sparring.rollout.events import AnyEvent, Opened, Planned, Stepped

@@ -10,8 +10,8 @@ import pytest
 from sparring import Policy, grpo, rae
 from sparring.backend import Capabilities, ScriptedBackend
 from sparring.errors import SettingError
+from sparring.learner.checked import check_capabilities, versions_at_once
 from sparring.learner.run import Run
-from sparring.learner.train import check_capabilities, versions_at_once
 from tests.learner.worlds import duel_run
 
 

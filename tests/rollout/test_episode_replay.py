@@ -157,7 +157,7 @@ async def test_a_fault_after_all_was_replayed_is_a_fault() -> None:
 
 
 async def test_what_is_not_asked_again_is_waited_for_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sparring.rollout.episode.REPLAY_DEADLINE", 0.02)
+    monkeypatch.setattr("sparring.rollout.past.REPLAY_DEADLINE", 0.02)
     past = (await conduct(plan_of(ask_twice, Voice(echo)))).events
     with pytest.raises(ReplayDiverged, match=r"did not ask again for .*'one', '', 0, 1, 0"):
         await conduct(plan_of(ask_twice, Voice(echo), past=past[::-1]))

@@ -13,11 +13,13 @@ from sparring.agents import Sample
 from sparring.environments import Reply
 from sparring.rollout.events import (
     SCHEMA,
+    Accepted,
     Acted,
     Admitted,
     Affected,
     AnyEvent,
     Checkpointed,
+    Died,
     Ended,
     Evaluated,
     Installed,
@@ -41,6 +43,7 @@ EVERY_KIND: list[AnyEvent] = [
     Acted(group=0, member=1, seat="s", fork="0-1:2", context=3, turn=4, attempt=5, request=b"\x00\xff"),
     Acted(group=0, member=1, seat="s", turn=0, request=b"", error="timeout", message="too late"),
     Affected(group=0, member=1, name="m:f (branch 0-1)", arguments=b"\x01", occurrence=2, result=b"[1]"),
+    Died(life="0123456789ab", group=1, member=0, held_out="held-out", version=2),
     Restarted(group=0, member=1),
     Ended(group=0, member=1, results=[SeatResult(seat="s", value=0.0), SeatResult(seat="t", unjudged="why")]),
     Ended(group=0, member=0, fault="KeyError", detail="'x'", metrics={"m": float("inf")}, notes={"n": "\u2028"}),
@@ -52,6 +55,9 @@ EVERY_KIND: list[AnyEvent] = [
     ),
     Checkpointed(policy="a", step=1),
     Timed(policy="a", step=0, timing={"seconds": 1.5}),
+    Accepted(
+        changes=["tasks of train/0"], fingerprints={"tasks of train/0": "a", "environment of train/0": {"b:c": "d"}}
+    ),
     Noted(kind="resumed", text=""),
 ]
 

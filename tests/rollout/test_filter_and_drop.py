@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from sparring.rollout import Coordinator, Waiting
-from sparring.rollout.events import LATE, Ended, SeatResult
+from sparring.rollout.events import CHANGED, LATE, Ended, SeatResult
 from tests.rollout.told import ONE_POLICY, TWO_SEATS, Story, schedule
 
 
@@ -175,13 +175,13 @@ def story_end(group: int, member: int) -> Ended:
     return Ended(group=group, member=member, results=[SeatResult(seat="one", value=1.0)])
 
 
-@pytest.mark.parametrize("fate", ["late", "deadline", "fault"])
+@pytest.mark.parametrize("fate", ["late", "changed", "deadline", "fault"])
 def test_each_way_to_be_lost_has_a_column(fate: str) -> None:
     story = Story(schedule([{"one": "alice"}], steps=1, batch=1))
     story.admit()
-    story.end(0, fault={"late": LATE, "deadline": "deadline", "fault": "KeyError"}[fate])
+    story.end(0, fault={"late": LATE, "changed": CHANGED, "deadline": "deadline", "fault": "KeyError"}[fate])
     assert {key[2]: tally.count for key, tally in story.state.bias.table().items()} == {fate: 1}
-    assert story.state.faults == (fate != "late"), "a drop is no fault"
+    assert story.state.faults == (fate not in ("late", "changed")), "a drop is no fault"
 
 
 def test_the_same_history_is_the_same_table() -> None:

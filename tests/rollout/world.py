@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from random import Random
 
-from sparring.rollout.budget import Bound, StalenessBudget, Waiting
+from sparring.rollout.budget import Bound, BudgetStatistics, StalenessBudget, Waiting
 
 ENDLESS = 10**9
 BOUNDS = {
@@ -177,18 +177,22 @@ class World:
         demand(self.budget.overdue() == (), "overdue", self.budget.overdue())
         for policy, numbers in self.budget.statistics().items():
             player = self.players[policy]
-            truth = {
-                "version": player.version,
-                "installed": player.installed,
-                "outstanding": len(player.born),
-                "in_flight": len(player.flying),
-                "ready": len(player.finished),
-                "planned": len(player.planned or ()),
-                "admitted": player.admitted,
-                "trained": player.trained,
-                "dropped": player.dropped,
-            }
+            reach = min(player.installed + player.bound.max_staleness + 1, player.bound.steps)
+            truth = BudgetStatistics(
+                version=player.version,
+                installed=player.installed,
+                outstanding=len(player.born),
+                in_flight=len(player.flying),
+                ready=len(player.finished),
+                planned=len(player.planned or ()),
+                admitted=player.admitted,
+                trained=player.trained,
+                dropped=player.dropped,
+                room=numbers.room,
+            )
             demand(numbers == truth, "conservation", policy, numbers, truth)
+            room = max(0, reach * player.bound.units_per_step - self.place(player))
+            demand(numbers.room == room, "rule 1", policy, numbers, room)
 
     def relieve(self) -> None:
         """Finish and install everything: then some policy can step, or all that are not done can be admitted together."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -23,16 +23,17 @@ from sparring.backend.local.lora import Adapter, Trained
 from sparring.backend.local.model import TorchModel
 from sparring.backend.local.passes import Passes
 from sparring.backend.local.reference import TorchReference
-from sparring.backend.local.sampler import TorchSampler
+from sparring.backend.local.sampler import PREFIX_BYTES, TorchSampler
 from sparring.backend.local.scorer import Scorer
 from sparring.backend.local.served import send, served_model
-from sparring.backend.local.snapshots import TakeSnapshot, WeightsSnapshot
+from sparring.backend.local.snapshots import TakeSnapshot, WeightsFollower, WeightsSnapshot
 from sparring.backend.local.thread import EngineThread
 from sparring.backend.local.trainer import Trainer, forward_backward_together
 from sparring.backend.local.value_scorer import ValueScorer
 from sparring.backend.losses import LOSSES, Loss
 from sparring.backend.models import default_cache, resolve_model
 from sparring.backend.pending import PendingResult
+from sparring.backend.totals import add_up
 from sparring.backend.training import Capabilities, ForwardOutput, Lora, ModelInfo
 from sparring.backend.vllm import VllmSampler, VllmSettings
 from sparring.backend.vllm.settings import refuse_unserved
@@ -52,7 +53,7 @@ class _Loaded:
 
     def take_snapshot(self, trainer: Trainer) -> WeightsSnapshot:
         """Into the memory of the torch sampler."""
-        return WeightsSnapshot(self.sampler.open, trainer.adapter.snapshot())
+        return WeightsSnapshot(self.sampler, trainer.adapter.snapshot())
 
 
 class LocalBackend:
@@ -70,6 +71,7 @@ class LocalBackend:
                     holds one version's weights at a time; where several are drawn from, they take turns
     max_loras       vLLM: how many versions, of all models on one base, can be drawn from at once
     replicas        vLLM: engines of each base that share the requests; on GPUs, each on one
+    prefix_bytes    torch: keys and values kept for contexts that begin alike, as the turns of a conversation do; for each base
     """
 
     def __init__(
@@ -86,10 +88,11 @@ class LocalBackend:
         sampler: Literal["torch", "vllm"] = "torch",
         max_loras: int = 8,
         replicas: int = 1,
+        prefix_bytes: int = PREFIX_BYTES,
     ) -> None:
         _at_least(1, {"threads": threads, "slots": slots, "token_budget": token_budget})
         _at_least(1, {"max_loras": max_loras, "replicas": replicas})
-        _at_least(0, {"decode_share": decode_share})
+        _at_least(0, {"decode_share": decode_share, "prefix_bytes": prefix_bytes})
         self._device = _device(device)
         self._dtype = choose_dtype(dtype, device=self._device, deterministic=deterministic)
         self._threads = DETERMINISTIC_THREADS if threads is None and deterministic else threads
@@ -98,6 +101,7 @@ class LocalBackend:
         self._token_budget = token_budget or (16384 if self._device.type == "cuda" else 1024)
         self._engine = EngineThread(decode_share=decode_share, on_start=self._on_start)
         self._loaded: dict[Path, _Loaded] = {}
+        self._prefix_bytes = prefix_bytes
         self._sampler = _sampler(sampler, deterministic=deterministic, replicas=replicas)
         self._max_loras, self._replicas = max_loras, replicas
         self._served: dict[tuple[Path, bool], VllmSampler] = {}
@@ -118,11 +122,27 @@ class LocalBackend:
         """What this backend can do."""
         return Capabilities(
             losses=frozenset(LOSSES),
+            kinds=frozenset({"snapshot", "inflight"} if self._follows else {"snapshot"}),
             deterministic=self._deterministic,
             critics=True,
             references=True,
             versions=self._max_loras if self._sampler == "vllm" else None,
         )
+
+    def statistics(self) -> Mapping[str, float]:
+        """Of the engine thread, and of the samplers of all bases together."""
+        torch = [asdict(loaded.sampler.statistics()) for loaded in self._loaded.values()]
+        vllm = [asdict(sampler.statistics()) for sampler in self._served.values()]
+        samplers = add_up([*torch, *vllm])
+        engine = asdict(self._engine.statistics())
+        return {f"engine/{name}": float(count) for name, count in engine.items()} | {
+            f"sampler/{name}": float(count) for name, count in samplers.items()
+        }
+
+    @property
+    def _follows(self) -> bool:
+        """Whether clients can follow a model: when a publication meets a reply depends on the clock."""
+        return self._sampler == "torch" and not self._deterministic
 
     async def create_model(self, model: str, *, lora: Lora | None = None, seed: int = 0) -> TorchModel:
         """A fresh adapter on `model`: a folder, a hub name, or "smollm2-135m-instruct". A base is loaded once and shared.
@@ -224,6 +244,7 @@ class LocalBackend:
             renderer=loaded.renderer,
             info=_info(name, base, adapter),
             take_snapshot=take_snapshot,
+            follower=WeightsFollower(loaded.sampler) if self._follows else None,
             states=self._cache / "states",
         )
 
@@ -245,7 +266,13 @@ class LocalBackend:
         if folder not in self._loaded:
             base = load_base(folder, dtype=self._dtype, device=self._device)
             renderer = ChatRenderer(base.tokenizer)
-            sampler = TorchSampler(base, self._engine, slots=self._slots, deterministic=self._deterministic)
+            sampler = TorchSampler(
+                base,
+                self._engine,
+                slots=self._slots,
+                prefix_bytes=self._prefix_bytes,
+                deterministic=self._deterministic,
+            )
             self._loaded[folder] = _Loaded(base, sampler, renderer)
         return self._loaded[folder]
 

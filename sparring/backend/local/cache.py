@@ -107,6 +107,15 @@ class KeyValueCache:
             self._all_keys[:, targets, :, :, :tokens] = self._all_keys[:, source : source + 1, :, :, :tokens]
             self._all_values[:, targets, :, :tokens] = self._all_values[:, source : source + 1, :, :tokens]
 
+    def read(self, slot: int, start: int, end: int) -> tuple[Tensor, Tensor]:
+        """A copy of keys [N, H, D, L] and values [N, H, L, D] of some tokens of one slot."""
+        return self._all_keys[:, slot, :, :, start:end].clone(), self._all_values[:, slot, :, start:end].clone()
+
+    def write(self, slot: int, start: int, keys: Tensor, values: Tensor) -> None:
+        """Put back what `read` gave, into any slot."""
+        self._all_keys[:, slot, :, :, start : start + keys.shape[-1]] = keys
+        self._all_values[:, slot, :, start : start + keys.shape[-1]] = values
+
     def _allocate(self, rows: int, tokens: int) -> tuple[Tensor, Tensor]:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=self._dtype, device=self._device)

@@ -1,4 +1,4 @@
-"""The sampling client of one version of one adapter."""
+"""The sampling client of the torch sampler: of one version, or of a model that it follows."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar
 from sparring.arrays import F32, I32
 from sparring.backend.local.lora import Weights
 from sparring.backend.local.request import Request
+from sparring.backend.local.source import Source
 from sparring.backend.local.thread import Background
 from sparring.backend.opened import Opened
 from sparring.backend.pending import PendingResult
@@ -34,38 +35,22 @@ class Sampler(Protocol):
 
     @property
     def context_length(self) -> int: ...
-    def request(
-        self,
-        prompt: Sequence[int] | I32,
-        params: SamplingParams,
-        n: int,
-        *,
-        adapter: Weights | None,
-        version: int,
-    ) -> Request: ...
+    def request(self, prompt: Sequence[int] | I32, params: SamplingParams, n: int, *, source: Source) -> Request: ...
     def checked(self, tokens: Sequence[int] | I32) -> I32: ...
     def logprobs(self, adapter: Weights | None, tokens: I32) -> F32: ...
 
 
 class TorchSamplingClient(Opened):
-    """A `SamplingClient` of weights that never change. Requests that run when it is closed still come to their end."""
+    """A `SamplingClient` of the weights that its source has. Requests that run when it is closed still come to their end."""
 
-    def __init__(
-        self,
-        sampler: Sampler,
-        engine: Engine,
-        weights: Weights | None,
-        *,
-        version: int,
-        release: Callable[[], None],
-    ) -> None:
-        super().__init__(version, release)
-        self._sampler, self._engine, self._weights = sampler, engine, weights
+    def __init__(self, sampler: Sampler, engine: Engine, source: Source, *, release: Callable[[], None]) -> None:
+        super().__init__(lambda: source.now.version, release)
+        self._sampler, self._engine, self._source = sampler, engine, source
 
     async def sample(self, prompt: Sequence[int] | I32, params: SamplingParams, n: int = 1) -> list[SampledSequence]:
         """Draw `n` sequences; see `SamplingClient.sample`. At temperature 0 every log-prob is 0: the draw is certain."""
         self._refuse_if_closed("sample")
-        request = self._sampler.request(prompt, params, n, adapter=self._weights, version=self._version)
+        request = self._sampler.request(prompt, params, n, source=self._source)
         try:
             return await request.pending
         finally:
@@ -80,4 +65,4 @@ class TorchSamplingClient(Opened):
         ids = self._sampler.checked(tokens)
         if len(ids) > self._sampler.context_length:
             raise ContextFull(f"{len(ids)} tokens do not fit into a context of {self._sampler.context_length}")
-        return await self._engine.submit(lambda: self._sampler.logprobs(self._weights, ids), "logprobs")
+        return await self._engine.submit(lambda: self._sampler.logprobs(self._source.now.weights, ids), "logprobs")

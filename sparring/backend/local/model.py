@@ -17,7 +17,7 @@ from sparring.backend.local.checkpoint import state_folder
 from sparring.backend.local.export import export_adapter, export_merged
 from sparring.backend.local.operations import check_fits
 from sparring.backend.local.scorer import Scorer
-from sparring.backend.local.snapshots import Snapshot, TakeSnapshot
+from sparring.backend.local.snapshots import Follower, Snapshot, TakeSnapshot
 from sparring.backend.local.thread import EngineThread
 from sparring.backend.local.trained_client import TrainedClient
 from sparring.backend.local.trainer import Share, Trainer
@@ -47,10 +47,12 @@ class TorchModel(TrainedClient):
         renderer: Renderer,
         info: ModelInfo,
         take_snapshot: TakeSnapshot,
+        follower: Follower | None,
         states: Path,
     ) -> None:
         super().__init__(trainer, engine, info=info, states=states)
-        self._scorer, self._renderer, self._take_snapshot = scorer, renderer, take_snapshot
+        self._scorer, self._renderer = scorer, renderer
+        self._take_snapshot, self._follower = take_snapshot, follower
         self._versions = Versions()
         self._published = -1
 
@@ -102,9 +104,7 @@ class TorchModel(TrainedClient):
         """Install the weights as they are after the calls so far under `version`, which must be above every earlier one."""
         if version <= self._published:
             raise SettingError(f"version={version!r}: {self._published} is published, and versions never go back")
-        pending = self._operations.submit(
-            "publish", lambda: self._versions.publish(version, self._take_snapshot(self._trainer))
-        )
+        pending = self._operations.submit("publish", lambda: self._publish(version))
         self._published = version
         return pending
 
@@ -112,9 +112,11 @@ class TorchModel(TrainedClient):
         self, kind: Literal["snapshot", "inflight"] = "snapshot", *, version: int | None = None
     ) -> SamplingClient:
         """A client of the published `version`; without one, of the weights after the calls so far, numbered by the optimizer
-        steps that made them."""
+        steps that made them. An `inflight` one follows what is published."""
+        if kind == "inflight":
+            return await self._follow(version)
         if kind != "snapshot":
-            raise UnsupportedError(f"kind={kind!r}: this backend samples from snapshots only")
+            raise SettingError(f"kind={kind!r}: must be 'snapshot' or 'inflight'")
         taken: list[tuple[int, Snapshot]] = []
         opening = self._operations.submit("sampler", lambda: taken.append(self._take(version)))
         try:
@@ -125,6 +127,22 @@ class TorchModel(TrainedClient):
             raise
         number, snapshot = taken[0]
         return snapshot.open(version=number, release=lambda: self._release(version, taken))
+
+    def _publish(self, version: int) -> None:
+        snapshot = self._take_snapshot(self._trainer)
+        self._versions.publish(version, snapshot)
+        if self._follower is not None:
+            self._follower.move(version, snapshot)
+
+    async def _follow(self, version: int | None) -> SamplingClient:
+        if self._follower is None:
+            raise UnsupportedError("kind='inflight': a deterministic backend and vLLM sample from snapshots only")
+        if version is not None:
+            raise SettingError(
+                f"version={version!r} with kind='inflight': it follows the newest; leave one of them out"
+            )
+        await self._operations.submit("sampler", lambda: None)  # what was published before this call is there now
+        return self._follower.open(release=lambda: None)
 
     def _take(self, version: int | None) -> tuple[int, Snapshot]:
         """A published version, or what the weights are now, under the number of steps that made them."""

@@ -22,7 +22,7 @@ from sparring.backend.datum import Datum
 
 I64 = NDArray[np.int64]
 
-_BALANCE = 1024
+_BALANCE = 2048
 """Tokens of a row at which attention, which costs the row's length for each token, costs as much as all other products."""
 
 

@@ -1,4 +1,5 @@
-"""Attention of our own in transformers' models: how it is plugged in for one pass at a time, and the products themselves.
+"""Attention of our own in transformers' models: how it is plugged in for one pass at a time, and the products of one without
+gradients.
 
 Query heads that share a key-value head are laid out as further queries of it, so that keys and values are never repeated, and
 the products are plain batched ones: on a CPU, and at a few hundred tokens, several times as fast as torch's own kernel.

@@ -11,27 +11,21 @@ import numpy as np
 from sparring.arrays import I32
 from sparring.backend.local.draw import Shape, draw_key
 from sparring.backend.local.full import FullWeights
-from sparring.backend.local.lora import Weights
+from sparring.backend.local.lora import Segment, Weights
+from sparring.backend.local.source import Source
 from sparring.backend.pending import PendingResult
-from sparring.backend.sampling import SampledSequence, SamplingParams, Stop
+from sparring.backend.sampling import SampledSequence, SamplingParams, Stop, runs
 
 Decode = Callable[[Sequence[int]], str]
 
 
 class Request:
-    """`n` sequences that continue one prompt with one adapter. `cancelled` may be set by the caller's thread at any time."""
+    """`n` sequences that continue one prompt with the weights of one source. `cancelled` may be set by the caller's thread at
+    any time."""
 
-    def __init__(
-        self,
-        prompt: I32,
-        params: SamplingParams,
-        n: int,
-        *,
-        adapter: Weights | None,
-        version: int,
-        decode: Decode,
-    ) -> None:
-        self.prompt, self.params, self.adapter, self.version = prompt, params, adapter, version
+    def __init__(self, prompt: I32, params: SamplingParams, n: int, *, source: Source, decode: Decode) -> None:
+        self.prompt, self.params = prompt, params
+        self._source, self._stamped = source, source.now
         self.pending: PendingResult[list[SampledSequence]] = PendingResult("sample")
         self.cancelled = False
         self.shape = Shape(temperature=params.temperature, top_p=params.top_p, top_k=params.top_k)
@@ -40,14 +34,29 @@ class Request:
         self.drawn = [Drawn(self, draw_key(seed, index), decode) for index in range(n)]
 
     @property
+    def adapter(self) -> Weights | None:
+        """The weights that its next tokens are made with."""
+        return self._stamped.weights
+
+    @property
+    def version(self) -> int:
+        """The version of these weights."""
+        return self._stamped.version
+
+    def follow(self) -> bool:
+        """Take the weights that its source has now; whether they are others than before. Engine thread only."""
+        before, self._stamped = self._stamped, self._source.now
+        return self._stamped is not before
+
+    @property
     def needs(self) -> int:
         """How many tokens of keys and values one of its sequences can come to."""
         return len(self.prompt) + self.params.max_tokens
 
     @property
     def same_prompt(self) -> tuple[int, bytes]:
-        """Equal for requests whose prompts give equal keys and values."""
-        return id(self.adapter), self.prompt.tobytes()
+        """Equal for requests whose prompts give equal keys and values, now and after their sources have moved."""
+        return id(self._source if self._source.moving else self.adapter), self.prompt.tobytes()
 
     def result(self) -> list[SampledSequence] | None:
         """All sequences, once all are finished."""
@@ -64,20 +73,27 @@ class Drawn:
     length  how many tokens have keys and values: the prompt and all drawn ones but the newest
     """
 
-    __slots__ = ("_stop_strings", "key", "length", "logprobs", "request", "slot", "stop", "tokens")
+    __slots__ = ("_stop_strings", "key", "length", "logprobs", "request", "slot", "stop", "tokens", "versions")
 
     def __init__(self, request: Request, key: int, decode: Decode) -> None:
         self.request, self.key = request, key
         self.slot, self.length = -1, 0
         self.tokens: list[int] = []
         self.logprobs: list[float] = []
+        self.versions: list[int] = []
         self.stop: Stop | None = None
         self._stop_strings = StopStrings(request.params.stop, decode) if request.params.stop else None
 
+    @property
+    def context(self) -> I32:
+        """The prompt and what was drawn so far, i32[T]."""
+        return np.concatenate([self.request.prompt, np.array(self.tokens, np.int32)])
+
     def append(self, token: int, logprob: float) -> None:
-        """Take a drawn token; sets `stop` when it ends the sequence."""
+        """Take a token that the request's weights made; sets `stop` when it ends the sequence."""
         self.tokens.append(token)
         self.logprobs.append(logprob)
+        self.versions.append(self.request.version)
         if token in self.request.stop_ids or (self._stop_strings is not None and self._stop_strings.found(self.tokens)):
             self.stop = "stop"
         elif len(self.tokens) == self.request.params.max_tokens:
@@ -91,7 +107,7 @@ class Drawn:
             tokens=np.array(self.tokens, np.int32),
             logprobs=np.array(self.logprobs, np.float32),
             stop=self.stop,
-            versions=((self.request.version, len(self.tokens)),),
+            versions=runs(self.versions),
         )
 
 
@@ -122,25 +138,34 @@ class StopStrings:
 
 @dataclass(slots=True)
 class Group:
-    """Sequences whose common prompt is being computed, in the slot of the first; `done` tokens of it are."""
+    """Sequences whose common context is being computed, in the slot of the first; `done` tokens of it are.
+
+    `context` i32[P] is their prompt, and with weights that changed under way what was drawn before too.
+    """
 
     members: list[Drawn]
+    context: I32
     done: int = field(default=0)
 
+    @classmethod
+    def of(cls, drawn: Drawn) -> Group:
+        """Of one sequence, as far as it is drawn."""
+        return cls([drawn], drawn.context)
+
     @property
-    def prompt(self) -> I32:
-        """i32[P]"""
-        return self.members[0].request.prompt
+    def adapter(self) -> Weights | None:
+        """The weights that it is computed with."""
+        return self.members[0].request.adapter
 
     @property
     def slot(self) -> int:
-        """Where the prompt's keys and values are computed."""
+        """Where the context's keys and values are computed."""
         return self.members[0].slot
 
     @property
     def rest(self) -> int:
-        """How many tokens of the prompt are still to be computed."""
-        return len(self.prompt) - self.done
+        """How many tokens of the context are still to be computed."""
+        return len(self.context) - self.done
 
 
 def passes(drawn: Sequence[Drawn]) -> list[list[Drawn]]:
@@ -150,3 +175,14 @@ def passes(drawn: Sequence[Drawn]) -> list[list[Drawn]]:
         weights = one.request.adapter
         found.setdefault(id(weights) if isinstance(weights, FullWeights) else 0, []).append(one)
     return list(found.values())
+
+
+def segments(running: Sequence[Drawn], rows: int) -> tuple[list[Segment], list[int] | None]:
+    """Adapters of a pass of `rows` rows, and for each sequence its row in it (None: rows are in the order of the sequences)."""
+    order = sorted(range(len(running)), key=lambda i: id(running[i].request.adapter))
+    found: list[Segment] = [(running[i].request.adapter, 1) for i in order]
+    found.append((found[-1][0], rows - len(running)))
+    place = [0] * len(running)
+    for row, i in enumerate(order):
+        place[i] = row
+    return found, None if place == list(range(len(running))) else place

@@ -1,12 +1,16 @@
 """Continuous batching on the engine thread: requests join between two steps and leave when they are done.
 
 A step is either part of the prompts that wait to be computed or one token for every running sequence. With nothing to do the
-sampler sleeps; a new or cancelled request wakes it. Rows of different adapters go through one pass.
+sampler sleeps; a new or cancelled request wakes it. Rows of different adapters go through one pass. What a context begins with
+and was computed before, with the same weights, is kept and not computed again (`Prefixes`).
+
+Sequences that follow a model change their weights between two steps. Keys and values of all that they hold so far are computed
+again then, so that each token is made by one version alone, the one it is stamped with.
 
 `deterministic` makes a sequence's tokens and log-probs independent of what else is drawn: on a CPU a product in fp32 gives
 each row the same bits wherever it stands as long as the number of rows is the same, so prompts are computed one by one, padded
 to whole blocks, and decoding always computes `slots` rows of one adapter, each row looking at as many blocks of cached tokens
-as it needs itself.
+as it needs itself. Nothing is kept for later sequences, and none can follow a model.
 
 Letters: `B` rows of a pass, `T` tokens, `V` vocabulary, `D` hidden.
 """
@@ -15,7 +19,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
@@ -30,11 +33,14 @@ from sparring.backend.local.cache import KeyValueCache
 from sparring.backend.local.client import Engine, TorchSamplingClient
 from sparring.backend.local.draw import draw, uniforms
 from sparring.backend.local.lora import Segment, Weights
+from sparring.backend.local.prefixes import Prefixes
 from sparring.backend.local.readout import read_out
-from sparring.backend.local.request import Drawn, Group, Request, passes
+from sparring.backend.local.request import Drawn, Group, Request, passes, segments
 from sparring.backend.local.scheduler import Scheduler
+from sparring.backend.local.source import Source, Stamped
+from sparring.backend.local.standing import SamplerStatistics
 from sparring.backend.sampling import SampledSequence, SamplingParams
-from sparring.errors import BackendError, SettingError
+from sparring.errors import BackendError, SettingError, UnsupportedError
 
 PREFILL_TOKENS = 512
 """Tokens of prompts in one step; a longer prompt is computed in parts."""
@@ -45,27 +51,17 @@ PREFILL_RUN = 8
 KEPT_BYTES = 2**28
 """Memory for keys and values that is kept while nothing is drawn."""
 
+PREFIX_BYTES = 2**29
+"""Memory for keys and values of what is over, kept for contexts that begin alike."""
+
 _ROWS, _PROMPT, _WIDTH, _BLOCK = 8, 16, 32, 64
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SamplerStatistics:
-    """How a sampler stands: sequences, slots, bytes of keys and values, and tokens since it was made."""
-
-    waiting: int
-    filling: int
-    running: int
-    slots: int
-    cache_bytes: int
-    prompt_tokens: int
-    drawn_tokens: int
-    decode_steps: int
 
 
 class TorchSampler:
     """Draws from adapters on one base. Registers itself with the engine; `open` makes clients, on any thread.
 
     `slots` bounds how many sequences are drawn at once, `cache_tokens` slots x tokens of the longest; more wait in order.
+    `prefix_bytes` bounds what is kept of sequences that are over.
     """
 
     def __init__(
@@ -76,11 +72,14 @@ class TorchSampler:
         slots: int = 64,
         cache_tokens: int = 65536,
         prefill_tokens: int = PREFILL_TOKENS,
+        prefix_bytes: int = PREFIX_BYTES,
         deterministic: bool = False,
     ) -> None:
         for name, value in {"slots": slots, "cache_tokens": cache_tokens, "prefill_tokens": prefill_tokens}.items():
             if value < 1:
                 raise SettingError(f"{name}={value!r}: must be at least 1")
+        if prefix_bytes < 0:
+            raise SettingError(f"prefix_bytes={prefix_bytes!r}: must be at least 0, which keeps nothing")
         if deterministic and base.dtype != torch.float32:
             raise SettingError(
                 f"deterministic=True with {base.dtype}: only float32 products are independent of their place"
@@ -88,11 +87,12 @@ class TorchSampler:
         self._base, self._engine, self._deterministic = base, engine, deterministic
         self._prefill_tokens = _whole(prefill_tokens, _BLOCK)
         self._cache = KeyValueCache.of(base, slots=slots, max_tokens=cache_tokens)
+        self._prefixes = Prefixes(self._cache, 0 if deterministic else prefix_bytes)
         self._schedule = Scheduler(self._cache)
         self._inbox: deque[Request] = deque()
         self._in_step: list[Drawn] = []
         self._prefill_run = 0
-        self._prompt_tokens = self._drawn_tokens = self._decode_steps = 0
+        self._prompt_tokens = self._reused_tokens = self._drawn_tokens = self._decode_steps = 0
         engine.register(self)
 
     @property
@@ -104,21 +104,24 @@ class TorchSampler:
         self, weights: Weights | None, *, version: int, release: Callable[[], None] = lambda: None
     ) -> TorchSamplingClient:
         """A client of these weights, which must never change (None: of the base alone)."""
-        return TorchSamplingClient(self, self._engine, weights, version=version, release=release)
+        return self.follow(Source(Stamped(version=version, weights=weights)), release=release)
 
-    def request(
-        self,
-        prompt: Sequence[int] | I32,
-        params: SamplingParams,
-        n: int,
-        *,
-        adapter: Weights | None,
-        version: int,
-    ) -> Request:
+    def follow(self, source: Source, *, release: Callable[[], None] = lambda: None) -> TorchSamplingClient:
+        """A client of the weights that `source` has at each step. Raises `UnsupportedError` for a moving one where the sampler
+        is deterministic: when a publication meets a sequence depends on the clock."""
+        if source.moving and self._deterministic:
+            raise UnsupportedError("weights that follow the model are not deterministic; sample from snapshots")
+        return TorchSamplingClient(self, self._engine, source, release=release)
+
+    def forget(self, weights: Weights) -> None:
+        """Keep nothing that was made with these weights: nobody will sample from them. Engine thread only."""
+        self._prefixes.forget(weights)
+
+    def request(self, prompt: Sequence[int] | I32, params: SamplingParams, n: int, *, source: Source) -> Request:
         """Check and queue a request. Raises `SettingError` and `ContextFull` as `SamplingClient.sample` says."""
         tokens = self.checked(prompt)
         check_request(tokens, params, n, self._base.context_length)
-        request = Request(tokens, params, n, adapter=adapter, version=version, decode=self._decode_text)
+        request = Request(tokens, params, n, source=source, decode=self._decode_text)
         self._inbox.append(request)
         self._engine.wake()
         return request
@@ -130,12 +133,14 @@ class TorchSampler:
     def statistics(self) -> SamplerStatistics:
         """How it stands; read from any thread, each number by itself."""
         return SamplerStatistics(
-            waiting=len(self._schedule.waiting) + sum(len(request.drawn) for request in self._inbox),
+            waiting=len(self._schedule.waiting) + sum(len(request.drawn) for request in list(self._inbox)),
             filling=sum(len(group.members) for group in self._schedule.filling),
             running=len(self._schedule.running),
             slots=self._cache.slots,
             cache_bytes=self._cache.bytes,
+            kept_bytes=self._prefixes.kept_bytes,
             prompt_tokens=self._prompt_tokens,
+            reused_tokens=self._reused_tokens,
             drawn_tokens=self._drawn_tokens,
             decode_steps=self._decode_steps,
         )
@@ -159,6 +164,9 @@ class TorchSampler:
         while self._inbox:
             self._schedule.add(self._inbox.popleft())
         self._schedule.remove(lambda request: request.cancelled)
+        for request in self._schedule.requests():
+            if request.follow():
+                self._schedule.refill(request)
         if not self._schedule.filling:
             self._schedule.admit()
         if self._schedule.filling and (self._prefill_run < PREFILL_RUN or not self._schedule.running):
@@ -192,7 +200,7 @@ class TorchSampler:
                 self._engine.fail(request.pending, reason)
 
     def _prefill(self) -> None:
-        """Compute the next part of the first prompts; sequences whose prompt is complete get their first token."""
+        """Compute the next part of the first contexts; sequences whose context is complete get their next token."""
         groups = self._next_groups()
         self._in_step = [drawn for group in groups for drawn in group.members]
         start = groups[0].done
@@ -202,13 +210,13 @@ class TorchSampler:
         self._cache.reserve(self._schedule.rows, start + length)
         tokens = np.zeros((len(groups), length), np.int64)
         for row, (group, count) in enumerate(zip(groups, counts, strict=True)):
-            tokens[row, :count] = group.prompt[start : start + count]
+            tokens[row, :count] = group.context[start : start + count]
         slots = self._tensor([group.slot for group in groups])
         views = [prompt_view(self._base, start, length)]
         given = Pass(self._cache, slots, start, views, reads=len(groups), read=slots)
         positions = torch.arange(start, start + length, device=self._base.device)[None].expand(len(groups), -1)
-        segments: list[Segment] = [(group.members[0].request.adapter, 1) for group in groups]
-        hidden = forward(self._base, self._tensor(tokens), positions, segments, given)
+        rows: list[Segment] = [(group.adapter, 1) for group in groups]
+        hidden = forward(self._base, self._tensor(tokens), positions, rows, given)
         self._prompt_tokens += sum(counts)
         for group, count in zip(groups, counts, strict=True):
             group.done += count
@@ -219,27 +227,38 @@ class TorchSampler:
             self._begin([groups[row] for row, _ in ends], torch.stack([hidden[end] for end in ends]))
 
     def _next_groups(self) -> list[Group]:
-        """The first prompts that fit into one step, those of one adapter beside each other; a begun or long one goes alone."""
+        """The first contexts that fit into one step and go on from the same place, those of one adapter beside each other."""
         filling = self._schedule.filling
         block = _BLOCK if self._deterministic else _PROMPT
+        self._reuse(filling[0])
         taken, width = [filling[0]], _whole(filling[0].rest, block)
-        if self._deterministic or filling[0].done:
+        if self._deterministic:
             return taken
         for group in filling[1:]:
+            self._reuse(group)
+            if group.done != taken[0].done:
+                continue
             widest = max(width, _whole(group.rest, block))
             together = passes([taken[0].members[0], group.members[0]])
-            if group.done or len(together) > 1 or widest * (len(taken) + 1) > self._prefill_tokens:
+            if len(together) > 1 or widest * (len(taken) + 1) > self._prefill_tokens:
                 break
             taken.append(group)
             width = widest
-        return sorted(taken, key=lambda group: id(group.members[0].request.adapter))
+        return sorted(taken, key=lambda group: id(group.adapter))
+
+    def _reuse(self, group: Group) -> None:
+        """Take what is kept of a context that is about to be computed, all but its last token, whose state is wanted."""
+        if group.done == 0 and (names := self._prefixes.find(group.adapter, group.context[:-1])):
+            self._cache.reserve(self._schedule.rows, len(group.context))
+            group.done = self._prefixes.load(names, group.slot)
+            self._reused_tokens += group.done
 
     def _begin(self, groups: Sequence[Group], hidden: Tensor) -> None:
-        """Let groups run whose prompt is complete: copy keys and values to all members, draw each its first token."""
-        logits = self._logits(hidden, [(group.members[0].request.adapter, 1) for group in groups])
-        members, rows = [], []
+        """Let groups run whose context is complete: copy keys and values to all members, draw each its next token."""
+        logits = self._logits(hidden, [(group.adapter, 1) for group in groups])
+        members, rows, slots = [], [], [group.slot for group in groups]
         for row, group in enumerate(groups):
-            length = len(group.prompt)
+            length = len(group.context)
             self._cache.copy(group.slot, [drawn.slot for drawn in group.members[1:]], length)
             for drawn in group.members:
                 drawn.length = length
@@ -247,6 +266,8 @@ class TorchSampler:
             rows += [row] * len(group.members)
             self._schedule.start(group)
         self._draw(members, logits[self._tensor(rows)])
+        for group, slot in zip(groups, slots, strict=True):
+            self._prefixes.keep(group.adapter, group.context, slot)
 
     def _decode_all(self) -> None:
         """One token for every running sequence."""
@@ -271,7 +292,7 @@ class TorchSampler:
             reads = count
         self._cache.reserve(max(reads, self._schedule.rows), width)
         lengths = [drawn.length for drawn in running] + [0] * (reads - count)
-        segments, place = _segments(running, reads)
+        parts, place = segments(running, reads)
         slots = self._tensor([drawn.slot for drawn in running])
         given = Pass(
             self._cache,
@@ -290,8 +311,8 @@ class TorchSampler:
         rows = np.zeros((2, reads), np.int64)
         rows[:, order[:count]] = [[drawn.tokens[-1] for drawn in running], lengths[:count]]
         tokens, positions = self._tensor(rows)[..., None]
-        hidden = forward(self._base, tokens, positions, segments, given)[:, 0]
-        logits = self._logits(hidden[:count], segments[:count])
+        hidden = forward(self._base, tokens, positions, parts, given)[:, 0]
+        logits = self._logits(hidden[:count], parts[:count])
         for drawn in running:
             drawn.length += 1
         self._draw(running, logits if place is None else logits[self._tensor(place)])
@@ -319,21 +340,21 @@ class TorchSampler:
             read=self._tensor(used + [used[0]] * (slots - count)),
         )
         tokens = self._tensor([drawn.tokens[-1] for drawn in running] + [0] * (slots - count))
-        segments: list[Segment] = [(running[0].request.adapter, slots)]
-        hidden = forward(self._base, tokens[:, None], self._tensor(lengths)[:, None], segments, given)[:, 0]
-        logits = self._logits(hidden, segments)[:count]
+        parts: list[Segment] = [(running[0].request.adapter, slots)]
+        hidden = forward(self._base, tokens[:, None], self._tensor(lengths)[:, None], parts, given)[:, 0]
+        logits = self._logits(hidden, parts)[:count]
         for drawn in running:
             drawn.length += 1
         self._draw(running, logits)
 
-    def _logits(self, hidden: Tensor, segments: Sequence[Segment]) -> Tensor:
+    def _logits(self, hidden: Tensor, parts: Sequence[Segment]) -> Tensor:
         """f32[B, V] of states [B, D], which went through these adapters; in a fixed number of rows where that matters."""
         count = hidden.shape[0]
         if self._deterministic and count < self._cache.slots:
             padding = self._cache.slots - count
             hidden = torch.cat([hidden, hidden.new_zeros(padding, hidden.shape[1])])
-            segments = [*segments, (segments[-1][0], padding)]
-        return read_out(self._base.head, hidden, segments)[:count].float()
+            parts = [*parts, (parts[-1][0], padding)]
+        return read_out(self._base.head, hidden, parts)[:count].float()
 
     def _draw(self, drawn: Sequence[Drawn], logits: Tensor) -> None:
         """The next token of each sequence; those that are done leave."""
@@ -351,6 +372,7 @@ class TorchSampler:
         for one, token, logprob in zip(drawn, tokens, logprobs.tolist(), strict=True):
             one.append(token, logprob)
             if one.stop is not None:
+                self._prefixes.keep(one.request.adapter, one.context[: one.length], one.slot)
                 self._schedule.finish(one)
                 self._settle(one.request)
 
@@ -369,14 +391,3 @@ class TorchSampler:
 def _whole(count: int, block: int) -> int:
     """The least number of whole blocks that holds `count`."""
     return -(-count // block) * block
-
-
-def _segments(running: Sequence[Drawn], rows: int) -> tuple[list[Segment], list[int] | None]:
-    """Adapters of a pass of `rows` rows, and for each sequence its row in it (None: rows are in the order of the sequences)."""
-    order = sorted(range(len(running)), key=lambda i: id(running[i].request.adapter))
-    segments: list[Segment] = [(running[i].request.adapter, 1) for i in order]
-    segments.append((segments[-1][0], rows - len(running)))
-    place = [0] * len(running)
-    for row, i in enumerate(order):
-        place[i] = row
-    return segments, None if place == list(range(len(running))) else place

@@ -1,7 +1,7 @@
 """Which sequences are drawn now: requests wait in order for slots, share prompts, and leave when they are done.
 
 Pure bookkeeping on the engine thread, without any model. A sequence is waiting, filling (its prompt is being computed) or
-running; slots are handed out lowest first.
+running; slots are handed out lowest first. One whose weights change goes from running back to filling, and keeps its slot.
 """
 
 from __future__ import annotations
@@ -48,6 +48,15 @@ class Scheduler:
         for drawn in [drawn for drawn in self._holding() if gone(drawn.request)]:
             self._leave(drawn)
 
+    def refill(self, request: Request) -> None:
+        """The request's weights have changed: what was computed of its sequences is computed again, in the slots they have."""
+        for group in self.filling:
+            if any(drawn.request is request for drawn in group.members):
+                group.done = 0
+        for drawn in [drawn for drawn in self.running if drawn.request is request]:
+            self.running.remove(drawn)
+            self.filling.append(Group.of(drawn))
+
     def finish(self, drawn: Drawn) -> None:
         """Free the slot of a running sequence that is done."""
         self._leave(drawn)
@@ -68,11 +77,11 @@ class Scheduler:
             if key in groups:
                 groups[key].members.append(drawn)
             else:
-                groups[key] = Group([drawn])
+                groups[key] = Group.of(drawn)
         self.filling.extend(groups.values())
 
     def start(self, group: Group) -> None:
-        """The prompt of a group is computed: its sequences run."""
+        """The context of a group is computed: its sequences run."""
         self.filling.remove(group)
         self.running.extend(group.members)
 

@@ -41,6 +41,16 @@ class _Operation:
     pending: PendingResult[Any]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStatistics:
+    """Operations that wait for the engine thread, results that wait for the event loop, and how many take turns between
+    operations (samplers)."""
+
+    waiting: int
+    undelivered: int
+    background: int
+
+
 class EngineThread:
     """An asynchronous context manager: entering starts the thread, leaving ends it and fails what had not run.
 
@@ -79,6 +89,12 @@ class EngineThread:
     def closed(self) -> bool:
         """Whether nothing can be submitted any more (or not yet)."""
         return self._closing or self._death is not None or not self._thread.is_alive()
+
+    def statistics(self) -> EngineStatistics:
+        """How it stands; read from any thread, each number by itself."""
+        return EngineStatistics(
+            waiting=len(self._operations), undelivered=self._outbox.qsize(), background=len(self._background)
+        )
 
     def submit(self, run: Callable[[], T], name: str) -> PendingResult[T]:
         """Queue `run` for the engine thread; the result settles on the event loop. Raises `BackendError` once closed."""

@@ -27,13 +27,13 @@ class VllmSamplingClient(Opened):
     """A `SamplingClient` of weights that never change. Requests that run when it is closed still come to their end."""
 
     def __init__(self, sampler: Sampler, weights: WeightsFile, *, version: int, release: Callable[[], None]) -> None:
-        super().__init__(version, release)
+        super().__init__(lambda: version, release)
         self._sampler, self._weights = sampler, weights
 
     async def sample(self, prompt: Sequence[int] | I32, params: SamplingParams, n: int = 1) -> list[SampledSequence]:
         """Draw `n` sequences; see `SamplingClient.sample`. At temperature 0 every log-prob is 0: the draw is certain."""
         self._refuse_if_closed("sample")
-        return await _answer(self._sampler.request(prompt, params, n, weights=self._weights, version=self._version))
+        return await _answer(self._sampler.request(prompt, params, n, weights=self._weights, version=self.version))
 
     async def logprobs(self, tokens: Sequence[int] | I32) -> F32:
         """Log-prob of each token given those before it, f32[T], at temperature 1; the first is NaN."""

@@ -1,0 +1,151 @@
+"""What can be refused of a run before anything of it is made."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sparring.agents import Frozen, Player
+from sparring.backend import Backend
+from sparring.environments import size
+from sparring.errors import SettingError, UnsupportedError
+from sparring.learner.described import digests
+from sparring.learner.pacing import Drop
+from sparring.learner.players import check_players
+from sparring.learner.run import Episodes, Run
+from sparring.rollout import Bound, Schedule, Source
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """What can be refused before anything is made: the schedule, who plays held-out, the tasks that must not be trained on."""
+
+    schedule: Schedule
+    held_out: Mapping[str, Mapping[str, Player]]
+    held_out_digests: frozenset[str]
+
+
+def checked(run: Run) -> Checked:
+    """Raises `SettingError` for a run that cannot begin."""
+    policies = tuple(run.named_policies)
+    return Checked(
+        schedule=schedule_of(run),
+        held_out={name: _held_out_players(name, one, policies) for name, one in run.named_held_out.items()},
+        held_out_digests=_kept_apart(run),
+    )
+
+
+def schedule_of(run: Run) -> Schedule:
+    """What decides what is played. Raises `SettingError` for line-ups that do not fit."""
+    policies = tuple(run.named_policies)
+    sources = []
+    for number, episodes in enumerate(run.sources):
+        lineups = []
+        for lineup in episodes.lineups:
+            players = lineup.resolved(episodes.environment.seats, policies)
+            check_players(players, f"train source {number}")
+            trained = {seat: player for seat, player in players.items() if isinstance(player, str)}
+            if not trained:
+                raise SettingError(
+                    f"train source {number} has a line-up in which nobody learns: name a policy for a seat"
+                )
+            lineups.append(trained)
+        sources.append(
+            Source(
+                environment=episodes.environment.name,
+                tasks=size(episodes.tasks),
+                lineups=tuple(lineups),
+                curriculum=episodes.curriculum,
+            )
+        )
+    learning = {policy for source in sources for lineup in source.lineups for policy in lineup.values()}
+    for policy in policies:
+        if policy not in learning:
+            raise SettingError(f"policy {policy!r} plays no training seat: name it in a line-up, or leave it out")
+    bound = Bound(units_per_step=run.groups_per_step, max_staleness=run.max_staleness, steps=run.steps)
+    return Schedule(
+        sources=tuple(sources),
+        bounds=dict.fromkeys(policies, bound),
+        group_size=run.group_size,
+        seed=run.seed,
+        pinned=run.deterministic,
+        equal_rewards={
+            name: dict(policy.algorithm.compare)
+            for name, policy in run.named_policies.items()
+            if policy.algorithm.filters
+        },
+        drop_after=run.pacing.versions if isinstance(run.pacing, Drop) else None,
+        reuse=None if run.reuse is None else run.reuse.rule,
+    )
+
+
+def check_capabilities(run: Run, backend: Backend) -> None:
+    """Raises `UnsupportedError` for what the backend cannot do, `SettingError` for more versions than it can sample from."""
+    able = backend.capabilities()
+    for name, policy in run.named_policies.items():
+        if type(policy.algorithm.loss) not in able.losses:
+            known = ", ".join(sorted(loss.__name__ for loss in able.losses))
+            raise UnsupportedError(
+                f"policy {name!r}: {policy.algorithm.loss!r} is not computed by this backend; it has {known}"
+            )
+    if run.deterministic and not able.deterministic:
+        raise UnsupportedError("deterministic=True: this backend cannot repeat a run bit for bit; leave it out")
+    if run.weights not in able.kinds:
+        raise UnsupportedError(
+            f"weights={run.weights!r}: this backend samples from {', '.join(sorted(able.kinds))} only"
+        )
+    needed = versions_at_once(run)
+    if able.versions is not None and needed > able.versions:
+        raise SettingError(
+            f"backend.max_loras={able.versions}: this run plays up to {needed} versions at once; set it to {needed}"
+        )
+
+
+def versions_at_once(run: Run) -> int:
+    """How many versions may be played at the same time, of all policies on one base: of each policy the newest
+    `max_staleness + 1`, the one that is being published, one that held-out tasks are played with, and version 0 where it is an
+    opponent."""
+    frozen = {
+        player.policy
+        for episodes in (*run.sources, *run.named_held_out.values())
+        for lineup in episodes.lineups
+        for player in lineup.resolved(episodes.environment.seats, tuple(run.named_policies)).values()
+        if isinstance(player, Frozen)
+    }
+    each = run.max_staleness + 2 + bool(run.named_held_out)
+    needed = Counter[str]()
+    for name, policy in run.named_policies.items():
+        needed[policy.model] += each + (name in frozen)
+    return max(needed.values())
+
+
+def _held_out_players(name: str, episodes: Episodes, policies: Sequence[str]) -> Mapping[str, Player]:
+    if len(episodes.lineups) != 1:
+        raise SettingError(f"held-out {name!r} has {len(episodes.lineups)} line-ups: give each a name of its own")
+    if size(episodes.tasks) is None:
+        raise SettingError(f"held-out {name!r} is endless: give a finite list of tasks")
+    players = episodes.lineups[0].resolved(episodes.environment.seats, policies)
+    check_players(players, f"held-out {name!r}")
+    return players
+
+
+def _kept_apart(run: Run) -> frozenset[str]:
+    """The digests of held-out tasks that must not be trained on. Raises `SettingError` where a finite training source
+    has one."""
+    apart: dict[str, str] = {}
+    for name, episodes in run.named_held_out.items():
+        if not episodes.seen:
+            apart |= {
+                digest: f"task {index} of held-out {name!r}"
+                for index, digest in enumerate(digests(episodes, f"held-out {name!r}"))
+            }
+    for number, episodes in enumerate(run.sources):
+        for index, digest in enumerate(
+            digests(episodes, f"train source {number}", most=run.steps * run.groups_per_step)
+        ):
+            if digest in apart:
+                raise SettingError(
+                    f"{apart[digest]} is task {index} of train source {number} too: keep them apart (split()), or say seen=True"
+                )
+    return frozenset(apart)

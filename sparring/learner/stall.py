@@ -1,0 +1,51 @@
+"""What every task of a run waits for: told when nothing has happened for too long."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from time import monotonic
+
+from sparring.learner.run_statistics import RunStatistics
+from sparring.rollout.episode import Episode
+
+_MOST_EPISODES = 20
+
+
+class Waits:
+    """Who waits for what, and since when. A task that is not here runs, or waits for what a decision of the run names."""
+
+    def __init__(self) -> None:
+        self._now: dict[str, tuple[str, float]] = {}
+
+    @contextmanager
+    def on(self, who: str, what: str) -> Iterator[None]:
+        """While inside, `who` waits for `what`; inside of that, for something more particular."""
+        before = self._now.get(who)
+        self._now[who] = (what, monotonic())
+        try:
+            yield
+        finally:
+            if before is None:
+                del self._now[who]
+            else:
+                self._now[who] = before
+
+    @property
+    def lines(self) -> list[str]:
+        return [f"{who}: waits for {what}, for {monotonic() - since:.0f} s" for who, (what, since) in self._now.items()]
+
+
+def stall_report(
+    deadline: float,
+    decisions: Sequence[str],
+    waits: Waits,
+    episodes: Mapping[str, Episode],
+    standing: RunStatistics,
+) -> str:
+    """`decisions` are the sentences of what admission and learners wait for, `episodes` those under way, by name."""
+    playing = [f"{name} waits for {episode.waits_for}" for name, episode in episodes.items()]
+    more = len(playing) - _MOST_EPISODES
+    lines = [*decisions, *waits.lines, *playing[:_MOST_EPISODES]]
+    lines += [f"and {more} more episodes"] if more > 0 else []
+    return "\n".join([f"nothing happened for {deadline} s:", *lines, *standing.lines])
