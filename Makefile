@@ -20,7 +20,7 @@ SHAPED := sparring.backend.local.base,sparring.backend.local.head,sparring.backe
 SHAPED := $(SHAPED),sparring.backend.local.norms,sparring.backend.local.objectives,sparring.backend.local.row_attention
 SHAPED := $(SHAPED),sparring.backend.local.measures,sparring.backend.local.readout,sparring.backend.local.scored
 SHAPED := $(SHAPED),sparring.backend.local.value_head,sparring.learner.advantages,sparring.learner.step
-SHAPED_TESTS := tests/backend tests/learner
+SHAPED_TESTS := tests/backend $(patsubst %,tests/learner/test_%.py,advantages step algorithm replay reuse random_runs)
 CHECK_SHAPES := $(PYTEST) -m "not slow and not vllm and not model" --jaxtyping-packages=$(SHAPED),beartype.beartype $(SHAPED_TESTS)
 
 NEW_ENOUGH = @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11; name another: make PYTHON=python3.11"; exit 1; }

@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from difflib import get_close_matches
+from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import TypeVar
 
 from sparring.cli.usage import UsageError
@@ -57,7 +58,7 @@ def loaded(path: Path) -> ModuleType:
         if known.__spec__ is not None and known.__spec__.origin == full:
             return known
         raise UsageError(f"file {str(path)!r} has the name of the module {name!r}, which is in use: rename the file")
-    spec = spec_from_file_location(name, full)
+    spec = spec_from_file_location(name, full, loader=_Script(name, full))
     if spec is None or spec.loader is None:
         raise UsageError(f"file {str(path)!r} cannot be imported as a module: rename it")
     module = module_from_spec(spec)
@@ -69,6 +70,15 @@ def loaded(path: Path) -> ModuleType:
         del sys.modules[name]
         raise
     return module
+
+
+class _Script(SourceFileLoader):
+    """Compiles the file as it is now, as `python FILE` does. What Python keeps compiled counts as the same for a file that was
+    changed within a second and is as long as before."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        """The code of the file."""
+        return self.source_to_code(self.get_data(self.path), self.path)
 
 
 def _defined(module: ModuleType, kind: type[T]) -> Iterator[tuple[str, T]]:

@@ -1,11 +1,13 @@
 """Every command: what it prints, how it ends, and that what goes wrong is one clear line."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from sparring.cli.load import loaded
 from sparring.cli.main import COMMANDS, EXAMPLES
 from tests.cli.command import ENTRY, ENVIRONMENT, ROOT, sparring, write_run
 
@@ -183,3 +185,15 @@ def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
     assert done.stderr == ""
     assert len(done.stdout.splitlines()) == 1
     assert (tmp_path / "runs" / "letters" / "report.html").is_file()
+
+
+def test_a_file_is_compiled_as_it_is_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Changed within a second, and as long as before: Python's own cache would take it for the same."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    path = tmp_path / "changing.py"
+    for value in (1, 2):
+        path.write_text(f"value = {value}\n")
+        os.utime(path, (10**9, 10**9))
+        assert vars(loaded(path))["value"] == value
+        del sys.modules["changing"]
