@@ -15,12 +15,13 @@ VLLM := .venv-vllm/bin/python
 VLLM_READY := .venv-vllm/.ready
 BENCHMARKS := $(patsubst benchmarks/%.py,bench-%,$(wildcard benchmarks/[a-z]*.py))
 
-# The numerical modules whose shapes are checked in the second run of their tests, and those tests.
+# The numerical modules whose shapes are checked in the second run of their tests, and those tests (not the longest ones).
 SHAPED := sparring.backend.local.base,sparring.backend.local.head,sparring.backend.local.lora
 SHAPED := $(SHAPED),sparring.backend.local.norms,sparring.backend.local.objectives,sparring.backend.local.row_attention
 SHAPED := $(SHAPED),sparring.backend.local.measures,sparring.backend.local.readout,sparring.backend.local.scored
 SHAPED := $(SHAPED),sparring.backend.local.value_head,sparring.learner.advantages,sparring.learner.step
-SHAPED_TESTS := tests/backend $(patsubst %,tests/learner/test_%.py,advantages step algorithm replay reuse random_runs)
+SHAPED_TESTS := --ignore=tests/backend/test_check.py --ignore=tests/backend/test_long_episode.py tests/backend
+SHAPED_TESTS := $(SHAPED_TESTS) $(patsubst %,tests/learner/test_%.py,advantages step algorithm replay reuse random_runs)
 CHECK_SHAPES := $(PYTEST) -m "not slow and not vllm and not model" --jaxtyping-packages=$(SHAPED),beartype.beartype $(SHAPED_TESTS)
 
 NEW_ENOUGH = @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11; name another: make PYTHON=python3.11"; exit 1; }
