@@ -7,7 +7,7 @@ again with the environment and the tasks of the run's own file; without it, an e
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +29,14 @@ from sparring.rollout.events import (
     QUARANTINED,
     Acted,
     Admitted,
-    Affected,
     AnyEvent,
-    Died,
     Ended,
     Opened,
     Planned,
-    Restarted,
     SeatResult,
     Stepped,
 )
+from sparring.rollout.finished import Gathering, Past
 from sparring.rollout.retold import replies, retold
 from sparring.rollout.stored import (
     StoredConversation,
@@ -49,8 +47,6 @@ from sparring.rollout.stored import (
     line_of,
 )
 from sparring.rollout.trajectory import context_of
-
-Past = Sequence[Acted | Affected]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,14 +97,6 @@ def steps_of(events: Iterable[AnyEvent]) -> Mapping[int, Mapping[str, list[int]]
     return steps
 
 
-@dataclass(slots=True, kw_only=True)
-class _Group:
-    """A group under way: what each of its episodes that has not ended did so far."""
-
-    admitted: Admitted
-    left: dict[int, list[Acted | Affected]] = field(default_factory=dict[int, list[Acted | Affected]])
-
-
 class Telling:
     """Turns a run's events, in the journal's order, into its episodes; `exported` counts them."""
 
@@ -118,42 +106,25 @@ class Telling:
         self._tokens = tokens
         self._described: Mapping[str, Any] = {}
         self._schedule = Schedule(sources=(), bounds={}, group_size=0, seed=0)
-        self._groups: dict[int, _Group] = {}
+        self._gathering = Gathering(0)
         self._episodes = 0
         self._replies_alone = 0
 
     @property
     def exported(self) -> Exported:
-        under_way = sum(len(group.left) for group in self._groups.values())
-        return Exported(episodes=self._episodes, replies_alone=self._replies_alone, under_way=under_way)
+        return Exported(episodes=self._episodes, replies_alone=self._replies_alone, under_way=self._gathering.under_way)
 
     async def add(self, event: AnyEvent) -> StoredEpisode | None:
         """The episode that ends with this event, if one does. Waits for its environment where it is told again."""
-        match event:
-            case Opened():
-                self._open(event)
-            case Admitted():
-                members = range(self._schedule.group_size)
-                self._groups[event.group] = _Group(admitted=event, left={member: [] for member in members})
-            case Acted() | Affected():
-                self._groups[event.group].left[event.member].append(event)
-            case Restarted():
-                self._groups[event.group].left[event.member].clear()
-            case Ended():
-                group = self._groups[event.group]
-                past = group.left.pop(event.member)
-                if not group.left:
-                    del self._groups[event.group]
-                return await self._stored(group.admitted, past, event)
-            case Died():
-                """The episode goes on in the next process, or ends as quarantined: its end says so."""
-            case _:
-                """Nothing of it is an episode's."""
-        return None
+        if isinstance(event, Opened):
+            self._open(event)
+        finished = self._gathering.add(event)
+        return None if finished is None else await self._stored(finished.admitted, finished.past, finished.ended)
 
     def _open(self, event: Opened) -> None:
         self._described = event.run
         self._schedule = msgspec.convert(event.run["schedule"], Schedule)
+        self._gathering = Gathering(self._schedule.group_size)
         if self._run is not None and len(self._run.sources) != len(self._schedule.sources):
             raise RunChanged(
                 f"run {self._run.name!r} has {len(self._run.sources)} training sources, the journal "

@@ -7,7 +7,7 @@ that were trained: what other rewards would have led the run to play or to drop 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from sparring.learner.run import Episodes, Run
 from sparring.learner.step import prepare
 from sparring.rollout import Batch, Coordinator, Schedule, Trajectory, Unit
 from sparring.rollout.again import Again, Stage, again
-from sparring.rollout.events import Accepted, Acted, Admitted, Affected, AnyEvent, Ended, Opened, Restarted, Stepped
+from sparring.rollout.events import Accepted, Admitted, AnyEvent, Opened, Stepped
+from sparring.rollout.finished import Finished, Gathering
 from sparring.rollout.past import Effects
 
 _CHUNK = 8192
@@ -64,15 +65,6 @@ def _taken(history: Iterator[AnyEvent]) -> list[AnyEvent]:
     return list(islice(history, _CHUNK))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Job:
-    """An episode that has ended: what the journal holds of it."""
-
-    admitted: Admitted
-    past: Sequence[Acted | Affected]
-    ended: Ended
-
-
 class _Rescorer:
     """Folds the journal as it was, and beside it keeps what its episodes come to now."""
 
@@ -92,9 +84,7 @@ class _Rescorer:
         ]
         self._credits = _credits(settings["policies"], changed)
         self._limit = anyio.CapacityLimiter(settings["max_concurrent"])
-        self._admitted: dict[int, Admitted] = {}
-        self._left: dict[int, int] = {}
-        self._past: dict[tuple[int, int], list[Acted | Affected]] = {}
+        self._gathering = Gathering(self._coordinator.schedule.group_size)
         self._again: dict[tuple[int, int], Again] = {}
         self._states: dict[str, Mapping[str, Any]] = {}
         self._guessed: set[str] = set()
@@ -105,7 +95,9 @@ class _Rescorer:
 
     async def add(self, chunk: Sequence[AnyEvent]) -> None:
         """Play what ends in the chunk, then fold it."""
-        jobs = [job for event in chunk for job in self._collected(event)]
+        for event in chunk:
+            self._noted(event)
+        jobs = [job for event in chunk if (job := self._gathering.add(event)) is not None]
         tasks = [(job, self._task(job.admitted)) for job in jobs]
         async with anyio.create_task_group() as group:
             for job, task in tasks:
@@ -116,7 +108,7 @@ class _Rescorer:
             if isinstance(event, Stepped):
                 self._steps.append(self._compared(event))
             self._coordinator.apply(event)
-        held = self._coordinator.groups.keys() | self._coordinator.buffer.groups | self._admitted.keys()
+        held = self._coordinator.groups.keys() | self._coordinator.buffer.groups | self._gathering.groups
         self._again = {key: one for key, one in self._again.items() if key[0] in held}
 
     def result(self) -> Rescoring:
@@ -124,7 +116,7 @@ class _Rescorer:
             rows=tuple(sorted(self._rows, key=lambda row: (row.group, row.member))),
             steps=tuple(self._steps),
             episodes=self._episodes,
-            unfinished=sum(self._left.values()),
+            unfinished=self._gathering.under_way,
             unasked=self._unasked,
             new_tasks=self._new_tasks,
             accepted=tuple(self._accepted),
@@ -144,41 +136,26 @@ class _Rescorer:
                     f"{list(episodes.environment.seats)}: a seat cannot be renamed"
                 )
 
-    def _collected(self, event: AnyEvent) -> Iterator[_Job]:
-        """The episode that the event ends, if it ends one."""
-        match event:
-            case Admitted():
-                self._admitted[event.group] = event
-                self._left[event.group] = self._coordinator.schedule.group_size
-                self._admissions += 1
-            case Acted() | Affected():
-                self._past.setdefault((event.group, event.member), []).append(event)
-            case Restarted():
-                self._past.pop((event.group, event.member), None)
-            case Ended():
-                past = self._past.pop((event.group, event.member), [])
-                yield _Job(admitted=self._admitted[event.group], past=past, ended=event)
-                self._left[event.group] -= 1
-                if not self._left[event.group]:
-                    del self._left[event.group], self._admitted[event.group]
-            case Accepted():
-                self._accepted.append(f"after {self._admissions} admissions: {note_of(event).text}")
-            case _:
-                """Nothing that an episode is made of."""
+    def _noted(self, event: AnyEvent) -> None:
+        """What is told of the run as a whole."""
+        if isinstance(event, Admitted):
+            self._admissions += 1
+        elif isinstance(event, Accepted):
+            self._accepted.append(f"after {self._admissions} admissions: {note_of(event).text}")
 
     def _task(self, admitted: Admitted) -> Any:
         task = task_at(self._sources[admitted.source], admitted.index, f"train source {admitted.source} of the file")
         self._new_tasks += task_digest(task) != admitted.task
         return task
 
-    async def _play(self, job: _Job, task: Any) -> None:
+    async def _play(self, job: Finished, task: Any) -> None:
         """Waits for a slot, then for the environment and its effects."""
         seats = self._coordinator.trained_seats(job.admitted)
         async with self._limit:
             done = await again(self._stages[job.admitted.source], task, job.admitted, job.ended, job.past, seats)
         self._again[job.admitted.group, job.ended.member] = done
 
-    def _rows_of(self, job: _Job) -> list[Row]:
+    def _rows_of(self, job: Finished) -> list[Row]:
         done = self._again[job.admitted.group, job.ended.member]
         self._episodes += 1
         self._unasked += done.unasked > 0

@@ -11,7 +11,7 @@ from sparring.environments import Conversation, Environment, Request
 from sparring.errors import SparringError, UnsupportedError
 from sparring.rollout.episode import Episode, EpisodePlan, run_episode
 from sparring.rollout.events import Acted, Admitted, Affected, Ended
-from sparring.rollout.past import Effects, NoReply, Stored
+from sparring.rollout.past import Effects, NoReply, StoredAnswers
 from sparring.rollout.trajectory import Trajectory, trajectories
 
 
@@ -70,7 +70,7 @@ async def again(
     What would stop a run (a reward that is none, a wrong setting) is a fault of the episode here. Chance is what it was: it
     is seeded with the task that was played then.
     """
-    answers = Stored(past, stage.effects)
+    answers = StoredAnswers(past, stage.effects)
     plan = EpisodePlan(
         environment=stage.environment,
         task=task,

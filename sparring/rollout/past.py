@@ -1,5 +1,5 @@
 """What the journal holds of an episode, delivered once more: to the code that made it, which goes on from there (`Past`), or to
-changed code (`Stored`).
+changed code (`StoredAnswers`).
 
 Answers come in the journaled order, whichever branch of `play` asks first: what one branch hears may depend on what another
 heard before it.
@@ -93,7 +93,7 @@ class NoReply(ReplayDiverged):
 Effects = Literal["anew", "journal"]
 
 
-class Stored:
+class StoredAnswers:
     """To changed code. A reply answers the question that it answered then, at the place where it was asked, or is none.
 
     What nobody asks for any more is passed over, once every part of `play` waits for its turn: then nobody is left who could.

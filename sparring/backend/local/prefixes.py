@@ -1,8 +1,8 @@
 """Keys and values of what contexts begin with, kept for later ones that begin alike: the next turn of a conversation, another
 sequence of the same prompt, the same sequence with what was drawn before it.
 
-They are kept in blocks of `BLOCK` tokens. A block is named by the weights, its own tokens and all tokens before it: its name is
-the SHA-256 of the name of the block before and its tokens. Those not used for longest go first, of one context the last ones.
+They are kept in blocks of `BLOCK` tokens, named by the weights, the block's own tokens and all tokens before it. Those not used
+for longest go first, of one context the last ones.
 
 Letters: `T` tokens, `N` layers, `H` key-value heads, `D` head width.
 """
@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from hashlib import sha256
 
 from torch import Tensor
 
 from sparring.arrays import I32
+from sparring.backend.blocks import names_of
 from sparring.backend.local.cache import KeyValueCache
 from sparring.backend.local.lora import Weights
 
@@ -89,7 +89,4 @@ class Prefixes:
 
 def _names(weights: Weights | None, tokens: I32) -> Iterator[bytes]:
     """The name of each whole block, in order."""
-    name = id(weights).to_bytes(8, "little")
-    for start in range(0, len(tokens) - BLOCK + 1, BLOCK):
-        name = sha256(name + tokens[start : start + BLOCK].tobytes()).digest()
-        yield name
+    return names_of(tokens, id(weights).to_bytes(8, "little"), BLOCK)

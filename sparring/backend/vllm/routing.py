@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
-from hashlib import blake2b
+from hashlib import sha256
 
 import numpy as np
 
 from sparring.arrays import I32
+from sparring.backend.blocks import names_of
 
 SLACK = 0.25
 """How much more than the average an engine may have to do, so that a common beginning does not draw everything to one
@@ -17,12 +18,8 @@ SLACK = 0.25
 
 
 def blocks(tokens: Sequence[int] | I32, weights: str, size: int) -> list[bytes]:
-    """A name for each whole block of a prompt: what it holds, all before it, whose keys and values they are."""
-    ids, running, found = np.asarray(tokens, np.int64), blake2b(weights.encode(), digest_size=16), list[bytes]()
-    for end in range(size, len(ids) + 1, size):
-        running.update(ids[end - size : end].tobytes())
-        found.append(running.digest())
-    return found
+    """A name for each whole block of a prompt, drawn from with these weights."""
+    return list(names_of(np.asarray(tokens, np.int32), sha256(weights.encode()).digest(), size))
 
 
 class Routing:
