@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sparring.backend.local.shapes import rounded
+
 CHUNK_BYTES = 24 * 2**20
 """How much the logits of one chunk take: enough rows for fast products, little enough to come from memory that was used before
 (fresh pages cost more than the arithmetic)."""
@@ -69,9 +71,10 @@ def score(head: Float[Tensor, "V D"], given: HeadInput, *, gradient: bool, entro
     entropies = torch.empty_like(logprobs) if entropy else None
     gradients = torch.empty_like(given.hidden) if gradient else None
     for start in range(0, count, chunk):
-        logits = given.hidden[start : start + chunk] @ head.T
-        for first in range(0, len(logits), block):
-            part = logits[first : first + block]
+        hidden = given.hidden[start : start + chunk]
+        logits = _padded(hidden) @ head.T
+        for first in range(0, len(hidden), block):
+            part = logits[first : min(first + block, len(hidden))]
             rows = slice(start + first, start + first + len(part))
             temperature, targets, weights = given.temperature[rows, None], given.targets[rows], given.weights[rows]
             lp, softmax = _log_softmax(part, targets, temperature)
@@ -81,8 +84,14 @@ def score(head: Float[Tensor, "V D"], given: HeadInput, *, gradient: bool, entro
             if gradients is not None:
                 part.copy_(_grad_logits(softmax, weights / temperature, targets))
         if gradients is not None:
-            gradients[start : start + chunk] = logits @ head
+            gradients[start : start + chunk] = (logits @ head)[: len(hidden)]
     return HeadOutput(logprobs=logprobs, values=values, gradient=gradients, entropy=entropies)
+
+
+def _padded(hidden: Float[Tensor, "N D"]) -> Float[Tensor, "M D"]:
+    """With rows of zeros up to a number that comes up often."""
+    missing = rounded(len(hidden)) - len(hidden)
+    return hidden if not missing else torch.cat([hidden, hidden.new_zeros(missing, hidden.shape[1])])
 
 
 class _Softmax(NamedTuple):

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from sparring.arrays import F32, I32
 from sparring.backend.datum import Datum
+from sparring.backend.local.shapes import rounded
 
 I64 = NDArray[np.int64]
 
@@ -105,15 +106,15 @@ class MicroBatch:
 def plan(data: Sequence[Datum], *, token_budget: int, longest_tree: int = 1024) -> list[MicroBatch]:
     """Micro-batches that cover every datum once, in an order that depends on the data alone.
 
-    Rows are sorted by length, longest first, so that those of one micro-batch need little padding; R * L stays within
-    `token_budget` unless a single row exceeds it. A row of several data is at most `longest_tree` tokens, or its longest
-    datum, because attention over a row costs its length squared.
+    Rows are sorted by length, longest first, so that those of one micro-batch need little padding, up to a length that comes
+    up often (`rounded`); R * L stays within `token_budget` unless a single row exceeds it. A row of several data is at most
+    `longest_tree` tokens, or its longest datum, because attention over a row costs its length squared.
     """
     rows = _trees(data, min(longest_tree, token_budget))
     rows.sort(key=lambda row: (-row.length, row.data))
     batches: list[list[Row]] = []
     for row in rows:
-        if batches and (len(batches[-1]) + 1) * batches[-1][0].length <= token_budget:
+        if batches and (len(batches[-1]) + 1) * rounded(batches[-1][0].length) <= token_budget:
             batches[-1].append(row)
         else:
             batches.append([row])
@@ -162,7 +163,7 @@ def _seen_by_itself(length: int) -> I64:
 
 
 def _lay_out(data: Sequence[Datum], rows: Sequence[Row]) -> MicroBatch:
-    longest = max(row.length for row in rows)
+    longest = rounded(max(row.length for row in rows))
     tokens = np.zeros((len(rows), longest), np.int64)
     positions = np.zeros((len(rows), longest), np.int64)
     end = np.tile(_seen_by_itself(longest), (len(rows), 1))

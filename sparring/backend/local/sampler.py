@@ -312,10 +312,10 @@ class TorchSampler:
         rows[:, order[:count]] = [[drawn.tokens[-1] for drawn in running], lengths[:count]]
         tokens, positions = self._tensor(rows)[..., None]
         hidden = forward(self._base, tokens, positions, parts, given)[:, 0]
-        logits = self._logits(hidden[:count], parts[:count])
+        logits = self._logits(hidden, parts)
         for drawn in running:
             drawn.length += 1
-        self._draw(running, logits if place is None else logits[self._tensor(place)])
+        self._draw(running, logits[:count] if place is None else logits[self._tensor(place)])
 
     def _decode_fixed(self, running: list[Drawn]) -> None:
         """Rows of one adapter, always `slots` of them, each looking at whole blocks of its own number."""
