@@ -143,17 +143,17 @@ class _LoraFunction(Function):
         flat, low, weight, kept = ctx.saved_tensors
         adapter, index = ctx.adapter, ctx.index
         grad = grads[0].reshape(-1, grads[0].shape[-1])
-        grad_low = (grad @ adapter.b[index]).mul_(adapter.scale)
+        grad_low = grad @ adapter.b[index]  # but for the scale
         if adapter.trains:
             adapter.grad_b[index].add_(grad.T @ low, alpha=adapter.scale)
-            adapter.grad_a[index].add_(grad_low.T @ (flat if kept is None else flat * kept))
+            adapter.grad_a[index].add_(grad_low.T @ (flat if kept is None else flat * kept), alpha=adapter.scale)
         if not ctx.needs_input_grad[0]:
             return None, None, None, None, None
         grad_x = grad @ weight
         if kept is None:
-            grad_x.addmm_(grad_low, adapter.a[index])
+            grad_x.addmm_(grad_low, adapter.a[index], alpha=adapter.scale)
         else:
-            grad_x.add_((grad_low @ adapter.a[index]).mul_(kept))
+            grad_x.add_((grad_low @ adapter.a[index]).mul_(kept), alpha=adapter.scale)
         return grad_x.view(ctx.shape), None, None, None, None
 
 
