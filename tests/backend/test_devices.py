@@ -35,6 +35,7 @@ from tests.backend.batches import (
     diverged,
     gradient,
     groups,
+    lora_of,
     plain_loss,
     relative,
     spread,
@@ -178,7 +179,7 @@ async def test_what_is_not_finite_is_named_and_leaves_the_device_usable(there: L
     with pytest.raises(NonFinite, match=r"gradient of data \[1\] is not finite"):
         await model.forward_backward(diverged(), PPO())
     await model.discard_gradients()
-    trainer(model).adapter.weights.b[0].fill_(torch.nan)
+    lora_of(model).weights.b[0].fill_(torch.nan)
     with pytest.raises(NonFinite, match="log-probs of data"):
         await model.forward_backward(groups(2, 1), PPO())
     await model.discard_gradients()

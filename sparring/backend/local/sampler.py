@@ -227,7 +227,7 @@ class TorchSampler:
             (row, count - 1) for row, (group, count) in enumerate(zip(groups, counts, strict=True)) if not group.rest
         ]
         if ends:
-            rows, last = self._tensor(ends).T
+            rows, last = self._tensor(np.array(ends)).T
             self._begin([groups[row] for row, _ in ends], hidden[rows, last])
 
     def _next_groups(self) -> list[Group]:
