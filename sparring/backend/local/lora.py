@@ -159,14 +159,14 @@ class _LoraFunction(Function):
         grad_x = whole @ weight if ctx.needs_input_grad[0] else None
         for (adapter, place, start, end), low, kept in zip(ctx.parts, lows, masks, strict=True):
             grad, rows = whole[start:end], flat[start:end]
-            grad_low = (grad @ adapter.b[place]).mul_(adapter.scale)
+            grad_low = grad @ adapter.b[place]  # but for the scale
             if adapter.trains:
                 adapter.grad_b[place].add_(grad.T @ low, alpha=adapter.scale)
-                adapter.grad_a[place].add_(grad_low.T @ (rows if kept is None else rows * kept))
+                adapter.grad_a[place].add_(grad_low.T @ (rows if kept is None else rows * kept), alpha=adapter.scale)
             if grad_x is not None and kept is None:
-                grad_x[start:end].addmm_(grad_low, adapter.a[place])
+                grad_x[start:end].addmm_(grad_low, adapter.a[place], alpha=adapter.scale)
             elif grad_x is not None:
-                grad_x[start:end].add_((grad_low @ adapter.a[place]).mul_(kept))
+                grad_x[start:end].add_((grad_low @ adapter.a[place]).mul_(kept), alpha=adapter.scale)
         return None if grad_x is None else grad_x.view(ctx.shape), None, None, None
 
 

@@ -193,8 +193,7 @@ def _scored(data: Sequence[Datum], rows: Rows, places: Sequence[_Place]) -> Micr
     targets = pick(lambda one: one.tokens).astype(np.int64)
     temperature = pick(lambda one: np.full(len(one.tokens), one.temperature, np.float32))
     soft = pick(lambda one: np.full(len(one.tokens), one.soft_targets is not None))
-    key = np.stack([source, targets, temperature.view(np.int32), np.where(soft, datum, -1)], axis=1)
-    _, distinct, like = np.unique(key, axis=0, return_index=True, return_inverse=True)
+    distinct, like = _distinct(source, targets, temperature.view(np.int32), np.where(soft, datum + 1, 0))
     return MicroBatch(
         rows=rows,
         source=source,
@@ -206,5 +205,17 @@ def _scored(data: Sequence[Datum], rows: Rows, places: Sequence[_Place]) -> Micr
         datum=datum,
         token=token,
         distinct=distinct,
-        like=like.reshape(-1),
+        like=like,
     )
+
+
+def _distinct(*fields: NDArray[np.integer[Any]]) -> tuple[I64, I64]:
+    """The first index of each combination of what the fields, [N] each and not negative, hold, and for each index which
+    combination it is. By sorting numbers, which is less work than sorting rows."""
+    key = np.zeros(len(fields[0]), np.int64)
+    for field in fields:
+        values = field.astype(np.int64)
+        if len(values) and values.max() != values.min():
+            _, key = np.unique(key * (int(values.max()) + 1) + values, return_inverse=True)
+    _, first, like = np.unique(key, return_index=True, return_inverse=True)
+    return first, like
