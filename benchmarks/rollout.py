@@ -6,8 +6,8 @@ Replies have 8 tokens, 256 episodes are in flight, and the journal is written to
 own (Linux only). The rows: single-turn episodes and Kuhn hands (two seats) per second; how late the event loop comes back to a
 task that asked to be woken; the last tenth of a long run against its first; the memory of 10,000 episodes at once; what the
 journal takes for each token, on top of the text of the transcripts; and, of a run that crashed, the seconds until its first new
-step, early and late in the run, five steps after a checkpoint each time. Then the rows of `benchmarks.asynchrony`, which has a real
-model and takes 20 minutes, unless they are to be left out.
+step, early and late in the run, five steps after a checkpoint each time. Then the rows of `benchmarks.asynchrony`, which has a
+real model and takes 20 minutes, unless they are to be left out.
 """
 
 from __future__ import annotations
