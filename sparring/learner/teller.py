@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import anyio
 import anyio.from_thread
@@ -62,16 +63,31 @@ class Teller:
             count, (number, _) = len(self._untold), self._untold[-1]
             with self._waits.on("watchers", f"the disk: event {number}"):
                 await self._journal.durable(number)
-            with self._waits.on("watchers", "their thread"):
-                await anyio.to_thread.run_sync(self._tell, count)
+            telling = _Telling()
+            with self._waits.on("watchers", telling):
+                await anyio.to_thread.run_sync(self._tell, count, telling)
             self._on_told()
 
-    def _tell(self, count: int) -> None:
+    def _tell(self, count: int, telling: _Telling) -> None:
         """The first `count` of them. In a thread, which ends between two events where the run does."""
         for _ in range(count):
             anyio.from_thread.check_cancelled()
             _, event = self._untold[0]
+            telling.event = event
             for watcher in self._watchers:
-                with self._waits.on("watchers", f"{type(watcher).__name__} to take {type(event).__name__}"):
-                    watcher.event(event)
+                telling.watcher = watcher
+                watcher.event(event)
             self._untold.popleft()
+
+
+@dataclass(slots=True)
+class _Telling:
+    """Who is being told of what."""
+
+    watcher: Watcher | None = None
+    event: AnyEvent | None = None
+
+    def __str__(self) -> str:
+        if self.watcher is None:
+            return "a thread"
+        return f"{type(self.watcher).__name__} to take {type(self.event).__name__}"
