@@ -53,9 +53,9 @@ async def evaluate(
     The reward of a task is the mean return of the seats that learning policies play, of all seats where there is none:
     against a fixed opponent it is the policy's own, also in a zero-sum game. The seed of a task is the same at every
     version, so that versions differ by their weights alone. Nothing ends for the time it takes where there is no
-    `deadline`. `emit` is told of every reply; a held-out episode is journaled as its result, and played again if cut
-    off. `playing` holds the episodes under way, by name. `page` is told whose code runs; tasks that are `quarantined` are
-    not played, and have no verdict.
+    `deadline`. `emit` is told of every reply; a held-out episode is journaled as its result, and played again if it was
+    cut off, or if it failed and `episodes.faults` has a retry left. `playing` holds the episodes under way, by name.
+    `page` is told whose code runs; tasks that are `quarantined` are not played, and have no verdict.
     """
     players = episodes.lineups[0].players
     learners = [seat for seat in episodes.environment.seats if isinstance(players.get(seat, ""), str)]
@@ -69,7 +69,11 @@ async def evaluate(
             task = task_at(episodes, index, f"held-out {name!r}")
             plan = _plan(episodes, task, agents, index, seed=seeded(seed, "held-out", name), deadline=deadline)
             plan = replace(plan, page=page or Page(), held_out=(name, version))
-            ended, seats = await _run(f"held-out {name!r}, task {index},", plan, emit or _nobody_told, playing)
+            called = f"held-out {name!r}, task {index},"
+            for _ in range(episodes.faults.retries + 1):
+                ended, seats = await _run(called, plan, emit or _nobody_told, playing)
+                if not ended.fault:
+                    break
         judged[index] = _judged(ended, seats, learners, episodes.environment.headline)
 
     async with anyio.create_task_group() as group:

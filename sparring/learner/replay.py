@@ -19,7 +19,7 @@ from sparring.learner.run import Run
 from sparring.learner.step import Priority, mean_advantage, prepare
 from sparring.rollout import Coordinator, Schedule
 from sparring.rollout.comparable import Scope
-from sparring.rollout.events import Accepted, Admitted, AnyEvent, Opened, Planned, Stepped
+from sparring.rollout.events import Accepted, Admitted, AnyEvent, Ended, Opened, Planned, Retried, Stepped
 
 _KNOWN: Mapping[str, type[GroupMean | RoleBaseline]] = {"GroupMean": GroupMean, "RoleBaseline": RoleBaseline}
 
@@ -87,6 +87,8 @@ def compare(events: Iterable[AnyEvent], run: Run | None = None) -> Comparison:
                 differences += _batch(event, coordinator)
             case Stepped():
                 differences += _step(event, coordinator, crediting[event.policy], priority)
+            case Ended() | Retried():
+                differences += _fault(event, coordinator)
             case Accepted():
                 accepted.append(f"after {counts[Admitted]} admissions: {note_of(event).text}")
             case _:
@@ -122,6 +124,12 @@ def _batch(event: Planned, coordinator: Coordinator) -> list[str]:
             f"step {event.step} of {event.policy!r} took {event.groups}, reused {event.reused}, decided again: {again}"
         ]
     )
+
+
+def _fault(event: Ended | Retried, coordinator: Coordinator) -> list[str]:
+    """Whether what became of the episode is what was to become of it."""
+    broken = coordinator.faults_of(event.group).broken_by(event)
+    return [f"episode {event.group}/{event.member} {broken}"] if broken else []
 
 
 def _step(event: Stepped, coordinator: Coordinator, credit: Credit, priority: Priority | None) -> list[str]:

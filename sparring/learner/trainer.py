@@ -9,6 +9,7 @@ on it; a step goes plan, commit, publish.
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from time import monotonic
 from typing import Any
 
@@ -31,7 +32,7 @@ from sparring.learner.run_statistics import RunStatistics, WatcherStatistics, ti
 from sparring.learner.stall import Waits, stall_report
 from sparring.learner.take import due_versions, take_step
 from sparring.rollout import Choice, Slots, Waiting
-from sparring.rollout.episode import Episode, EpisodePlan, run_episode
+from sparring.rollout.episode import Episode, EpisodePlan, run_episode, scored
 from sparring.rollout.events import (
     DEADLINE,
     LATE,
@@ -40,10 +41,12 @@ from sparring.rollout.events import (
     Affected,
     AnyEvent,
     Checkpointed,
+    Ended,
     Installed,
     Noted,
     Planned,
     Restarted,
+    Retried,
     Stepped,
 )
 from sparring.rollout.live import LiveGroup
@@ -217,16 +220,31 @@ class Trainer:
                 past=tuple(live.members[member].past),
                 page=self._parts.page,
             )
-            episode = self._episodes[number, member] = Episode(plan, self._emit)
-            ended, _ = await run_episode(episode, plan)
-            del self._episodes[number, member]
-        if ended.fault == DEADLINE and patience is not None:
-            ended = msgspec.structs.replace(ended, fault=LATE)
+            while (ended := await self._attempted(plan, live.members[member].attempt)) is None:
+                plan = replace(plan, past=())
         self._record(ended)
         self._ceilings.check()
         if not live.playing:
             for policy, version in live.admitted.pinned.items():
                 await self._parts.versions[policy].release(version)
+
+    async def _attempted(self, plan: EpisodePlan, attempt: int) -> Ended | None:
+        """How the episode ended; None where it failed and is to be played again. Waits for the episode."""
+        at, faults = (plan.group, plan.member), self._coordinator.faults_of(plan.group)
+        episode = self._episodes[at] = Episode(plan, self._emit)
+        ended, seats = await run_episode(episode, plan)
+        del self._episodes[at]
+        ended = msgspec.structs.replace(ended, attempt=attempt)
+        if ended.fault == DEADLINE and isinstance(self._run.pacing, Drop) and self._run.pacing.seconds is not None:
+            return msgspec.structs.replace(ended, fault=LATE)
+        if faults.retries_after(ended):
+            group, member = at
+            self._record(Retried(group=group, member=member, attempt=attempt, fault=ended.fault, detail=ended.detail))
+            self._ceilings.check()
+            return None
+        if ended.fault and faults.score is not None:
+            return scored(ended, seats, plan.trained, faults.score)
+        return ended
 
     def _task(self, source: int, index: int) -> tuple[Any, str]:
         """A training task, and the digest of its content."""

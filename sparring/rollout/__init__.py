@@ -4,6 +4,7 @@ from sparring.rollout.budget import Bound, StalenessBudget, Waiting
 from sparring.rollout.buffer import RolloutBuffer
 from sparring.rollout.coordinator import Batch, Choice, Coordinator
 from sparring.rollout.curriculum import Curriculum
+from sparring.rollout.faults import Faults
 from sparring.rollout.journal import Journal, JournalStatistics, MemorySegments, SegmentStore, SqliteSegments
 from sparring.rollout.ledger import Ledger
 from sparring.rollout.play import Finished, play
@@ -19,6 +20,7 @@ __all__ = [
     "Context",
     "Coordinator",
     "Curriculum",
+    "Faults",
     "Finished",
     "Journal",
     "JournalStatistics",

@@ -18,7 +18,6 @@ from sparring.rollout.comparable import all_equal
 from sparring.rollout.events import (
     LATE,
     QUARANTINED,
-    SET_ASIDE,
     Accepted,
     Acted,
     Admitted,
@@ -31,10 +30,12 @@ from sparring.rollout.events import (
     Installed,
     Planned,
     Restarted,
+    Retried,
     Stepped,
 )
+from sparring.rollout.faults import FaultCounts, Faults
 from sparring.rollout.ledger import DropReason, Ledger
-from sparring.rollout.live import Completed, LiveEpisode, LiveGroup, completed, count_lost, count_made
+from sparring.rollout.live import Completed, LiveEpisode, LiveGroup, completed, count_lost, count_made, count_retried
 from sparring.rollout.refill import Barren, nothing_left
 from sparring.rollout.schedule import Schedule
 from sparring.rollout.trajectory import Trajectory, Unit
@@ -81,8 +82,7 @@ class Coordinator:
         self.evaluated: set[tuple[str, int]] = set()
         self.checkpoints: dict[str, set[int]] = {policy: {0} for policy in schedule.bounds}
         self.episodes = 0
-        self.faults = 0
-        self.fault_detail = ""
+        self.faults = FaultCounts()
         self.restarts = 0
         self._deaths: dict[tuple[str, int, int, int], set[str]] = {}
         self.fingerprints: Mapping[str, Any] = {}
@@ -163,6 +163,8 @@ class Coordinator:
                 self._admit(event)
             case Acted() | Affected() | Restarted():
                 self._go_on(event)
+            case Retried():
+                self._retry(event)
             case Died():
                 which = (event.held_out, event.version, event.group, event.member)
                 self._deaths.setdefault(which, set()).add(event.life)
@@ -183,6 +185,10 @@ class Coordinator:
         """{seat: policy} of the seats whose play in this group is trained on."""
         lineup = self.schedule.sources[group.source].lineups[group.lineup]
         return {seat: policy for seat, policy in lineup.items() if policy in group.trained}
+
+    def faults_of(self, group: int) -> Faults:
+        """What becomes of the group's episodes that fail."""
+        return self.schedule.sources[self.groups[group].admitted.source].faults
 
     def waits(self) -> list[str]:
         """What everything that cannot go on waits for, as sentences."""
@@ -249,6 +255,15 @@ class Coordinator:
         else:
             past.append(event)
 
+    def _retry(self, event: Retried) -> None:
+        group = self.groups[event.group]
+        member = group.members[event.member]
+        assert member.ended is None and member.attempt == event.attempt, (event, member.attempt)
+        self.faults.add(event)
+        count_retried(self.bias, self.ledger, member.past, self.trained_seats(group.admitted), self._task(group))
+        member.past.clear()
+        member.attempt += 1
+
     def _remember(self, event: Evaluated | Checkpointed | Accepted) -> None:
         match event:
             case Evaluated():
@@ -264,9 +279,7 @@ class Coordinator:
         assert member.ended is None, f"group {event.group}, episode {event.member} ended twice"
         member.ended = event
         self.episodes += 1
-        if event.fault and event.fault not in SET_ASIDE:
-            self.faults += 1
-            self.fault_detail = self.fault_detail or f"{event.fault}: {event.detail}"
+        self.faults.add(event)
         if not group.playing:
             self._complete(group)
 

@@ -71,10 +71,8 @@ class Unit:
 def trajectories(acted: Sequence[Acted], finished: Ended, policies: Mapping[str, str]) -> list[Trajectory]:
     """The judged trajectories of one episode, for the seats that `policies` (seat -> policy) trains.
 
-    A seat that never spoke, was not judged, or belongs to an episode that failed makes none.
+    A seat that never spoke, was not judged, or belongs to an episode that failed and was not scored makes none.
     """
-    if finished.fault:
-        return []
     spoken: dict[tuple[str, str], list[Acted]] = {}
     for event in acted:
         if event.sample is not None:

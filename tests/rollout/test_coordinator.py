@@ -96,7 +96,7 @@ def test_a_group_that_failed_is_replaced() -> None:
     story = Story(schedule([TWO_SEATS], steps=1))
     story.admit_all()
     story.end(0, fault="all")
-    assert 0 not in story.state.groups and story.state.faults == 2 and story.state.episodes == 2
+    assert 0 not in story.state.groups and story.state.faults.kinds.total() == 2 and story.state.episodes == 2
     assert story.admit_all() == [2], "its places are free again"
     story.end(1, fault="KeyError")
     story.end(2)
@@ -105,7 +105,7 @@ def test_a_group_that_failed_is_replaced() -> None:
     assert rows["alice"].dropped["fault"].units == 1, rows["alice"]
     assert rows["alice"].dropped["fault"].tokens == rows["alice"].dispatched.tokens - rows["alice"].buffered.tokens > 0
     assert [len(unit.trajectories) for unit in story.state.batches["alice"].units] == [1, 2]
-    assert story.state.fault_detail == "all: because"
+    assert story.state.faults.details == {"all": "because", "KeyError": "because"}
 
 
 def test_a_policy_that_never_spoke_is_dropped_alone() -> None:
