@@ -96,20 +96,14 @@ class ScriptedModel:
         self._reply = reply
         self._published: dict[int, bytes] = {}
         self._unloaded = False
-
-    @property
-    def renderer(self) -> Renderer:
-        return ByteRenderer()
-
-    @property
-    def info(self) -> ModelInfo:
-        return ModelInfo(
-            model=self._model,
+        self.renderer: Renderer = ByteRenderer()
+        self.info = ModelInfo(
+            model=model,
             parameters=0,
             trained_parameters=0,
             context_length=_CONTEXT,
             dtype="none",
-            fingerprint=sha256(self._model.encode()).hexdigest(),
+            fingerprint=sha256(model.encode()).hexdigest(),
         )
 
     def forward(self, data: Sequence[Datum], loss: Loss, *, entropy: bool = False) -> PendingResult[ForwardOutput]:
@@ -117,7 +111,7 @@ class ScriptedModel:
             raise UnsupportedError("entropy=True: the scripted backend has no distribution")
         self._refuse_if_unloaded()
         check_data(data, loss)
-        tokens = sum(int(datum.mask.sum()) for datum in data)
+        tokens = sum(int(np.count_nonzero(datum.mask)) for datum in data)
         metrics = {"loss": 0.0, "tokens": float(tokens)}
         return _done("forward", ForwardOutput(logprobs=tuple(datum.logprobs for datum in data), metrics=metrics))
 

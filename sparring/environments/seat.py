@@ -209,7 +209,8 @@ class Seat:
             raise SettingError(
                 f"{self!r} was {what} while it was still answering: wait for its reply, or fork() it before"
             )
-        if any(_apart(used, branches()) for used in before):
+        here = branches()
+        if here and any(_apart(used, here) for used in before):
             raise SettingError(
                 f"{self!r} was {what} in one branch of gather() after it was used in another: which came first would be "
                 f"chance; fork() it for each branch, or use it after gather()"

@@ -169,7 +169,7 @@ def _data(trajectory: Trajectory, values: Float32[F32, " A"], tokens: int) -> li
     data: list[Datum] = []
     start = 0
     for context in trajectory.contexts:
-        end = start + int(context.action_mask.sum())
+        end = start + context.action_tokens
         data.append(_datum(context, values[start:end], tokens))
         start = end
     return data

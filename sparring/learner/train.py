@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
@@ -75,7 +76,7 @@ async def train_async(
                     for policy in models:
                         await _brought_up(parts, policy, folded.since[policy], folded.steps[policy])
                     trainer = Trainer(parts)
-                    async with _interruptible(trainer):
+                    async with _interruptible(trainer), _heap_set_aside():
                         await trainer.train()
             return trainer.complete
 
@@ -248,6 +249,17 @@ async def _interruptible(trainer: Trainer) -> AsyncIterator[None]:
         await group.start(listen)
         yield
         group.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _heap_set_aside() -> AsyncIterator[None]:
+    """Python's collector leaves alone what is there now: with torch loaded it would hold the event loop for a tenth of a second
+    each time that it went through all of it."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager

@@ -8,6 +8,8 @@ from itertools import accumulate
 from math import fsum
 from random import Random
 
+import numpy as np
+
 from sparring.rollout.budget import StalenessBudget, Waiting
 from sparring.rollout.trajectory import Unit
 
@@ -139,7 +141,8 @@ class RolloutBuffer:
 def oldest_version(unit: Unit, without: int) -> int:
     """The version of the unit's oldest action token; `without` where it has none."""
     made = [context.versions[context.action_mask] for one in unit.trajectories for context in one.contexts]
-    return min((int(versions.min()) for versions in made if len(versions)), default=without)
+    versions = np.concatenate(made) if made else np.zeros(0, np.int32)
+    return int(versions.min()) if len(versions) else without
 
 
 def draw(weights: Sequence[float], count: int, rng: Random) -> list[int]:

@@ -197,7 +197,9 @@ class Ledger:
         }
 
     def _add(self, policy: str, seat: str, column: str, units: int, tokens: int) -> None:
-        row = self._rows.setdefault((policy, seat), dict.fromkeys(_COLUMNS, Count()))
+        row = self._rows.get((policy, seat))
+        if row is None:
+            row = self._rows[policy, seat] = dict.fromkeys(_COLUMNS, Count())
         row[column] = row[column].plus(units, tokens)
 
     def _again(self, column: str, policy: str, tokens: Mapping[str, int]) -> None:

@@ -106,7 +106,7 @@ async def test_watchers_are_told_of_a_bad_end(tmp_path: Path) -> None:
 
 
 async def test_a_watcher_that_is_far_behind_holds_up_admission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sparring.learner.trainer._MOST_UNTOLD", 10)
+    monkeypatch.setattr("sparring.learner.teller._MOST_UNTOLD", 10)
     go, begun = threading.Event(), threading.Event()
 
     class Store(MemorySegments):
