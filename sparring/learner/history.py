@@ -162,20 +162,34 @@ def history(events: Iterable[AnyEvent]) -> History:
     return folding.result()
 
 
-def read_events(folder: Path) -> Iterable[AnyEvent]:
-    """The events in a run folder's journal. Raises `SettingError` where there is none, `JournalError` where it is damaged."""
+def read_events(folder: Path, after: int = 0) -> Iterable[AnyEvent]:
+    """The events in a run folder's journal, without its first `after` segments. Raises `SettingError` where there is none,
+    `JournalError` where it is damaged."""
+    return _events(_journal_of(folder), after)
+
+
+def read_snapshots(folder: Path) -> list[tuple[int, bytes]]:
+    """Likewise, (segments up to it, blob) of each of its snapshots, oldest first."""
+    store = SqliteSegments(_journal_of(folder))
+    try:
+        return store.snapshots()
+    finally:
+        store.close()
+
+
+def _journal_of(folder: Path) -> Path:
     path = folder / "journal.db"
     if not path.is_file():
         raise SettingError(
             f"run folder {str(folder)!r} has no journal.db: give the folder of a run, as in runs/addition"
         )
-    return _events(path)
+    return path
 
 
-def _events(path: Path) -> Iterable[AnyEvent]:
+def _events(path: Path, after: int) -> Iterable[AnyEvent]:
     store = SqliteSegments(path)
     try:
-        yield from Journal(store).read()
+        yield from Journal(store).read(after)
     finally:
         store.close()
 

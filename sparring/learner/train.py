@@ -23,12 +23,12 @@ from sparring.learner.described import check_code, check_settings, describe
 from sparring.learner.folder import RunFolder
 from sparring.learner.parts import Parts
 from sparring.learner.report import ReportFile
-from sparring.learner.resume import Redone, accepting, bases, fold, needed_versions, redo
+from sparring.learner.resume import Redone, accepting, folded, needed_versions, redo
 from sparring.learner.run import Run
 from sparring.learner.tracker import MetricsFile, Watcher
 from sparring.learner.trainer import Trainer
 from sparring.learner.versions import Versions
-from sparring.rollout import Coordinator, Journal, Schedule, SegmentStore, SqliteSegments
+from sparring.rollout import Journal, Schedule, SegmentStore, SqliteSegments
 from sparring.rollout.culprit import Page, found
 from sparring.rollout.events import AnyEvent, Died, Installed, Noted, Opened
 
@@ -64,17 +64,17 @@ async def train_async(
             segments = store if store is not None else await anyio.to_thread.run_sync(SqliteSegments, folder.journal)
             async with Journal.open(segments) as journal:
                 begun = await _begun(run, ready.schedule, models, journal)
-                folded = await _folded(run, ready, models, journal, folder, watchers, backend=backend)
-                changes = await _changed_code(begun, folded.parts, accept=accept_changed_code)
-                await _blamed(folded.parts)
+                resumed = await _ready(run, ready, models, journal, folder, watchers, backend=backend)
+                changes = await _changed_code(begun, resumed.parts, accept=accept_changed_code)
+                await _blamed(resumed.parts)
                 await anyio.to_thread.run_sync(folder.write_settings, begun.described)
                 await anyio.to_thread.run_sync(folder.sweep)
                 async with Page.kept(folder.page) as page, _told(watchers, begun.described):
-                    parts = replace(folded.parts, page=page)
+                    parts = replace(resumed.parts, page=page)
                     if changes:
                         await _accepted(parts, changes, begun.described["fingerprints"])
                     for policy in models:
-                        await _brought_up(parts, policy, folded.since[policy], folded.steps[policy])
+                        await _brought_up(parts, policy, resumed.since[policy], resumed.steps[policy])
                     trainer = Trainer(parts)
                     async with _interruptible(trainer), _heap_set_aside():
                         await trainer.train()
@@ -146,15 +146,15 @@ async def _accepted(parts: Parts, changes: Sequence[str], fingerprints: Mapping[
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Folded:
-    """The state where the journal ends, and the steps `since` each policy's checkpoint that bring its model there."""
+class _Ready:
+    """The parts where the journal ends, and the steps `since` each policy's checkpoint that bring its model there."""
 
     parts: Parts
     since: Mapping[str, int]
     steps: Mapping[str, Sequence[Redone]]
 
 
-async def _folded(
+async def _ready(
     run: Run,
     ready: Checked,
     models: Mapping[str, TrainingClient],
@@ -163,12 +163,11 @@ async def _folded(
     watchers: Sequence[Watcher],
     *,
     backend: Backend,
-) -> _Folded:
+) -> _Ready:
     """Nothing is journaled here, and no model is touched."""
     policies = tuple(run.named_policies)
-    coordinator = Coordinator(ready.schedule)
-    since = await anyio.to_thread.run_sync(lambda: bases(run, journal.read(), Coordinator(ready.schedule), folder))
-    steps = await anyio.to_thread.run_sync(lambda: fold(journal.read(), coordinator, since))
+    found = await anyio.to_thread.run_sync(folded, run, ready.schedule, journal, folder)
+    coordinator = found.coordinator
     for ended in coordinator.quarantined():
         journal.append(ended)
         coordinator.apply(ended)
@@ -177,6 +176,7 @@ async def _folded(
         backend=backend,
         journal=journal,
         coordinator=coordinator,
+        snapshots=found.snapshots,
         folder=folder,
         versions={
             name: Versions(model, keep=run.max_staleness + 1, follow=run.weights == "inflight")
@@ -187,7 +187,7 @@ async def _folded(
         held_out_digests=ready.held_out_digests,
         watchers=watchers,
     )
-    return _Folded(parts=parts, since=since, steps=steps)
+    return _Ready(parts=parts, since=found.since, steps=found.steps)
 
 
 async def _brought_up(parts: Parts, policy: str, base: int, steps: Sequence[Redone]) -> None:

@@ -127,7 +127,7 @@ class Trainer:
     def _record(self, event: AnyEvent) -> int:
         """Into the state, which refuses what breaks an invariant, then into the journal's queue."""
         self._coordinator.apply(event)
-        number = self._journal.append(event)
+        number = self._journal.append(event, self._parts.snapshots.after(event))
         self._teller.add(number, event)
         if not self._unblocks_nobody(event):
             self._changed.notify()

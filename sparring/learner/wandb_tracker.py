@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import islice
 from pathlib import Path
 from secrets import token_hex
 from typing import Any, Literal
@@ -10,7 +11,8 @@ from typing import Any, Literal
 import msgspec
 
 from sparring.errors import SettingError, UnsupportedError
-from sparring.learner.tracker import Line, Lines, earlier_events
+from sparring.learner.lines import Line, Lines
+from sparring.learner.tracker import earlier_lines
 from sparring.rollout.events import AnyEvent
 
 try:
@@ -71,8 +73,9 @@ class WandbTracker:
                 "mode offline needs no account (--wandb offline)" if self._mode == "online" else "leave tracking out"
             )
             raise SettingError(f"W&B tracking (mode {self._mode!r}) cannot start: {error}; {remedy}") from error
-        lines = [line for event in earlier_events(self._folder) for line in self._lines.of(event)]
-        for line in lines[self._next :]:
+        logged = self._next
+        self._lines, earlier = earlier_lines(self._folder, lambda state: state.count <= logged)
+        for line in islice(earlier, logged - self._lines.state().count, None):
             self._log(line)
 
     def event(self, event: AnyEvent) -> None:

@@ -72,6 +72,14 @@ class DropBias:
             known = name in tally.rewards or len(tally.rewards) < _MOST_REWARDS
             tally.rewards[name if known else OTHER] += 1
 
+    def state(self) -> Mapping[tuple[str, str, Fate], Tally]:
+        """The table as data, in the order in which it came to be."""
+        return self._tallies
+
+    def restore(self, tallies: Mapping[tuple[str, str, Fate], Tally]) -> None:
+        """Become what `state` described."""
+        self._tallies = dict(tallies)
+
     def table(self) -> Mapping[tuple[str, str, Fate], Tally]:
         """{(policy, seat, fate): tally}, by name."""
         return dict(sorted(self._tallies.items()))

@@ -1,13 +1,13 @@
 """The coordinator: what a run has done, folded from its events, and what it may do next, as a function of that alone.
 
 It decides (`next_group`, `next_batch`); whoever runs the run writes the decision into the journal and applies it. Resuming is
-applying the journal; replaying is deciding again and comparing. No I/O, no clock, no chance but seeded.
+applying the journal, from its beginning or from a `state`; replaying is deciding again and comparing. No I/O, no clock, no
+chance but seeded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from random import Random
 from typing import Any
 
@@ -37,34 +37,14 @@ from sparring.rollout.faults import FaultCounts, Faults
 from sparring.rollout.ledger import DropReason, Ledger
 from sparring.rollout.live import Completed, LiveEpisode, LiveGroup, completed, count_lost, count_made, count_retried
 from sparring.rollout.refill import Barren, nothing_left
-from sparring.rollout.schedule import Schedule
-from sparring.rollout.trajectory import Trajectory, Unit
+from sparring.rollout.schedule import Choice, Schedule
+from sparring.rollout.snapshot import CoordinatorState
+from sparring.rollout.trajectory import Batch, Trajectory, Unit
 
 _FATAL = 2
 """Processes that an episode may end; then it is quarantined."""
 
 ENDED_IT = f"the process ended {_FATAL} times while its code ran"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """The next group: everything of `Admitted` but the task's digest, and when its units would be due."""
-
-    group: int
-    source: int
-    index: int
-    lineup: int
-    trained: tuple[str, ...]
-    pinned: Mapping[str, int]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """The units of a planned step: fresh ones, and those that are used `again`."""
-
-    planned: Planned
-    units: tuple[Unit, ...]
-    again: tuple[Unit, ...] = ()
 
 
 class Coordinator:
@@ -84,7 +64,7 @@ class Coordinator:
         self.episodes = 0
         self.faults = FaultCounts()
         self.restarts = 0
-        self._deaths: dict[tuple[str, int, int, int], set[str]] = {}
+        self._deaths: dict[tuple[str, int, int, int], list[str]] = {}
         self.fingerprints: Mapping[str, Any] = {}
         """Those that were accepted last; empty where none were: then those hold that the run was started with."""
         self.barren = {policy: Barren() for policy in schedule.bounds}
@@ -167,7 +147,8 @@ class Coordinator:
                 self._retry(event)
             case Died():
                 which = (event.held_out, event.version, event.group, event.member)
-                self._deaths.setdefault(which, set()).add(event.life)
+                lives = self._deaths.setdefault(which, [])
+                lives += [] if event.life in lives else [event.life]
             case Ended():
                 self._finish(event)
             case Planned():
@@ -180,6 +161,45 @@ class Coordinator:
                 self._remember(event)
             case _:
                 """Opened, Timed and Noted change nothing that is decided."""
+
+    def state(self) -> CoordinatorState:
+        """All that was folded. It holds what goes on changing: pack it before anything else is applied."""
+        return CoordinatorState(
+            budget=self.budget.state(),
+            ledger=self.ledger.state(),
+            tallies=self.bias.state(),
+            buffer=self.buffer.state(),
+            groups=self.groups,
+            batches=self.batches,
+            durable=self.durable,
+            evaluated=sorted(self.evaluated),
+            checkpoints={policy: sorted(steps) for policy, steps in self.checkpoints.items()},
+            episodes=self.episodes,
+            faults=self.faults,
+            restarts=self.restarts,
+            deaths=self._deaths,
+            fingerprints=self.fingerprints,
+            barren=self.barren,
+            cursors=(self._admitted, self._turn, self._cursors),
+            successes=[None if one is None else one.state() for one in self._successes],
+        )
+
+    def restore(self, state: CoordinatorState) -> None:
+        """Become what `state` describes, which nobody else may go on using. Raises `RunChanged` for other bounds."""
+        self.budget.restore(state.budget)
+        self.ledger.restore(state.ledger)
+        self.bias.restore(state.tallies)
+        self.buffer.restore(state.buffer)
+        self.groups, self.batches, self.durable = state.groups, state.batches, dict(state.durable)
+        self.evaluated = set(state.evaluated)
+        self.checkpoints = {policy: set(steps) for policy, steps in state.checkpoints.items()}
+        self.episodes, self.faults = state.episodes, state.faults
+        self.restarts = state.restarts
+        self._deaths, self.fingerprints, self.barren = state.deaths, state.fingerprints, state.barren
+        self._admitted, self._turn, self._cursors = state.cursors
+        for successes, recent in zip(self._successes, state.successes, strict=True):
+            if successes is not None and recent is not None:
+                successes.restore(recent)
 
     def trained_seats(self, group: Admitted) -> dict[str, str]:
         """{seat: policy} of the seats whose play in this group is trained on."""
@@ -241,7 +261,7 @@ class Coordinator:
         due = self.budget.admit(str(event.group), event.trained)
         members = [LiveEpisode() for _ in range(self.schedule.group_size)]
         since = {policy: self.budget.version(policy) for policy in event.trained}
-        group = LiveGroup(admitted=event, due=due, since=since, members=members, left=set(event.trained))
+        group = LiveGroup(admitted=event, due=due, since=since, members=members, left=list(event.trained))
         self.groups[event.group] = group
         seats = self.trained_seats(event)
         for policy in event.trained:
@@ -373,7 +393,7 @@ class Coordinator:
                 )
 
     def _leave(self, group: LiveGroup, policy: str) -> None:
-        group.left.discard(policy)
+        group.left.remove(policy)
         if not group.left:
             del self.groups[group.admitted.group]
 

@@ -73,7 +73,7 @@ class Ledger:
         assert seats, f"{policy}/{unit} was admitted without a seat"
         assert (policy, unit) not in self._held, f"{policy}/{unit} was admitted twice"
         self._held[policy, unit] = _Held(seats=tuple(sorted(set(seats))))
-        for seat in set(seats):
+        for seat in self._held[policy, unit].seats:
             self._add(policy, seat, "dispatched", 1, 0)
             self._add(policy, seat, "in_flight", 1, 0)
 

@@ -32,7 +32,7 @@ class LiveGroup:
     due: Mapping[str, int]
     since: Mapping[str, int]
     members: list[LiveEpisode]
-    left: set[str] = field(default_factory=set)
+    left: list[str]
 
     @property
     def playing(self) -> bool:

@@ -74,6 +74,18 @@ class Schedule:
         return _order(self.seed, source, epoch, count)[offset]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """The next group: everything of `Admitted` but the task's digest, and when its units would be due."""
+
+    group: int
+    source: int
+    index: int
+    lineup: int
+    trained: tuple[str, ...]
+    pinned: Mapping[str, int]
+
+
 @lru_cache(maxsize=8)
 def _order(seed: int, source: int, epoch: int, count: int) -> list[int]:
     order = list(range(count))

@@ -9,7 +9,7 @@ import numpy as np
 
 from sparring.agents import Sample
 from sparring.arrays import F32, I16, I32, Bools
-from sparring.rollout.events import Acted, Ended, SeatResult
+from sparring.rollout.events import Acted, Ended, Planned, SeatResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +70,15 @@ class Unit:
     @property
     def action_tokens(self) -> int:
         return sum(trajectory.action_tokens for trajectory in self.trajectories)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """The units of a planned step: fresh ones, and those that are used `again`."""
+
+    planned: Planned
+    units: tuple[Unit, ...]
+    again: tuple[Unit, ...] = ()
 
 
 def trajectories(acted: Sequence[Acted], finished: Ended, policies: Mapping[str, str]) -> list[Trajectory]:

@@ -37,6 +37,7 @@ from sparring.rollout.events import (
     canonical,
     encode,
 )
+from sparring.rollout.journal import Snapshot
 from tests.learner.moods import WELL, always, run_of, sometimes, trained
 from tests.learner.slow_run import SlowModels
 from tests.learner.worlds import digests_of, duel_run, events_of
@@ -156,14 +157,14 @@ class FullSegments(MemorySegments):
 
     def __init__(self, kept: MemorySegments, room: int) -> None:
         super().__init__()
-        self.blobs = kept.blobs
+        self.blobs, self.kept = kept.blobs, kept.kept
         self.room = room
 
-    def append(self, blob: bytes) -> None:
+    def append(self, blob: bytes, snapshot: Snapshot | None = None) -> None:
         if self.room == 0:
             raise JournalError("no space left; free some disk space and resume")
         self.room -= 1
-        super().append(blob)
+        super().append(blob, snapshot)
 
 
 async def test_a_full_disk_ends_the_run_which_goes_on_when_there_is_room(tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ from sparring.rollout.events import (
     Stepped,
     standing,
 )
+from sparring.rollout.journal import Snapshot
 from tests.learner.worlds import Crash, CrashingSegments, events_of
 
 CLOCK = Random(0)
@@ -191,8 +192,8 @@ class Stopping(CrashingSegments):
         super().__init__(kept, -1, after=False)
         self.commit, self.trainers = commit, trainers
 
-    def append(self, blob: bytes) -> None:
-        super().append(blob)
+    def append(self, blob: bytes, snapshot: Snapshot | None = None) -> None:
+        super().append(blob, snapshot)
         self.commit -= 1
         if self.commit < 0 and self.trainers:
             anyio.from_thread.run_sync(self.trainers[-1].stop)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from sparring.errors import JournalError
-from sparring.learner.tracker import Lines, MetricsFile, evaluation_line
+from sparring.learner.lines import Lines, evaluation_line
+from sparring.learner.tracker import MetricsFile
 from sparring.rollout.events import AnyEvent, Evaluated, Opened, Stepped, Timed, encode, segment
 from sparring.rollout.journal import SqliteSegments
 from tests.learner.story import story
