@@ -27,6 +27,8 @@ EDGES = {
     "BLE001": {
         "sparring/backend/local/thread.py",
         "sparring/backend/vllm/engine.py",
+        "sparring/learner/called.py",
+        "sparring/learner/train.py",
         "sparring/rollout/culprit.py",
         "sparring/rollout/episode.py",
         "sparring/rollout/retold.py",

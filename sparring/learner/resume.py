@@ -195,9 +195,10 @@ async def redo(
     folder: RunFolder,
     *,
     needed: Collection[int],
+    moved: Callable[[], None] = lambda: None,
 ) -> list[str]:
     """Bring the policy's model to where the journal stands, installing the versions that may still be played with: the
-    newest `max_staleness + 1`, and those that something `needed` waits for.
+    newest `max_staleness + 1`, and those that something `needed` waits for. `moved` is called after each step.
 
     A redone step that ends in other weights than the journaled one is a `ReplayDiverged` in a deterministic run; in any other
     the machine, its threads or a package may have changed, the journal's plans were trained all the same, and the steps are
@@ -222,4 +223,5 @@ async def redo(
         version = redone.stepped.step + 1
         if version in needed or version >= newest - run.max_staleness:
             await versions.install(version)
+        moved()
     return differences

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 
-import anyio
-import anyio.from_thread
-import anyio.to_thread
-
+from sparring.learner.called import called
 from sparring.learner.run_statistics import WatcherStatistics
 from sparring.learner.stall import Waits
 from sparring.learner.tracker import Watcher
@@ -25,9 +23,17 @@ class Teller:
     them would cost more than what most watchers do."""
 
     def __init__(
-        self, watchers: Sequence[Watcher], journal: Journal, waits: Waits, on_told: Callable[[], None]
+        self,
+        watchers: Sequence[Watcher],
+        journal: Journal,
+        waits: Waits,
+        on_told: Callable[[], None],
+        *,
+        patience: float,
     ) -> None:
         self._watchers = watchers
+        self._patience = patience
+        self._over = False
         self._journal = journal
         self._waits = waits
         self._on_told = on_told
@@ -63,13 +69,18 @@ class Teller:
             with self._waits.on("watchers", f"the disk: event {number}"):
                 await self._journal.durable(number)
             with self._waits.on("watchers", "their thread"):
-                await anyio.to_thread.run_sync(self._tell, count)
+                tell = partial(self._tell, count)
+                await called(tell, "watchers", patience=self._patience, limited=False, when_cancelled=self._end)
             self._on_told()
+
+    def _end(self) -> None:
+        self._over = True
 
     def _tell(self, count: int) -> None:
         """The first `count` of them. In a thread, which ends between two events where the run does."""
         for _ in range(count):
-            anyio.from_thread.check_cancelled()
+            if self._over:
+                return
             _, event = self._untold[0]
             for watcher in self._watchers:
                 with self._waits.on("watchers", f"{type(watcher).__name__} to take {type(event).__name__}"):

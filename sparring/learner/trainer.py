@@ -19,7 +19,7 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from sparring.environments import task_digest
-from sparring.errors import RunChanged, SettingError, Stalled
+from sparring.errors import RunChanged, SettingError
 from sparring.learner.ceilings import Ceilings
 from sparring.learner.described import task_at
 from sparring.learner.evaluate import evaluate
@@ -28,7 +28,7 @@ from sparring.learner.parts import Parts
 from sparring.learner.players import Players
 from sparring.learner.resume import evaluated
 from sparring.learner.run_statistics import RunStatistics, timed
-from sparring.learner.stall import Waits, stall_report
+from sparring.learner.stall import Waits, never_still, stall_report
 from sparring.learner.take import due_versions, take_step
 from sparring.learner.teller import Teller
 from sparring.rollout import Choice, Slots, Waiting
@@ -72,7 +72,9 @@ class Trainer:
         self._playing: dict[tuple[int, int], anyio.CancelScope] = {}
         self._evaluation = anyio.CancelScope()
         self._waits = Waits()
-        self._teller = Teller(parts.watchers, parts.journal, self._waits, self._changed.notify)
+        self._teller = Teller(
+            parts.watchers, parts.journal, self._waits, self._changed.notify, patience=parts.run.stall_deadline
+        )
         self._held_out: dict[str, Episode] = {}
         self._held_out_replies = 0
         self._ceilings = Ceilings(parts.run, parts.coordinator)
@@ -83,10 +85,10 @@ class Trainer:
 
     async def train(self) -> None:
         """Waits until every policy has made its steps and every due version is evaluated, or `stop()` took effect."""
-        async with self._loop.watching(), anyio.create_task_group() as group:
+        still = never_still(self._run.stall_deadline, self._progress, self._stalled)
+        async with self._loop.watching(), still, anyio.create_task_group() as group:
             group.start_soon(self._teller.run)
             async with anyio.create_task_group() as work:
-                work.start_soon(self._watch_for_stall)
                 self._drop_late()
                 self._go_on(work)
                 work.start_soon(self._admit, work)
@@ -366,17 +368,19 @@ class Trainer:
     async def _held_out_reply(self, event: Acted | Affected) -> None:
         self._held_out_replies += 1
 
-    async def _watch_for_stall(self) -> None:
-        """Raises `Stalled` when no event was appended, and no held-out player replied, for `stall_deadline` seconds."""
-        last = (-1, -1)
-        while (now := (self._journal.statistics().appended, self._held_out_replies)) != last:
-            last = now
-            await anyio.sleep(self._run.stall_deadline)
+    def _progress(self) -> tuple[object, ...]:
+        """What stays the same where nothing happens: no event is appended, no held-out player replies, no watcher takes
+        anything, and the backend computes nothing that it counts."""
+        told, computed = self._teller.statistics(), dict(self._parts.backend.statistics())
+        return self._journal.statistics().appended, self._held_out_replies, told, computed
+
+    def _stalled(self) -> str:
+        """Who waits for what."""
         training = {f"episode {number}/{member}": one for (number, member), one in self._episodes.items()}
         episodes, decisions = {**self._held_out, **training}, self._coordinator.waits()
         if self._teller.behind:
             decisions.append(f"admission: watchers are {self._teller.statistics().untold} events behind")
-        raise Stalled(stall_report(self._run.stall_deadline, decisions, self._waits, episodes, self.statistics()))
+        return stall_report(self._run.stall_deadline, decisions, self._waits, episodes, self.statistics())
 
     def statistics(self) -> RunStatistics:
         """How everything that holds or waits stands now."""

@@ -39,7 +39,7 @@ from sparring.rollout.live import Completed, LiveEpisode, LiveGroup, completed, 
 from sparring.rollout.refill import Barren, nothing_left
 from sparring.rollout.schedule import Choice, Schedule
 from sparring.rollout.snapshot import CoordinatorState
-from sparring.rollout.trajectory import Batch, Trajectory, Unit
+from sparring.rollout.trajectory import Batch, Trajectory, Unit, tokens_by_seat
 
 _FATAL = 2
 """Processes that an episode may end; then it is quarantined."""
@@ -321,7 +321,7 @@ class Coordinator:
                 self._drop(group, policy, done.reason, tokens, nothing_left(done.episodes))
             elif self._filtered(policy, mine):
                 count_made(self.bias, mine, "filter", self._task(group))
-                self._drop(group, policy, "filter", _tokens_by_seat(mine), "all rewards that are compared are equal")
+                self._drop(group, policy, "filter", tokens_by_seat(mine), "all rewards that are compared are equal")
             else:
                 self._keep(group, policy, mine, done)
 
@@ -341,7 +341,7 @@ class Coordinator:
                 episodes=done.episodes,
             )
         )
-        self.ledger.finished(policy, str(admitted.group), _tokens_by_seat(made))
+        self.ledger.finished(policy, str(admitted.group), tokens_by_seat(made))
 
     def _drop(self, group: LiveGroup, policy: str, reason: DropReason, tokens: Mapping[str, int], detail: str) -> None:
         """The unit leaves the books; its place is free for another."""
@@ -371,9 +371,9 @@ class Coordinator:
             count_made(self.bias, unit.trajectories, "trained", self._task(self.groups[unit.group]))
             self._leave(self.groups[unit.group], event.policy)
         for unit in batch.again:
-            self.ledger.reused(event.policy, _tokens_by_seat(unit.trajectories))
+            self.ledger.reused(event.policy, tokens_by_seat(unit.trajectories))
         for unit in self.buffer.trained(event.policy, batch.units, batch.again, event.weights):
-            self.ledger.expired(event.policy, _tokens_by_seat(unit.trajectories))
+            self.ledger.expired(event.policy, tokens_by_seat(unit.trajectories))
         self.durable[event.policy] = event.durable
         self.ledger.assert_balanced(self.budget.statistics())
         assert not self.budget.overdue(), f"units that no step may train any more: {self.budget.overdue()}"
@@ -396,10 +396,3 @@ class Coordinator:
         group.left.remove(policy)
         if not group.left:
             del self.groups[group.admitted.group]
-
-
-def _tokens_by_seat(made: Sequence[Trajectory]) -> dict[str, int]:
-    tokens: dict[str, int] = {}
-    for trajectory in made:
-        tokens[trajectory.seat] = tokens.get(trajectory.seat, 0) + trajectory.action_tokens
-    return tokens

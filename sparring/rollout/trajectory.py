@@ -150,3 +150,11 @@ def context_of(samples: Sequence[tuple[int, Sample]]) -> Context:
         turn=turn,
         temperature=samples[0][1].temperature,
     )
+
+
+def tokens_by_seat(made: Sequence[Trajectory]) -> dict[str, int]:
+    """The action tokens of all of them, by seat."""
+    tokens: dict[str, int] = {}
+    for trajectory in made:
+        tokens[trajectory.seat] = tokens.get(trajectory.seat, 0) + trajectory.action_tokens
+    return tokens

@@ -44,7 +44,7 @@ class Told:
 
     def __init__(self, journal: Journal, *watchers: Watcher) -> None:
         self.journal, self.waits, self.caught_up = journal, Waits(), 0
-        self.teller = Teller(watchers, journal, self.waits, self._on_told)
+        self.teller = Teller(watchers, journal, self.waits, self._on_told, patience=20.0)
 
     def _on_told(self) -> None:
         self.caught_up += 1
