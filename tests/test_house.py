@@ -28,7 +28,6 @@ EDGES = {
         "sparring/backend/local/thread.py",
         "sparring/backend/vllm/engine.py",
         "sparring/learner/called.py",
-        "sparring/learner/train.py",
         "sparring/rollout/culprit.py",
         "sparring/rollout/episode.py",
         "sparring/rollout/retold.py",

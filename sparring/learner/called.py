@@ -1,4 +1,4 @@
-"""A watcher's call, in a thread that the end of the process does not wait for: one that hangs holds up neither it nor the run."""
+"""A watcher's call, in a thread that the end of the process does not wait for: one that hangs holds up neither."""
 
 from __future__ import annotations
 

@@ -190,8 +190,8 @@ class LoopWatch:
 
 
 async def _keep_off(seconds: float) -> None:
-    """Until it is cancelled: a timer that no lock of the interpreter stops ends the process where this does not come round for so
-    long."""
+    """Until it is cancelled: a timer that no lock of the interpreter stops ends the process where this does not come round
+    for so long."""
     try:
         while True:
             faulthandler.dump_traceback_later(seconds, exit=True, file=_STDERR)
