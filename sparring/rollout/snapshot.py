@@ -21,7 +21,7 @@ from sparring.rollout.live import LiveGroup
 from sparring.rollout.refill import Barren
 from sparring.rollout.trajectory import Batch
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 class CoordinatorState(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,7 +13,7 @@ import pytest
 from sparring.errors import RunChanged
 from sparring.rollout import Bound, Coordinator, Curriculum, Schedule
 from sparring.rollout.buffer import ReuseRule
-from sparring.rollout.events import Accepted, AnyEvent, Checkpointed, Died, Evaluated, Planned, Restarted
+from sparring.rollout.events import Accepted, AnyEvent, Checkpointed, Died, Evaluated, Planned, Restarted, Retried
 from sparring.rollout.snapshot import SCHEMA, CoordinatorState, differing, packed, unpacked
 from tests.rollout.told import TWO_SEATS, Story, schedule
 
@@ -55,6 +55,8 @@ def eventful(*, pinned: bool = False) -> Story:
     story.plan("alice")
     for group in playing[:-1]:
         story.end(group, fault="all")
+    story.act(playing[-1], 1, seat)
+    story.tell(Retried(group=playing[-1], member=1, fault="KeyError", detail="'x'"))
     story.tell(Died(life="a", group=99, member=0))
     story.tell(Accepted(changes=["one"], fingerprints={"one": "two"}))
     return story
