@@ -228,7 +228,7 @@ class ScriptedSampler:
         tokens = np.array(whole[: params.max_tokens], np.int32)
         return SampledSequence(
             tokens=tokens,
-            logprobs=np.array([-rng.random() for _ in tokens], np.float32),
+            logprobs=np.array([-rng.random() for _ in range(len(tokens))], np.float32),
             stop="stop" if len(tokens) == len(whole) else "length",
             versions=((self.version, len(tokens)),),
         )

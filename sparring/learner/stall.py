@@ -19,11 +19,12 @@ class Waits:
     """Who waits for what, and since when. A task that is not here runs, or waits for what a decision of the run names."""
 
     def __init__(self) -> None:
-        self._now: dict[str, tuple[str, float]] = {}
+        self._now: dict[str, tuple[object, float]] = {}
 
     @contextmanager
-    def on(self, who: str, what: str) -> Iterator[None]:
-        """While inside, `who` waits for `what`; inside of that, for something more particular."""
+    def on(self, who: str, what: object) -> Iterator[None]:
+        """While inside, `who` waits for `what`, as its text says when it is asked for; inside of that, for something more
+        particular."""
         before = self._now.get(who)
         self._now[who] = (what, monotonic())
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from sparring.learner.called import called
@@ -33,7 +34,6 @@ class Teller:
     ) -> None:
         self._watchers = watchers
         self._patience = patience
-        self._over = False
         self._journal = journal
         self._waits = waits
         self._on_told = on_told
@@ -68,21 +68,37 @@ class Teller:
             count, (number, _) = len(self._untold), self._untold[-1]
             with self._waits.on("watchers", f"the disk: event {number}"):
                 await self._journal.durable(number)
-            with self._waits.on("watchers", "their thread"):
-                tell = partial(self._tell, count)
-                await called(tell, "watchers", patience=self._patience, limited=False, when_cancelled=self._end)
+            telling = _Telling()
+            with self._waits.on("watchers", telling):
+                tell, end = partial(self._tell, count, telling), telling.end
+                await called(tell, "watchers", patience=self._patience, limited=False, when_cancelled=end)
             self._on_told()
 
-    def _end(self) -> None:
-        self._over = True
-
-    def _tell(self, count: int) -> None:
+    def _tell(self, count: int, telling: _Telling) -> None:
         """The first `count` of them. In a thread, which ends between two events where the run does."""
         for _ in range(count):
-            if self._over:
+            if telling.over:
                 return
             _, event = self._untold[0]
+            telling.event = event
             for watcher in self._watchers:
-                with self._waits.on("watchers", f"{type(watcher).__name__} to take {type(event).__name__}"):
-                    watcher.event(event)
+                telling.watcher = watcher
+                watcher.event(event)
             self._untold.popleft()
+
+
+@dataclass(slots=True)
+class _Telling:
+    """Who is being told of what, and whether that is enough."""
+
+    watcher: Watcher | None = None
+    event: AnyEvent | None = None
+    over: bool = False
+
+    def end(self) -> None:
+        self.over = True
+
+    def __str__(self) -> str:
+        if self.watcher is None:
+            return "a thread"
+        return f"{type(self.watcher).__name__} to take {type(self.event).__name__}"
