@@ -30,7 +30,7 @@ STUCK = 75
 """The exit code of a process that was ended because its event loop was held (EX_TEMPFAIL: it may be tried again)."""
 
 _BEAT = 0.05
-_LEAST = 5.0
+_LEAST = 3.0
 _log = logging.getLogger(__name__)
 
 
@@ -67,7 +67,7 @@ class LoopWatch:
               much again
     deadline  seconds after which its stack is logged again, as an error, and `on_stuck` is called
     on_held   called on the loop when it comes back from a place that held it for the first time
-    on_stuck  called then, in the watching thread. None: the process ends, with the exit code `STUCK`, though not before five
+    on_stuck  called then, in the watching thread. None: the process ends, with the exit code `STUCK`, though not before three
               seconds, which a busy machine may take. Where a call keeps even the thread from running (a regular expression, a
               huge number), a timer in C ends it some seconds later, with the stacks of all threads and exit code 1
     """
