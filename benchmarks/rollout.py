@@ -68,7 +68,7 @@ def run_of(folder: Path, episodes: int, **fields: Any) -> Run:
         "group_size": GROUP,
         "evaluate_every": 10**6,
         "max_concurrent": IN_FLIGHT,
-        "backend": ScriptedModels(letters(8)),
+        "backend": ScriptedModels(reply=letters(8)),
         "folder": folder,
     }
     return Run(**(given | fields))
@@ -135,7 +135,7 @@ async def kuhn_hands(folder: Path, episodes: int) -> dict[str, float]:
         0,
         train=Episodes(kuhn, deals, Lineup({"first": "policy", "second": "policy"})),
         policies=Policy("scripted", rae()),
-        backend=ScriptedModels(lambda prompt, rng: rng.choice(("check", "bet", "fold", "call"))),
+        backend=ScriptedModels(reply=lambda prompt, rng: rng.choice(("check", "bet", "fold", "call"))),
         groups_per_step=IN_FLIGHT,
         group_size=1,
         steps=max(2, episodes // IN_FLIGHT),
@@ -154,7 +154,7 @@ async def journal_bytes(folder: Path, episodes: int) -> dict[str, float]:
     """Bytes for each further token of a reply, without those of the text itself: long replies against short ones."""
     found = []
     for tokens in (64, 512):
-        run = run_of(folder, 5120, name=f"of{tokens}", backend=ScriptedModels(letters(tokens)))
+        run = run_of(folder, 5120, name=f"of{tokens}", backend=ScriptedModels(reply=letters(tokens)))
         await train_async(run)
         found.append(sum(path.stat().st_size for path in run.path.glob("journal*")) / (run.steps * UNITS * GROUP))
     text = 512 - 64  # a letter is a byte of the transcript, and a token
