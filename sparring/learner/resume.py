@@ -44,7 +44,8 @@ class Snapshots:
         self._versions: dict[str, Mapping[str, int]] = {one.name: one.versions for one in earlier}
 
     def after(self, event: AnyEvent) -> Snapshot | None:
-        """The snapshot to be written with this event, which the coordinator has applied. Every event is told here once."""
+        """The snapshot to be written with this event, if it is a checkpoint; the coordinator has applied it. Every event that
+        makes a line is told here, once and in order."""
         self._lines.of(event)
         if not isinstance(event, Checkpointed):
             return None
