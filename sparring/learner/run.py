@@ -137,7 +137,8 @@ class Run:
                       filtered) and be replaced before the run stops; None: 32, or four steps' worth if that is more
     reuse             Reuse(...) trains on units once more, in places beyond the fresh ones; None does not
     pacing            what becomes of episodes that take long: Pace() waits for them, Drop(...) drops and counts them
-    stall_deadline    seconds without any event after which the run stops and says what it waits for
+    stall_deadline    seconds in which nothing happens, and the backend computes nothing, after which the run stops and says
+                      what it waits for; a call that holds the event loop for as long ends the process
     """
 
     name: str

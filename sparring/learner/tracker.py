@@ -18,7 +18,9 @@ class Watcher(Protocol):
     """Told what is on the disk, in the journal's order, one call at a time.
 
     The calls come from a worker thread, not from the event loop: they may block, and the run waits for them only as far as its
-    queue of untold events allows. What a watcher raises ends the run; one that may be missed catches its own failures.
+    queue of untold events allows. What a watcher raises ends the run, unless the run failed before; one that may be missed
+    catches its own failures. A call that takes longer than the run's `stall_deadline` ends the run too, and is given up: then
+    `closed` may come while it still runs.
     """
 
     def opened(self, run: Mapping[str, Any]) -> None:
