@@ -17,6 +17,7 @@ from sparring.rollout.events import AnyEvent
 
 try:
     import wandb
+    from wandb.errors import AuthenticationError, CommError
 except ModuleNotFoundError as missing:
     raise UnsupportedError(f"tracking to W&B needs {missing.name!r}: pip install 'sparring[wandb]'") from missing
 
@@ -44,8 +45,9 @@ class WandbTracker:
     run goes on. After a kill, online, it goes on from the last line that arrived; offline, the killed start's folder is put
     aside (`wandb/superseded-...`) and its lines are logged again, so that `wandb sync` sees each line once.
 
-    A tracker that cannot start is refused (`SettingError`). One that fails later does not stop the run: the failure is counted,
-    the first one is handed to `warn`, and `failures` tells how many there were.
+    A tracker that cannot start is refused (`SettingError`), but where W&B cannot be reached: then the lines are written as in
+    mode offline, for `wandb sync`. That, and what fails later, does not stop the run: each failure is counted, the first one
+    is handed to `warn`, and `failures` tells how many there were.
     """
 
     def __init__(
@@ -67,7 +69,7 @@ class WandbTracker:
     def opened(self, run: Mapping[str, Any]) -> None:
         self._several = len(run["settings"]["policies"]) > 1
         try:
-            self._start(run)
+            self._start_somehow(run)
         except (wandb.Error, OSError) as error:
             remedy = (
                 "mode offline needs no account (--wandb offline)" if self._mode == "online" else "leave tracking out"
@@ -97,7 +99,19 @@ class WandbTracker:
     def _memory(self) -> Path:
         return self._folder / "wandb" / "sparring.json"
 
-    def _start(self, run: Mapping[str, Any]) -> None:
+    def _start_somehow(self, run: Mapping[str, Any]) -> None:
+        try:
+            self._start(run, self._mode)
+        except CommError as error:
+            if self._mode == "offline" or isinstance(error, AuthenticationError):
+                raise
+            wandb.teardown()  # its service keeps the id for the run that did not start
+            self._start(run, "offline")
+            self._failed(
+                f"it cannot be reached ({error}); lines are kept for `wandb sync {self._folder}/wandb/offline-*`"
+            )
+
+    def _start(self, run: Mapping[str, Any], mode: Mode) -> None:
         self._memory.parent.mkdir(parents=True, exist_ok=True)
         if self._memory.is_file():
             self._kept = msgspec.json.decode(self._memory.read_bytes(), type=Kept)
@@ -109,7 +123,7 @@ class WandbTracker:
             name=self._name,
             id=self._kept.id,
             resume="allow",
-            mode=self._mode,
+            mode=mode,
             dir=self._folder,
             config=dict(run),
             settings=wandb.Settings(console="off", silent=True),
@@ -137,7 +151,7 @@ class WandbTracker:
         partial.replace(self._memory)
         self._kept = kept
 
-    def _failed(self, error: Exception) -> None:
+    def _failed(self, error: Exception | str) -> None:
         self.failures += 1
         if self.failures == 1:
             self._warn(f"W&B: {error}; the run goes on, metrics.jsonl has every figure")
