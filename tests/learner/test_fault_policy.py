@@ -14,14 +14,16 @@ import pytest
 
 from sparring import Episodes, Faults, Policy, Run, Seat, environment, rae
 from sparring.errors import RunChanged, SettingError, TooManyFaults
-from sparring.learner import train_async
+from sparring.learner import export, train, train_async
 from sparring.learner.accounts import accounts
 from sparring.learner.continuity import exactly_once
 from sparring.learner.display import settings_lines
-from sparring.learner.history import history
+from sparring.learner.history import history, read_events
+from sparring.learner.overrides import override
 from sparring.learner.replay import compare
 from sparring.learner.report import page
-from sparring.rollout import MemorySegments, Trajectory
+from sparring.learner.rescore import rescore
+from sparring.rollout import MemorySegments, Trajectory, read_episodes
 from sparring.rollout.events import (
     DEADLINE,
     LATE,
@@ -35,6 +37,7 @@ from sparring.rollout.events import (
     Stepped,
     canonical,
     encode,
+    standing,
 )
 from sparring.rollout.trajectory import trajectories
 from tests.learner.moods import WELL, run_of, sometimes, trained
@@ -193,6 +196,22 @@ async def test_every_seat_and_fork_that_spoke_is_scored_and_no_other(tmp_path: P
     assert found is not None and ("policy", "second", "fault") in found.bias, "who never spoke lost the episode"
 
 
+def test_stored_episodes_and_scores_of_another_day_are_those_of_the_run(tmp_path: Path) -> None:
+    run = faulty(tmp_path, sometimes("raises"), Faults(retries=1, score=-2.5))
+    assert train(run)
+    events = list(read_events(run.path))
+    expected = trained_on(standing(events), {"only": "policy"})
+    export(run.path, tmp_path / "out.jsonl", run=run, tokens=True)
+    stored = [one for episode in read_episodes(tmp_path / "out.jsonl") for one in episode.trajectories()]
+    assert [(one.group, one.episode, one.reward, one.action_tokens) for one in stored] == [
+        (one.group, one.episode, one.reward, one.action_tokens) for one in expected
+    ]
+    assert -2.5 in [one.reward for one in stored]
+    assert {one.advantages for one in rescore(run.path, run).steps} == {"same"}
+    mended = replace(run, train=Episodes(WELL, range(20)))
+    assert "other" in {one.advantages for one in rescore(run.path, mended).steps}
+
+
 # ---------------------------------------------------------------------------------------------------- kills, and deciding again
 
 
@@ -314,6 +333,11 @@ async def test_a_resumed_run_keeps_its_policy(tmp_path: Path) -> None:
 def test_bad_policies(made: Any, said: str) -> None:
     with pytest.raises(SettingError, match=said):
         made()
+
+
+def test_it_is_set_on_the_command_line() -> None:
+    run = override(run_of(Path(), WELL), [("train.faults.retries", "2"), ("train.faults.score", "-1.5")])
+    assert run.sources[0].faults == Faults(retries=2, score=-1.5)
 
 
 async def test_without_a_policy_a_fault_is_dropped(tmp_path: Path) -> None:
