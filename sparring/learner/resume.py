@@ -22,7 +22,7 @@ from sparring.learner.snapshots import RunState, needed, readable
 from sparring.learner.take import due_versions, take_step
 from sparring.learner.versions import Versions
 from sparring.rollout import Batch, Coordinator, Journal, Schedule
-from sparring.rollout.events import CHANGED, Accepted, AnyEvent, Checkpointed, Ended, Restarted, Stepped
+from sparring.rollout.events import CHANGED, Accepted, AnyEvent, Checkpointed, Restarted, Stepped
 from sparring.rollout.journal import Snapshot
 from sparring.rollout.snapshot import packed
 
@@ -181,7 +181,7 @@ def accepting(
         task = task_digest(task_at(run.sources[source], index, f"train source {source}"))
         if task != live.admitted.task:
             detail = f"task {index} of train source {source} is not the one any more that the group was admitted with"
-            events += [Ended(group=number, member=member, fault=CHANGED, detail=detail) for member in playing]
+            events += live.cut_off(CHANGED, detail)
         else:
             events += [Restarted(group=number, member=member) for member in playing if live.members[member].past]
     return events

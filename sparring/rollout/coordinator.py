@@ -111,21 +111,19 @@ class Coordinator:
         if after is None:
             return ()
         ends: list[Ended] = []
-        for number, live in self.groups.items():
+        for live in self.groups.values():
             ages = [self.budget.version(policy) - live.since[policy] for policy in sorted(live.left)]
             if max(ages) > after:
                 detail = f"under way while {max(ages)} versions were made; pacing drops after {after}"
-                playing = [member for member, one in enumerate(live.members) if one.ended is None]
-                ends += [Ended(group=number, member=member, fault=LATE, detail=detail) for member in playing]
+                ends += live.cut_off(LATE, detail)
         return tuple(ends)
 
     def quarantined(self) -> tuple[Ended, ...]:
         """The ends of the episodes that are not to be played again: their own code ran when the process ended, twice."""
-        return tuple(
-            Ended(group=group, member=member, fault=QUARANTINED, detail=ENDED_IT)
-            for held_out, _, group, member in self._fatal()
-            if not held_out and group in self.groups and self.groups[group].members[member].ended is None
-        )
+        fatal = {(group, member) for held_out, _, group, member in self._fatal() if not held_out}
+        live = [self.groups[group] for group in sorted({group for group, _ in fatal}) if group in self.groups]
+        ends = [ended for group in live for ended in group.cut_off(QUARANTINED, ENDED_IT)]
+        return tuple(ended for ended in ends if (ended.group, ended.member) in fatal)
 
     def quarantined_tasks(self, held_out: str, version: int) -> frozenset[int]:
         """Likewise, the tasks of a held-out set at a version."""

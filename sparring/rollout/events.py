@@ -15,7 +15,7 @@ import numpy as np
 from sparring.agents import Sample
 from sparring.environments import Reply
 
-SCHEMA = 3
+SCHEMA = 4
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", omit_defaults=True):

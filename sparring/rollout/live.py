@@ -38,6 +38,14 @@ class LiveGroup:
     def playing(self) -> bool:
         return any(member.ended is None for member in self.members)
 
+    def cut_off(self, fault: str, detail: str) -> list[Ended]:
+        """The ends of the episodes that are playing, if they end now and for this."""
+        return [
+            Ended(group=self.admitted.group, member=member, fault=fault, detail=detail, attempt=one.attempt)
+            for member, one in enumerate(self.members)
+            if one.ended is None
+        ]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:

@@ -24,12 +24,14 @@ from sparring.learner.replay import compare
 from sparring.learner.report import page
 from sparring.learner.rescore import rescore
 from sparring.rollout import MemorySegments, Trajectory, read_episodes
+from sparring.rollout.coordinator import ENDED_IT
 from sparring.rollout.events import (
     DEADLINE,
     LATE,
     QUARANTINED,
     Acted,
     AnyEvent,
+    Died,
     Ended,
     Evaluated,
     Opened,
@@ -42,6 +44,7 @@ from sparring.rollout.events import (
 from sparring.rollout.trajectory import trajectories
 from tests.learner.moods import WELL, run_of, sometimes, trained
 from tests.learner.worlds import crash_at_every_commit, digests_of, events_of
+from tests.rollout.told import Story, schedule
 
 
 class Service:
@@ -273,6 +276,17 @@ def test_what_is_no_fault_is_neither_played_again_nor_scored() -> None:
         assert not faults.retries_after(ended) and faults.broken_by(ended) == ""
     assert faults.retries_after(Ended(group=0, member=0, fault=DEADLINE, attempt=2))
     assert not faults.retries_after(Ended(group=0, member=0, fault=DEADLINE, attempt=3))
+
+
+def test_an_attempt_that_is_cut_off_keeps_its_number() -> None:
+    story = Story(schedule([{"one": "alice"}], batch=1))
+    story.admit()
+    story.tell(Retried(group=0, member=1, fault="KeyError"))
+    for life in ("a", "b"):
+        story.tell(Died(life=life, group=0, member=1))
+    assert story.state.quarantined() == (Ended(group=0, member=1, fault=QUARANTINED, detail=ENDED_IT, attempt=1),)
+    cut = story.state.groups[0].cut_off(LATE, "slow")
+    assert [(event.member, event.attempt, event.fault) for event in cut] == [(0, 0, LATE), (1, 1, LATE)]
 
 
 # ------------------------------------------------------------------------------------------------------- the ceiling, at start
