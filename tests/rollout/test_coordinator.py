@@ -45,7 +45,7 @@ def test_a_group_lives_while_a_unit_of_it_is_left() -> None:
     story.end(1)
     story.plan("alice")
     story.step("alice")
-    assert {group: live.left for group, live in story.state.groups.items()} == {0: {"bob"}, 1: {"bob"}}
+    assert {group: live.left for group, live in story.state.groups.items()} == {0: ["bob"], 1: ["bob"]}
     story.plan("bob")
     story.step("bob")
     assert story.state.groups == {}
