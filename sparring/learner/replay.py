@@ -55,7 +55,8 @@ class Comparison:
         """What a person reads."""
         verdict = "all agree" if self.agrees else f"{len(self.differences)} differ"
         decided = f"{self.admissions} admissions, {self.batches} batches, {self.steps} steps decided again"
-        counted = f"{decided}, {self.snapshots} snapshots folded again: {verdict}"
+        folded = f"{self.snapshots} snapshot{'s' * (self.snapshots != 1)} folded again"
+        counted = f"{decided}, {folded}: {verdict}"
         return [counted, *self.differences, *self.accepted, *self.drops]
 
 

@@ -140,7 +140,7 @@ async def test_every_snapshot_is_folded_again(tmp_path: Path) -> None:
     comparison = compare(events_of(store), snapshots=store.snapshots())
     assert comparison.agrees, comparison.lines
     assert comparison.snapshots == len(store.snapshots()) >= 1
-    assert f"{comparison.snapshots} snapshots folded again: all agree" in comparison.lines[0]
+    assert "folded again: all agree" in comparison.lines[0]
 
 
 def changed_state(state: RunState, change: Mapping[str, object]) -> RunState:

@@ -47,7 +47,7 @@ def test_one_policy_filters_and_the_other_does_not() -> None:
     story = Story(replace(schedule([TWO_SEATS], steps=1, batch=1), equal_rewards={"alice": {}}))
     story.admit()
     story.end(0, rewards=[1.0, 1.0])
-    assert story.state.groups[0].left == {"bob"}
+    assert story.state.groups[0].left == ["bob"]
     assert story.plan("bob") == [0]
     assert story.admit().trained == ["alice"]
     story.end(1, rewards=[0.0, 1.0])
