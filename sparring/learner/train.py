@@ -92,7 +92,7 @@ async def _created(run: Run, backend: Backend) -> dict[str, TrainingClient]:
             f"model {policy.model!r} of {name!r} was not there after {run.stall_deadline} s, and its backend does nothing: "
             f"if it needs longer (a download), raise stall_deadline"
         )
-        async with never_still(run.stall_deadline, lambda: dict(backend.statistics()), lambda text=late: text):
+        async with never_still(run.stall_deadline, lambda: dict(backend.statistics()), partial(str, late)):
             models[name] = await backend.create_model(policy.model, lora=policy.lora, seed=run.seed)
     return models
 

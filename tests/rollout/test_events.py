@@ -140,7 +140,13 @@ def test_the_canonical_order_keeps_what_differs() -> None:
 
 def test_an_attempt_that_was_made_again_is_kept_without_what_was_said_in_it() -> None:
     again = Retried(group=0, member=0, fault="KeyError")
-    twice = [acted(0, 0, 0), acted(0, 0, 1), again, acted(0, 0, 0), msgspec.structs.replace(again, attempt=1)]
+    twice: list[AnyEvent] = [
+        acted(0, 0, 0),
+        acted(0, 0, 1),
+        again,
+        acted(0, 0, 0),
+        msgspec.structs.replace(again, attempt=1),
+    ]
     ended = Ended(group=0, member=0, attempt=2)
     found = canonical([*twice, acted(0, 0, 0), ended])
     assert found == [acted(0, 0, 0), again, twice[-1], ended]

@@ -151,7 +151,9 @@ async def test_the_thread_ends_with_the_watch() -> None:
                 await anyio.lowlevel.checkpoint()
         assert not looking()
         with pytest.RaisesGroup(KeyError):
-            async with LoopWatch(deadline=9.0, limit=9.0, on_held=watched.held.append, on_stuck=list).watching():
+            async with LoopWatch(
+                deadline=9.0, limit=9.0, on_held=watched.held.append, on_stuck=watched._note_stuck
+            ).watching():
                 raise KeyError
         assert not looking(), "also where it would wait for long, and something failed"
 
