@@ -53,7 +53,7 @@ from sparring.rollout.live import LiveGroup
 from sparring.rollout.loop_watch import Held, LoopWatch
 from sparring.rollout.signal import Signal
 
-_STARTED_AT_ONCE = 16
+_STARTED_AT_ONCE = 8
 """Episodes after whose start the event loop comes round: it does not while all those of a step begin."""
 
 
