@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass, replace
 from hashlib import sha256
 from typing import Any
 
@@ -89,6 +91,37 @@ def test_from_any_point_on_the_rest_leads_to_the_same_state(pinned: bool) -> Non
             again.apply(later)
         assert packed(again.state()) == whole, at
     assert running.bias.lines == again.bias.lines and running.ledger.table() == again.ledger.table()
+
+
+def taken_apart(value: Any) -> Any:
+    """All that an object holds, down to numbers and text, whether it is part of any state or not."""
+    if isinstance(value, np.ndarray):
+        return [f"{value.dtype}", value.tolist()]
+    if isinstance(value, Mapping):
+        return [[taken_apart(key), taken_apart(item)] for key, item in value.items()]
+    if isinstance(value, set):
+        return sorted(taken_apart(item) for item in value)
+    if isinstance(value, list | tuple | deque):
+        return [taken_apart(item) for item in value]
+    if isinstance(value, msgspec.Struct):
+        return {name: taken_apart(getattr(value, name)) for name in value.__struct_fields__}
+    if is_dataclass(value):
+        return {field.name: taken_apart(getattr(value, field.name)) for field in fields(value)}
+    if hasattr(value, "__dict__"):
+        return {name: taken_apart(item) for name, item in vars(value).items()}
+    return value
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_nothing_that_a_coordinator_holds_is_left_out(pinned: bool) -> None:
+    """Whoever gives it, or a part of it, another attribute must put that into the state too."""
+    story = eventful(pinned=pinned)
+    again = restored(story.state.schedule, packed(story.state.state()))
+    whole, parts = taken_apart(story.state), taken_apart(again)
+    for name in whole:
+        assert parts[name] == whole[name], name
+    again.buffer._used["alice"].clear()
+    assert taken_apart(again) != whole, "a part of a part is looked at"
 
 
 def test_the_story_has_something_for_every_part() -> None:
