@@ -140,8 +140,11 @@ class ScriptedModel:
     def save_state(self, name: str) -> PendingResult[str]:
         self._refuse_if_unloaded()
         folder = Path(name)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "weights.json").write_text(json.dumps({"model": self._model, "weights": self._weights.hex()}))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "weights.json").write_text(json.dumps({"model": self._model, "weights": self._weights.hex()}))
+        except OSError as error:
+            raise BackendError(f"{name!r} cannot be written ({error}): make room, or give another folder") from error
         return _done("save_state", str(folder))
 
     def load_state(self, path: str, *, optimizer: bool = True) -> PendingResult[None]:

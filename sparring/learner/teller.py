@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-import anyio
-import anyio.from_thread
-import anyio.to_thread
-
+from sparring.learner.called import called
 from sparring.learner.run_statistics import WatcherStatistics
 from sparring.learner.stall import Waits
 from sparring.learner.tracker import Watcher
@@ -26,9 +24,16 @@ class Teller:
     them would cost more than what most watchers do."""
 
     def __init__(
-        self, watchers: Sequence[Watcher], journal: Journal, waits: Waits, on_told: Callable[[], None]
+        self,
+        watchers: Sequence[Watcher],
+        journal: Journal,
+        waits: Waits,
+        on_told: Callable[[], None],
+        *,
+        patience: float,
     ) -> None:
         self._watchers = watchers
+        self._patience = patience
         self._journal = journal
         self._waits = waits
         self._on_told = on_told
@@ -65,13 +70,15 @@ class Teller:
                 await self._journal.durable(number)
             telling = _Telling()
             with self._waits.on("watchers", telling):
-                await anyio.to_thread.run_sync(self._tell, count, telling)
+                tell, end = partial(self._tell, count, telling), telling.end
+                await called(tell, "watchers", patience=self._patience, limited=False, when_cancelled=end)
             self._on_told()
 
     def _tell(self, count: int, telling: _Telling) -> None:
         """The first `count` of them. In a thread, which ends between two events where the run does."""
         for _ in range(count):
-            anyio.from_thread.check_cancelled()
+            if telling.over:
+                return
             _, event = self._untold[0]
             telling.event = event
             for watcher in self._watchers:
@@ -82,10 +89,14 @@ class Teller:
 
 @dataclass(slots=True)
 class _Telling:
-    """Who is being told of what."""
+    """Who is being told of what, and whether that is enough."""
 
     watcher: Watcher | None = None
     event: AnyEvent | None = None
+    over: bool = False
+
+    def end(self) -> None:
+        self.over = True
 
     def __str__(self) -> str:
         if self.watcher is None:

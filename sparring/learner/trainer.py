@@ -8,6 +8,7 @@ on it; a step goes plan, commit, publish.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from time import monotonic
 from typing import Any
 
@@ -18,7 +19,7 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from sparring.environments import task_digest
-from sparring.errors import RunChanged, SettingError, Stalled
+from sparring.errors import RunChanged, SettingError
 from sparring.learner.ceilings import Ceilings
 from sparring.learner.described import task_at
 from sparring.learner.evaluate import evaluate
@@ -27,11 +28,11 @@ from sparring.learner.parts import Parts
 from sparring.learner.players import Players
 from sparring.learner.resume import evaluated
 from sparring.learner.run_statistics import RunStatistics, timed
-from sparring.learner.stall import Waits, stall_report
+from sparring.learner.stall import Waits, never_still, stall_report
 from sparring.learner.take import due_versions, take_step
 from sparring.learner.teller import Teller
 from sparring.rollout import Choice, Slots, Waiting
-from sparring.rollout.episode import Episode, EpisodePlan, run_episode
+from sparring.rollout.episode import Episode, EpisodePlan, run_episode, scored
 from sparring.rollout.events import (
     DEADLINE,
     LATE,
@@ -45,6 +46,7 @@ from sparring.rollout.events import (
     Noted,
     Planned,
     Restarted,
+    Retried,
     Stepped,
 )
 from sparring.rollout.live import LiveGroup
@@ -70,7 +72,9 @@ class Trainer:
         self._playing: dict[tuple[int, int], anyio.CancelScope] = {}
         self._evaluation = anyio.CancelScope()
         self._waits = Waits()
-        self._teller = Teller(parts.watchers, parts.journal, self._waits, self._changed.notify)
+        self._teller = Teller(
+            parts.watchers, parts.journal, self._waits, self._changed.notify, patience=parts.run.stall_deadline
+        )
         self._held_out: dict[str, Episode] = {}
         self._held_out_replies = 0
         self._ceilings = Ceilings(parts.run, parts.coordinator)
@@ -81,10 +85,10 @@ class Trainer:
 
     async def train(self) -> None:
         """Waits until every policy has made its steps and every due version is evaluated, or `stop()` took effect."""
-        async with self._loop.watching(), anyio.create_task_group() as group:
+        still = never_still(self._run.stall_deadline, self._progress, self._stalled)
+        async with self._loop.watching(), still, anyio.create_task_group() as group:
             group.start_soon(self._teller.run)
             async with anyio.create_task_group() as work:
-                work.start_soon(self._watch_for_stall)
                 self._drop_late()
                 self._go_on(work)
                 work.start_soon(self._admit, work)
@@ -125,7 +129,7 @@ class Trainer:
     def _record(self, event: AnyEvent) -> int:
         """Into the state, which refuses what breaks an invariant, then into the journal's queue."""
         self._coordinator.apply(event)
-        number = self._journal.append(event)
+        number = self._journal.append(event, self._parts.snapshots.after(event))
         self._teller.add(number, event)
         if not self._unblocks_nobody(event):
             self._changed.notify()
@@ -138,7 +142,7 @@ class Trainer:
         if isinstance(event, Ended):
             live = self._coordinator.groups.get(event.group)
             return live is not None and live.playing
-        return isinstance(event, Admitted)
+        return isinstance(event, Admitted | Retried)
 
     def _drop_late(self) -> None:
         """End the episodes that are too old by now, at once with the step that made them so."""
@@ -229,16 +233,31 @@ class Trainer:
                 past=tuple(live.members[member].past),
                 page=self._parts.page,
             )
-            episode = self._episodes[number, member] = Episode(plan, self._emit)
-            ended, _ = await run_episode(episode, plan)
-            del self._episodes[number, member]
-        if ended.fault == DEADLINE and patience is not None:
-            ended = msgspec.structs.replace(ended, fault=LATE)
+            while (ended := await self._attempted(plan, live.members[member].attempt)) is None:
+                plan = replace(plan, past=())
         self._record(ended)
         self._ceilings.check()
         if not live.playing:
             for policy, version in live.admitted.pinned.items():
                 await self._parts.versions[policy].release(version)
+
+    async def _attempted(self, plan: EpisodePlan, attempt: int) -> Ended | None:
+        """How the episode ended; None where it failed and is to be played again. Waits for the episode."""
+        at, faults = (plan.group, plan.member), self._coordinator.faults_of(plan.group)
+        episode = self._episodes[at] = Episode(plan, self._emit)
+        ended, seats = await run_episode(episode, plan)
+        del self._episodes[at]
+        ended = msgspec.structs.replace(ended, attempt=attempt)
+        if ended.fault == DEADLINE and isinstance(self._run.pacing, Drop) and self._run.pacing.seconds is not None:
+            return msgspec.structs.replace(ended, fault=LATE)
+        if faults.retries_after(ended):
+            group, member = at
+            self._record(Retried(group=group, member=member, attempt=attempt, fault=ended.fault, detail=ended.detail))
+            self._ceilings.check()
+            return None
+        if ended.fault and faults.score is not None:
+            return scored(ended, seats, plan.trained, faults.score)
+        return ended
 
     def _task(self, source: int, index: int) -> tuple[Any, str]:
         """A training task, and the digest of its content."""
@@ -349,17 +368,19 @@ class Trainer:
     async def _held_out_reply(self, event: Acted | Affected) -> None:
         self._held_out_replies += 1
 
-    async def _watch_for_stall(self) -> None:
-        """Raises `Stalled` when no event was appended, and no held-out player replied, for `stall_deadline` seconds."""
-        last = (-1, -1)
-        while (now := (self._journal.statistics().appended, self._held_out_replies)) != last:
-            last = now
-            await anyio.sleep(self._run.stall_deadline)
+    def _progress(self) -> tuple[object, ...]:
+        """What stays the same where nothing happens: no event is appended, no held-out player replies, no watcher takes
+        anything, and the backend computes nothing that it counts."""
+        told, computed = self._teller.statistics(), dict(self._parts.backend.statistics())
+        return self._journal.statistics().appended, self._held_out_replies, told, computed
+
+    def _stalled(self) -> str:
+        """Who waits for what."""
         training = {f"episode {number}/{member}": one for (number, member), one in self._episodes.items()}
         episodes, decisions = {**self._held_out, **training}, self._coordinator.waits()
         if self._teller.behind:
             decisions.append(f"admission: watchers are {self._teller.statistics().untold} events behind")
-        raise Stalled(stall_report(self._run.stall_deadline, decisions, self._waits, episodes, self.statistics()))
+        return stall_report(self._run.stall_deadline, decisions, self._waits, episodes, self.statistics())
 
     def statistics(self) -> RunStatistics:
         """How everything that holds or waits stands now."""

@@ -52,6 +52,14 @@ class BufferStatistics:
     kept: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BufferState:
+    """The units that wait, and {policy: {group: a trained one that may be used again}}."""
+
+    units: Sequence[Unit]
+    used: Mapping[str, Mapping[int, Used]]
+
+
 class RolloutBuffer:
     """Units that are finished and not yet taken, under the rule of `StalenessBudget`; with `reuse`, trained ones too."""
 
@@ -124,6 +132,16 @@ class RolloutBuffer:
             elif version - used.oldest > self._reuse.max_age:
                 expired.append(kept.pop(group).unit)
         return tuple(expired)
+
+    def state(self) -> BufferState:
+        """All that it holds, as data."""
+        return BufferState(units=list(self._units.values()), used=self._used)
+
+    def restore(self, state: BufferState) -> None:
+        """Become what `state` described; the budget is restored apart."""
+        self._units = {(unit.policy, unit.group): unit for unit in state.units}
+        self._tokens = sum(unit.action_tokens for unit in state.units)
+        self._used = {policy: dict(kept) for policy, kept in state.used.items()}
 
     @property
     def groups(self) -> set[int]:

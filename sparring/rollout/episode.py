@@ -8,7 +8,7 @@ What `play` learns from outside is in the journal, or ends the episode: nothing 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -267,6 +267,16 @@ def _settled(plan: EpisodePlan, returned: Rewards, seats: Sequence[Seat]) -> End
         metrics={clean(name): value for name, value in settled.metrics.items()},
         notes={clean(name): clean(note) for name, note in settled.notes.items()},
     )
+
+
+def scored(ended: Ended, seats: Sequence[Seat], trained: Collection[str], score: float) -> Ended:
+    """The failed episode with that return for each of its trained seats and forks that spoke, in place of any other reward."""
+    family = [seat for root in seats if root.name in trained for seat in root.family if seat.spoke]
+    results = [
+        SeatResult(seat=seat.name, fork=seat.conversation.place.fork, label=clean(seat.label), value=float(score))
+        for seat in family
+    ]
+    return msgspec.structs.replace(ended, results=results)
 
 
 async def _affect(event: Affected, call: Callable[[], Awaitable[Any]], timeout: float | None) -> Affected:

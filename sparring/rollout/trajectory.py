@@ -9,7 +9,7 @@ import numpy as np
 
 from sparring.agents import Sample
 from sparring.arrays import F32, I16, I32, Bools
-from sparring.rollout.events import Acted, Ended, SeatResult
+from sparring.rollout.events import Acted, Ended, Planned, SeatResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,13 +72,20 @@ class Unit:
         return sum(trajectory.action_tokens for trajectory in self.trajectories)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """The units of a planned step: fresh ones, and those that are used `again`."""
+
+    planned: Planned
+    units: tuple[Unit, ...]
+    again: tuple[Unit, ...] = ()
+
+
 def trajectories(acted: Sequence[Acted], finished: Ended, policies: Mapping[str, str]) -> list[Trajectory]:
     """The judged trajectories of one episode, for the seats that `policies` (seat -> policy) trains.
 
-    A seat that never spoke, was not judged, or belongs to an episode that failed makes none.
+    A seat that never spoke, was not judged, or belongs to an episode that failed and was not scored makes none.
     """
-    if finished.fault:
-        return []
     spoken: dict[tuple[str, str], list[Acted]] = {}
     for event in acted:
         if event.sample is not None:
@@ -143,3 +150,11 @@ def context_of(samples: Sequence[tuple[int, Sample]]) -> Context:
         turn=turn,
         temperature=samples[0][1].temperature,
     )
+
+
+def tokens_by_seat(made: Sequence[Trajectory]) -> dict[str, int]:
+    """The action tokens of all of them, by seat."""
+    tokens: dict[str, int] = {}
+    for trajectory in made:
+        tokens[trajectory.seat] = tokens.get(trajectory.seat, 0) + trajectory.action_tokens
+    return tokens

@@ -335,7 +335,7 @@ async def test_statistics_count_what_waits() -> None:
 
     async with EngineThread() as engine:
         at_rest = EngineStatistics(
-            waiting=0, undelivered=0, background=0, operation_seconds=0.0, background_seconds=0.0
+            waiting=0, undelivered=0, background=0, operation_seconds=0.0, background_seconds=0.0, parts=0
         )
         assert engine.statistics() == at_rest
         first = engine.submit(holds, "holds")
@@ -346,6 +346,20 @@ async def test_statistics_count_what_waits() -> None:
         await first
         assert (await second, await third) == (2, 3)
         assert engine.statistics().waiting == 0
+
+
+async def test_a_long_operation_is_seen_to_go_on() -> None:
+    """Between its parts too, where no step waits: whoever watches tells it from one that hangs."""
+    async with EngineThread() as engine:
+        seen: list[int] = []
+
+        def operation() -> None:
+            for _ in range(3):
+                engine.interleave()
+                seen.append(engine.statistics().parts)
+
+        await engine.submit(operation, "operation")
+        assert seen == [1, 2, 3] and engine.statistics().parts == 4
 
 
 def work(seconds: float) -> None:

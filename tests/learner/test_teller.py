@@ -44,7 +44,7 @@ class Told:
 
     def __init__(self, journal: Journal, *watchers: Watcher) -> None:
         self.journal, self.waits, self.caught_up = journal, Waits(), 0
-        self.teller = Teller(watchers, journal, self.waits, self._on_told)
+        self.teller = Teller(watchers, journal, self.waits, self._on_told, patience=20.0)
 
     def _on_told(self) -> None:
         self.caught_up += 1
@@ -99,6 +99,8 @@ async def test_a_run_that_ends_does_not_wait_for_all_that_is_untold() -> None:
         group.start_soon(told.teller.run)
         await anyio.to_thread.run_sync(ear.holding.wait)
         group.cancel_scope.cancel()
+        with anyio.CancelScope(shield=True):
+            await anyio.wait_all_tasks_blocked()
         ear.go.set()
     assert len(ear.heard) < 10, "a thread cannot be stopped within an event, but it is between two"
 

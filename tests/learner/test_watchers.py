@@ -16,6 +16,7 @@ from sparring.errors import TooManyFaults
 from sparring.learner import train_async
 from sparring.rollout import MemorySegments
 from sparring.rollout.events import Acted, Admitted, Affected, AnyEvent, Noted, Opened, decode_segment
+from sparring.rollout.journal import Snapshot
 from tests.learner.moods import WELL, always, run_of
 from tests.learner.worlds import events_of
 
@@ -110,8 +111,8 @@ async def test_a_watcher_that_is_far_behind_holds_up_admission(tmp_path: Path, m
     go, begun = threading.Event(), threading.Event()
 
     class Store(MemorySegments):
-        def append(self, blob: bytes) -> None:
-            super().append(blob)
+        def append(self, blob: bytes, snapshot: Snapshot | None = None) -> None:
+            super().append(blob, snapshot)
             if any(isinstance(event, Admitted) for event in decode_segment(blob)):
                 begun.set()
 

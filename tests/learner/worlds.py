@@ -10,6 +10,7 @@ from sparring import Episodes, Frozen, Lineup, Policy, Run, ScriptedModels, Seat
 from sparring.learner import train_async
 from sparring.rollout import MemorySegments
 from sparring.rollout.events import AnyEvent, Stepped, canonical, decode_segment, encode
+from sparring.rollout.journal import Snapshot
 
 
 @environment
@@ -71,16 +72,19 @@ class CrashingSegments:
         self._left = commit
         self._after = after
 
-    def append(self, blob: bytes) -> None:
+    def append(self, blob: bytes, snapshot: Snapshot | None = None) -> None:
         if self._left == 0 and not self._after:
             raise Crash
-        self._kept.append(blob)
+        self._kept.append(blob, snapshot)
         if self._left == 0:
             raise Crash
         self._left -= 1
 
-    def read(self) -> Iterator[bytes]:
-        return self._kept.read()
+    def read(self, after: int = 0) -> Iterator[bytes]:
+        return self._kept.read(after)
+
+    def snapshots(self) -> list[tuple[int, bytes]]:
+        return self._kept.snapshots()
 
     def close(self) -> None:
         """Memory needs no closing."""

@@ -47,13 +47,15 @@ class _Operation:
 class EngineStatistics:
     """Operations that wait for the engine thread, results that wait for the event loop, and how many take turns between
     operations (samplers). For how many seconds the thread has worked so far: on operations, and on background steps, those
-    between two parts of an operation included."""
+    between two parts of an operation included. `parts` of operations and background steps are done so far: where it stands
+    still, nothing is computed."""
 
     waiting: int
     undelivered: int
     background: int
     operation_seconds: float
     background_seconds: float
+    parts: int
 
 
 class EngineThread:
@@ -73,6 +75,7 @@ class EngineThread:
         self._closing = False
         self._death: BaseException | None = None
         self._operation_seconds = self._background_seconds = 0.0
+        self._parts = 0
         self._outbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="sparring engine", daemon=False)
         self._poster = threading.Thread(target=self._deliver, name="sparring engine results", daemon=False)
@@ -104,6 +107,7 @@ class EngineThread:
             background=len(self._background),
             operation_seconds=self._operation_seconds,
             background_seconds=self._background_seconds,
+            parts=self._parts,
         )
 
     def submit(self, run: Callable[[], T], name: str) -> PendingResult[T]:
@@ -142,6 +146,7 @@ class EngineThread:
         """
         if self._closing:
             raise BackendError("the backend was closed while an operation ran")
+        self._parts += 1
         for _ in range(self._decode_share):
             if not self._background_step():
                 return
@@ -205,6 +210,7 @@ class EngineThread:
                 worked = True
             if worked:
                 self._background_seconds += monotonic() - began
+                self._parts += 1
                 self._background.remove(background)
                 self._background.append(background)
                 with self._changed:
@@ -220,6 +226,7 @@ class EngineThread:
         except Exception as error:  # noqa: BLE001 - crosses threads: the waiter gets it
             settle = partial(self.fail, operation.pending, error)
         self._operation_seconds += monotonic() - self._background_seconds - began
+        self._parts += 1
         settle()
 
     def _deliver(self) -> None:
