@@ -359,7 +359,7 @@ def test_a_snapshot_that_forgets_something_is_found() -> None:
     kept, run = journal(PLAIN, PLAIN.ends, "asyncio"), run_of(PLAIN, Path("nowhere"))
     (_, first), *_, (segment, last) = readable(kept.all)
     parts = differing(first.unpacked(), last.unpacked())
-    assert {"budget", "ledger", "tallies", "checkpoints", "cursors"} <= set(parts)
+    assert {"budget", "ledger", "tallies", "checkpoints", "faults"} <= set(parts)
     for part in parts:
         forgetful = msgspec.structs.replace(last.unpacked(), **{part: getattr(first.unpacked(), part)})
         kept.all[-1] = (segment, packed(msgspec.structs.replace(last, coordinator=msgspec.Raw(packed(forgetful)))))
