@@ -109,7 +109,7 @@ def newest_that_is_old_enough(run: Run, kept: Recorded) -> int:
 async def test_a_resume_reads_what_comes_after_the_newest_snapshot_that_is_old_enough(tmp_path: Path) -> None:
     """Of all that were ever taken: none that is needed was deleted. Where there is none, it reads everything, once."""
     run, kept = duel_run(tmp_path, k=1, deterministic=False, steps=20), Recorded()
-    begun = []
+    begun: list[int] = []
     while True:
         events, reading = events_of(kept), Reading(kept)
         expected = await anyio.to_thread.run_sync(newest_that_is_old_enough, run, kept)
