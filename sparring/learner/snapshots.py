@@ -63,7 +63,7 @@ def needed(
     """
     kept: list[str] = []
     newer: Mapping[str, int] | None = None
-    for name, at in reversed(found.items()):
+    for name, at in reversed(list(found.items())):
         if newer is None or any(
             at[policy] <= step < newer[policy] and step >= since[policy]
             for policy, steps in checkpoints.items()

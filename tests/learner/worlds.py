@@ -60,6 +60,19 @@ def digests_of(store: MemorySegments) -> dict[tuple[str, int], str]:
     return {(event.policy, event.step): event.digest for event in events_of(store) if isinstance(event, Stepped)}
 
 
+class Recorded(MemorySegments):
+    """Segments with `all` the snapshots that were ever taken, also those that no longer stay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.all: list[tuple[int, bytes]] = []
+
+    def append(self, blob: bytes, snapshot: Snapshot | None = None) -> None:
+        super().append(blob, snapshot)
+        if snapshot is not None:
+            self.all.append((len(self.blobs), snapshot.blob))
+
+
 class Crash(BaseException):
     """The process dies here."""
 
