@@ -78,6 +78,7 @@ async def speed(settings: Settings) -> list[Row]:
 async def publication(model: TorchModel, prompt: I32, rounds: int) -> list[Row]:
     """From the end of `optim_step` to the first token of its weights: by a new snapshot, and by a client that follows."""
     found: dict[str, list[float]] = {"snapshot": [], "in flight": []}
+    await model.publish(0)
     following = await model.sampler("inflight")
     for version in range(1, rounds + 2):
         samples = await following.sample(prompt, SamplingParams(max_tokens=8), n=8)
