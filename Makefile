@@ -19,7 +19,8 @@ BENCHMARKS := $(patsubst benchmarks/%.py,bench-%,$(wildcard benchmarks/[a-z]*.py
 SHAPED := sparring.backend.local.base,sparring.backend.local.head,sparring.backend.local.lora
 SHAPED := $(SHAPED),sparring.backend.local.norms,sparring.backend.local.objectives,sparring.backend.local.row_attention
 SHAPED := $(SHAPED),sparring.backend.local.measures,sparring.backend.local.readout,sparring.backend.local.scored
-SHAPED := $(SHAPED),sparring.backend.local.value_head,sparring.learner.advantages,sparring.learner.step
+SHAPED := $(SHAPED),sparring.backend.local.value_head,sparring.learner.advantages,sparring.learner.credit
+SHAPED := $(SHAPED),sparring.learner.normalization,sparring.learner.updates
 SHAPED_TESTS := --ignore=tests/backend/test_check.py --ignore=tests/backend/test_long_episode.py tests/backend
 SHAPED_TESTS := $(SHAPED_TESTS) $(patsubst %,tests/learner/test_%.py,advantages step algorithm replay reuse random_runs)
 CHECK_SHAPES := $(PYTEST) -m "not slow and not vllm and not model" --jaxtyping-packages=$(SHAPED),beartype.beartype $(SHAPED_TESTS)

@@ -25,7 +25,8 @@ from sparring.errors import UnsupportedError
 from sparring.learner.checked import schedule_of
 from sparring.learner.described import task_at
 from sparring.learner.run import Episodes, Run
-from sparring.learner.step import prepare
+from sparring.learner.step import decide
+from sparring.learner.updates import updates
 from sparring.rollout import Batch, Trajectory, Unit, trajectories
 from sparring.rollout.episode import Episode, EpisodePlan, run_episode
 from sparring.rollout.events import Acted, Affected, Ended, Planned
@@ -182,11 +183,11 @@ def _told(run: Run, policy: str, renderer: Renderer, played: Sequence[tuple[list
     batch = Batch(planned=planned, units=(unit,))
     algorithm = run.named_policies[policy].algorithm
     names = [source.environment.name for source in run.sources]
-    prepared = prepare(batch, algorithm.advantages, algorithm.compare, {}, names)
-    total = unit.action_tokens
-    divided = f"1 / {total} action tokens of this group (in training: of the step)"
-    yield f"  advantages: {algorithm.advantages.name}; weight: {divided}"
-    data, shown = iter(prepared.data), np.zeros(0, np.int32)
+    decided = decide(batch, algorithm.credit, {}, names)
+    (update,) = updates(batch, decided.values, algorithm.normalization)
+    divisor = algorithm.normalization.divisor
+    yield f"  advantages: {algorithm.advantages.name}; weight: 1 / {divisor} (here the update is this group alone)"
+    data, shown = iter(update.data), np.zeros(0, np.int32)
     for trajectory in mine:
         name = f"{trajectory.seat}/{trajectory.fork}" if trajectory.fork else trajectory.seat
         said = f"reward {trajectory.reward:g}, {trajectory.action_tokens} action tokens"
@@ -195,7 +196,7 @@ def _told(run: Run, policy: str, renderer: Renderer, played: Sequence[tuple[list
             datum = next(data)
             yield from table(datum, renderer, shown)
             shown = datum.tokens[: int(np.argmax(datum.mask))]
-    if not any(datum.advantages.any() for datum in prepared.data):
+    if not any(datum.advantages.any() for datum in update.data):
         yield "\n  every advantage is 0: the rewards that are compared are equal"
 
 

@@ -1,31 +1,74 @@
 """How data becomes updates: advantages, algorithms, the run and its training loop."""
 
-from sparring.learner.advantages import Advantages, Comparable, GroupMean, RoleBaseline, advantages
-from sparring.learner.algorithm import Algorithm, EqualRewards, grpo, rae
+from sparring.learner.advantages import (
+    Advantages,
+    Comparable,
+    GroupMean,
+    LeaveOneOut,
+    Returns,
+    RoleBaseline,
+    advantages,
+)
+from sparring.learner.algorithm import Algorithm, EqualRewards
 from sparring.learner.export import Exported, export
+from sparring.learner.normalization import Constant, Normalization, SequenceMean, TokenMean
+from sparring.learner.overlong import Overlong
 from sparring.learner.pacing import Drop, Pace
+from sparring.learner.presets import (
+    PRESETS,
+    Correction,
+    cispo,
+    dapo,
+    decoupled_ppo,
+    dppo,
+    dr_grpo,
+    grpo,
+    gspo,
+    rae,
+    reinforce_pp,
+    reinforce_pp_baseline,
+    rloo,
+)
 from sparring.learner.reuse import Reuse
 from sparring.learner.run import Episodes, Policy, Run
 from sparring.learner.train import train, train_async
 
 __all__ = [
+    "PRESETS",
     "Advantages",
     "Algorithm",
     "Comparable",
+    "Constant",
+    "Correction",
     "Drop",
     "Episodes",
     "EqualRewards",
     "Exported",
     "GroupMean",
+    "LeaveOneOut",
+    "Normalization",
+    "Overlong",
     "Pace",
     "Policy",
+    "Returns",
     "Reuse",
     "RoleBaseline",
     "Run",
+    "SequenceMean",
+    "TokenMean",
     "advantages",
+    "cispo",
+    "dapo",
+    "decoupled_ppo",
+    "dppo",
+    "dr_grpo",
     "export",
     "grpo",
+    "gspo",
     "rae",
+    "reinforce_pp",
+    "reinforce_pp_baseline",
+    "rloo",
     "train",
     "train_async",
 ]

@@ -175,6 +175,42 @@ class RoleBaseline:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LeaveOneOut:
+    """A_i = r_i - mean of the other rewards = N / (N - 1) (r_i - mean(r)), over N >= 2 (arXiv 2402.14740, RLOO): each
+    baseline is independent of the trajectory that it is for, so that the gradient is unbiased."""
+
+    @property
+    def name(self) -> str:
+        return "leave-one-out mean"
+
+    @property
+    def minimum(self) -> int:
+        return 2
+
+    def __call__(self, group: Comparable, state: State) -> tuple[Float32[F32, " N"], State]:
+        rewards = group.rewards.astype(np.float64)
+        count = len(rewards)
+        centred = rewards - fsum(rewards) / count
+        return (centred * (count / (count - 1))).astype(np.float32), state
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Returns:
+    """A = r, the return itself: REINFORCE without a baseline, for what brings one of its own (`Algorithm.whiten`)."""
+
+    @property
+    def name(self) -> str:
+        return "return"
+
+    @property
+    def minimum(self) -> int:
+        return 1
+
+    def __call__(self, group: Comparable, state: State) -> tuple[Float32[F32, " N"], State]:
+        return group.rewards.copy(), state
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Checked:
     """What an estimator returned, as one f32[T] for each trajectory, and its next state."""
 

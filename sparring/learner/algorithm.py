@@ -1,14 +1,17 @@
-"""Algorithms: an advantage estimator, a loss, and what is compared with what."""
+"""An algorithm as a record of its parts: advantages, loss, what divides, what is compared with what. `presets` makes them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import get_args
 
-from sparring.backend.losses import PPO, CrossEntropy, Loss, required_fields
+from sparring.backend.losses import CrossEntropy, Loss
 from sparring.errors import SettingError
-from sparring.learner.advantages import Advantages, GroupMean, RoleBaseline
+from sparring.learner.advantages import Advantages
+from sparring.learner.credit import Credit
+from sparring.learner.normalization import Normalization, TokenMean
+from sparring.learner.overlong import Overlong
 from sparring.rollout.comparable import Scope
 
 
@@ -24,18 +27,31 @@ class EqualRewards:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Algorithm:
-    """How a policy learns.
+    """How a policy learns: pure parts, each of which can be replaced alone, as in `replace(dapo(), filters=())`.
 
-    compare  {seat: "group" (default) or "episode"}: whether the seat's trajectories are compared over the group, or within
-             each episode, where the forks of one label (and, among those without one, the seat itself) are the set
-    filters  which finished units are dropped and played anew with other tasks, as in [EqualRewards()]
+    advantages     the estimator
+    loss           reads them; one that reads `proximal_logprobs` gets those of the weights that the step began with, for one
+                   more forward pass
+    normalization  how tokens are weighed against each other: TokenMean(), SequenceMean() or Constant()
+    compare        {seat: "group" (default) or "episode"}: whether the seat's trajectories are compared over the group, or
+                   within each episode, where the forks of one label (and, among those without one, the seat itself) are the set
+    filters        which finished units are dropped and played anew with other tasks, as in [EqualRewards()]
+    whiten         bring the advantages of each environment, seat and label to mean 0 and deviation 1 over the step's action
+                   tokens, after the estimator (arXiv 2501.03262, REINFORCE++). Seats are never mixed: what one earns by its
+                   place in the game is no advantage over another
+    overlong       Overlong() lowers the reward of long replies before rewards are compared; filters see them as they were
+    minibatches    optimizer steps that a step's units are divided among, in the order of the plan
     """
 
     name: str
     advantages: Advantages
     loss: Loss
+    normalization: Normalization = TokenMean()
     compare: Mapping[str, Scope] = field(default_factory=dict[str, Scope])
     filters: Sequence[EqualRewards] = ()
+    whiten: bool = False
+    overlong: Overlong | None = None
+    minibatches: int = 1
 
     def __post_init__(self) -> None:
         if isinstance(self.advantages, type) or not isinstance(self.advantages, Advantages):
@@ -48,11 +64,7 @@ class Algorithm:
                 f"{self.name}(loss={self.loss!r}): must be a loss that uses advantages, "
                 f"as in PPO() or ImportanceSampling()"
             )
-        if missing := required_fields(self.loss):
-            raise SettingError(
-                f"{self.name}(loss={self.loss!r}): reads {', '.join(missing)}, which a run does not compute; "
-                f"TruncatedImportanceSampling() corrects for the sampler without"
-            )
+        self._check_parts()
         if not isinstance(self.compare, Mapping):
             raise SettingError(
                 f"{self.name}(compare={self.compare!r}): must be a mapping, as in {{'solver': 'episode'}}"
@@ -65,34 +77,27 @@ class Algorithm:
                 f"{self.name}(filters={self.filters!r}): must be a list of filters, as in [EqualRewards()]"
             )
 
+    def _check_parts(self) -> None:
+        if not isinstance(self.normalization, Normalization):
+            raise SettingError(
+                f"{self.name}(normalization={self.normalization!r}): must be TokenMean(), SequenceMean() or Constant()"
+            )
+        if not isinstance(self.whiten, bool):
+            raise SettingError(f"{self.name}(whiten={self.whiten!r}): must be True or False")
+        if not isinstance(self.overlong, Overlong | None):
+            raise SettingError(f"{self.name}(overlong={self.overlong!r}): must be None or Overlong()")
+        if not isinstance(self.minibatches, int) or isinstance(self.minibatches, bool) or self.minibatches < 1:
+            raise SettingError(f"{self.name}(minibatches={self.minibatches!r}): must be a whole number, at least 1")
 
-def grpo(
-    *,
-    advantages: Advantages | None = None,
-    deviation: bool = False,
-    loss: Loss | None = None,
-    compare: Mapping[str, Scope] | None = None,
-    filters: Sequence[EqualRewards] = (),
-) -> Algorithm:
-    """Group-relative policy optimisation: each trajectory against the mean of its group, PPO's clipped ratio to the
-    sampler.
+    @property
+    def credit(self) -> Credit:
+        """What of it decides the advantages."""
+        return Credit(advantages=self.advantages, compare=self.compare, whiten=self.whiten, overlong=self.overlong)
 
-    Differs from the paper (arXiv 2402.03300) by default: no division by the deviation (`deviation=True` brings it
-    back), no KL to a reference, tokens of the whole step weigh equally. `advantages` takes the place of the group mean.
-    """
-    if advantages is not None and deviation:
-        raise SettingError(
-            f"grpo(advantages={advantages!r}, deviation=True): deviation belongs to the group mean; give one of both"
+    def resolved(self, max_tokens: int) -> Algorithm:
+        """With what its parts leave to the policy's `max_tokens`. Raises `SettingError` for a part that does not fit it."""
+        return replace(
+            self,
+            normalization=self.normalization.resolved(max_tokens),
+            overlong=None if self.overlong is None else self.overlong.resolved(max_tokens),
         )
-    return Algorithm(
-        name="grpo",
-        advantages=GroupMean(deviation=deviation) if advantages is None else advantages,
-        loss=PPO() if loss is None else loss,
-        compare={} if compare is None else compare,
-        filters=filters,
-    )
-
-
-def rae(*, decay: float = 0.95, loss: Loss | None = None) -> Algorithm:
-    """Self-play with a running baseline for each role (arXiv 2506.24119); works with groups of one."""
-    return Algorithm(name="rae", advantages=RoleBaseline(decay=decay), loss=PPO() if loss is None else loss)

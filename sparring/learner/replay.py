@@ -13,18 +13,16 @@ from typing import Any
 import msgspec
 
 from sparring.errors import SettingError
-from sparring.learner.advantages import Advantages, GroupMean, RoleBaseline
+from sparring.learner.advantages import Advantages, GroupMean, LeaveOneOut, Returns, RoleBaseline
+from sparring.learner.credit import Credit
 from sparring.learner.history import note_of, read_events
+from sparring.learner.overlong import Overlong
 from sparring.learner.run import Run
-from sparring.learner.step import Priority, mean_advantage, prepare
+from sparring.learner.step import Priority, decide, mean_advantage
 from sparring.rollout import Coordinator, Schedule
-from sparring.rollout.comparable import Scope
 from sparring.rollout.events import Accepted, Admitted, AnyEvent, Opened, Planned, Stepped
 
-_KNOWN: Mapping[str, type[GroupMean | RoleBaseline]] = {"GroupMean": GroupMean, "RoleBaseline": RoleBaseline}
-
-Credit = tuple[Advantages, Mapping[str, Scope]]
-"""What of an algorithm decides the advantages: the estimator, and what is compared with what."""
+_KNOWN = {kind.__name__: kind for kind in (GroupMean, LeaveOneOut, Returns, RoleBaseline)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,17 +125,17 @@ def _batch(event: Planned, coordinator: Coordinator) -> list[str]:
 def _step(event: Stepped, coordinator: Coordinator, credit: Credit, priority: Priority | None) -> list[str]:
     names = [source.environment for source in coordinator.schedule.sources]
     state: Mapping[str, Any] = coordinator.durable[event.policy].get("advantages", {})
-    prepared = prepare(coordinator.batches[event.policy], *credit, state, names, priority)
+    decided = decide(coordinator.batches[event.policy], credit, state, names, priority)
     where = f"step {event.step} of {event.policy!r}"
     found = []
-    if prepared.digest != event.advantages:
-        found.append(f"{where}: other advantages ({prepared.digest[:12]} instead of {event.advantages[:12]})")
-    for name in sorted(prepared.metrics.keys() | event.metrics.keys()):
-        if prepared.metrics.get(name) != event.metrics.get(name):
-            found.append(f"{where}: {name} = {prepared.metrics.get(name)!r} instead of {event.metrics.get(name)!r}")
-    if dict(prepared.state) != event.durable.get("advantages", {}):
+    if decided.digest != event.advantages:
+        found.append(f"{where}: other advantages ({decided.digest[:12]} instead of {event.advantages[:12]})")
+    for name in sorted(decided.metrics.keys() | event.metrics.keys()):
+        if decided.metrics.get(name) != event.metrics.get(name):
+            found.append(f"{where}: {name} = {decided.metrics.get(name)!r} instead of {event.metrics.get(name)!r}")
+    if dict(decided.state) != event.durable.get("advantages", {}):
         found.append(f"{where}: the estimator's state differs")
-    if dict(prepared.weights) != event.weights:
+    if dict(decided.weights) != event.weights:
         found.append(f"{where}: other weights of units that may be used again")
     return found
 
@@ -152,7 +150,7 @@ def credits_of(policies: Mapping[str, Any], run: Run | None) -> dict[str, Credit
             f"run {run.name!r} has the policies {sorted(algorithms)}, the journal those of {sorted(policies)}: "
             f"name the file that the run was started with"
         )
-    return {name: (algorithm.advantages, algorithm.compare) for name, algorithm in algorithms.items()}
+    return {name: algorithm.credit for name, algorithm in algorithms.items()}
 
 
 def _priority(described: Mapping[str, Any] | None, run: Run | None) -> Priority | None:
@@ -175,4 +173,10 @@ def _credit(policy: str, described: Mapping[str, Any]) -> Credit:
             f"name the run's file too"
         )
     estimator: Advantages = msgspec.convert(settings, _KNOWN[kind])
-    return estimator, described["compare"]
+    overlong = described["overlong"]
+    return Credit(
+        advantages=estimator,
+        compare=described["compare"],
+        whiten=described["whiten"],
+        overlong=None if overlong is None else Overlong(limit=overlong["limit"], share=overlong["share"]),
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from math import cos, isfinite, pi
 from pathlib import Path
@@ -13,8 +13,9 @@ from sparring.agents import Lineup, Sampling
 from sparring.backend import Adam, BackendChoice, Local, Lora
 from sparring.environments import Environment, Tasks, size
 from sparring.errors import SettingError, UnsupportedError
-from sparring.learner.algorithm import Algorithm, grpo
+from sparring.learner.algorithm import Algorithm
 from sparring.learner.pacing import Pace, Pacing, check_pacing
+from sparring.learner.presets import grpo
 from sparring.learner.reuse import Reuse, check_reuse
 from sparring.rollout import Curriculum
 
@@ -104,6 +105,10 @@ class Policy:
             raise UnsupportedError(f"renderer={self.renderer!r}: only 'chat_template' is there")
         if self.thinking != "keep":
             raise UnsupportedError(f"thinking={self.thinking!r}: only 'keep' is there")
+
+    def resolved(self) -> Policy:
+        """With what its algorithm leaves to the sampling. Raises `SettingError` for parts that do not fit together."""
+        return replace(self, algorithm=self.algorithm.resolved(self.sampling.max_tokens))
 
     def rate_at(self, step: int, steps: int) -> float:
         """The learning rate of the step that trains version `step`, of `steps` in all: the whole rate at first, then `linear`
@@ -225,6 +230,11 @@ class Run:
                 raise SettingError(
                     f"policy {name!r}: compare={{{seat!r}: ...}} names no seat of the training environments; {meant}"
                 )
+        if policy.algorithm.minibatches > self.groups_per_step:
+            raise SettingError(
+                f"policy {name!r}: minibatches={policy.algorithm.minibatches!r} of {policy.algorithm.name}: a step has "
+                f"groups_per_step={self.groups_per_step!r} units to divide among them; use at most as many"
+            )
         least = policy.algorithm.advantages.minimum
         if self.group_size < least and "episode" not in compare.values():
             raise SettingError(
@@ -243,7 +253,9 @@ class Run:
 
     @property
     def named_policies(self) -> Mapping[str, Policy]:
-        return {DEFAULT_POLICY: self.policies} if isinstance(self.policies, Policy) else self.policies
+        """Every policy by its name, `resolved()`."""
+        named = {DEFAULT_POLICY: self.policies} if isinstance(self.policies, Policy) else self.policies
+        return {name: policy.resolved() for name, policy in named.items()}
 
     @property
     def named_held_out(self) -> Mapping[str, Episodes]:

@@ -1,8 +1,6 @@
-"""From the units of a planned step to training examples: comparable sets, advantages, the division, and what is known
-so far.
+"""What is decided of a planned step before it is trained: its advantages, and what is known so far.
 
-Pure: a replay computes the same from the journal. Letters: `N` trajectories that are compared, `T` tokens of a context,
-`A` action tokens of a trajectory or context.
+Pure: a replay computes the same from the journal. Letter: `A` action tokens of a trajectory.
 """
 
 from __future__ import annotations
@@ -14,15 +12,12 @@ from math import fsum, isfinite
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int32
-from numpy.typing import NDArray
 
 from sparring.arrays import F32, I32
-from sparring.backend import Datum
 from sparring.errors import SettingError
-from sparring.learner.advantages import Advantages, Comparable, estimate, plain_state
-from sparring.rollout import Batch, Context, Trajectory, Unit
-from sparring.rollout.comparable import Scope, comparable_sets
+from sparring.learner.advantages import plain_state
+from sparring.learner.credit import Credit, credited
+from sparring.rollout import Batch, Trajectory, Unit
 from sparring.rollout.events import LATE, SET_ASIDE
 
 Priority = Callable[[Unit, float], float]
@@ -30,98 +25,60 @@ Priority = Callable[[Unit, float], float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """A step's examples, ready for `forward_backward`: advantages are divided by the action tokens of all judged
-    trajectories drawn for the step, those with advantage 0 and those used again included.
+class Decided:
+    """What a replay decides again of a step.
 
-    data     the examples of the fresh units, `again` those of the units that are used again
+    values   f32[A] for each trajectory, those of fresh units first
     metrics  deterministic
     state    the estimator's, after the step
     digest   over all advantages
     weights  {group: weight}, where the draw of units that are used again is weighted
     """
 
-    data: tuple[Datum, ...]
-    again: tuple[Datum, ...]
+    values: tuple[F32, ...]
     metrics: Mapping[str, float]
     state: Mapping[str, Any]
     digest: str
     weights: Mapping[int, float]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Credited:
-    """Advantages of drawn trajectories: one row of f32[A] for each, the estimator's next state, and for each set of more
-    than one whether its rewards differ; `uncompared` sets were too small."""
-
-    values: tuple[F32, ...]
-    state: Mapping[str, Any]
-    spreads: tuple[bool, ...]
-    uncompared: int
-
-
-def prepare(
+def decide(
     batch: Batch,
-    estimator: Advantages,
-    compare: Mapping[str, Scope],
+    credit: Credit,
     state: Mapping[str, Any],
     environments: Sequence[str],
     priority: Priority | None = None,
-) -> Prepared:
+) -> Decided:
     """`environments` are the names of the run's sources, for estimators that keep a baseline for each.
 
     Units that are used again are compared with the state after the fresh ones, and do not move it a second time. Raises
     `SettingError` for an estimator, or a `priority`, that returns what it should not.
     """
-    drawn = [trajectory for unit in batch.units for trajectory in unit.trajectories]
-    more = [trajectory for unit in batch.again for trajectory in unit.trajectories]
-    tokens = sum(trajectory.action_tokens for trajectory in [*drawn, *more])
+    drawn, more = _trajectories(batch.units), _trajectories(batch.again)
     sources = {unit.group: environments[unit.source] for unit in [*batch.units, *batch.again]}
-    first = _credited(drawn, estimator, compare, plain_state(estimator, state), sources)
-    later = _credited(more, estimator, compare, first.state, sources)
+    first = credited(drawn, credit, plain_state(credit.advantages, state), sources)
+    later = credited(more, credit, first.state, sources)
+    values = (*first.values, *later.values)
     digest = sha256()
-    for row in [*first.values, *later.values]:
+    for row in values:
         digest.update(row.astype("<f4").tobytes())
     metrics = _metrics(batch, drawn) | {"uncompared": float(first.uncompared)}
     if first.spreads:
         metrics["mixed"] = _mean(first.spreads)
-    return Prepared(
-        data=tuple(datum for one, row in zip(drawn, first.values, strict=True) for datum in _data(one, row, tokens)),
-        again=tuple(datum for one, row in zip(more, later.values, strict=True) for datum in _data(one, row, tokens)),
+    if credit.overlong is not None:
+        metrics["overlong"] = _mean(first.added)
+    return Decided(
+        values=values,
         metrics=metrics | _reused_metrics(batch, more),
-        state=plain_state(estimator, first.state),
+        state=plain_state(credit.advantages, first.state),
         digest=digest.hexdigest(),
-        weights={} if priority is None else _weights(batch, [*first.values, *later.values], priority),
+        weights={} if priority is None else _weights(batch, values, priority),
     )
 
 
 def mean_advantage(unit: Unit, advantage: float) -> float:
     """The `Priority` that is |advantage| itself."""
     return advantage
-
-
-def _credited(
-    drawn: Sequence[Trajectory],
-    estimator: Advantages,
-    compare: Mapping[str, Scope],
-    state: Mapping[str, Any],
-    sources: Mapping[int, str],
-) -> _Credited:
-    values = [np.zeros(trajectory.action_tokens, np.float32) for trajectory in drawn]
-    spreads: list[bool] = []
-    uncompared = 0
-    for members in comparable_sets(drawn, compare):
-        if len(members) < estimator.minimum:
-            uncompared += 1
-            continue
-        group = _comparable([drawn[index] for index in members], sources[drawn[members[0]].group])
-        checked = estimate(estimator, group, state)
-        state = checked.state
-        for index, row in zip(members, checked.values, strict=True):
-            values[index] = row
-        if len(members) > 1:
-            spreads.append(bool(group.rewards.min() < group.rewards.max()))
-    return _Credited(values=tuple(values), state=state, spreads=tuple(spreads), uncompared=uncompared)
 
 
 def _weights(batch: Batch, values: Sequence[F32], priority: Priority) -> dict[int, float]:
@@ -139,54 +96,8 @@ def _weights(batch: Batch, values: Sequence[F32], priority: Priority) -> dict[in
     return weights
 
 
-def _comparable(chosen: Sequence[Trajectory], environment: str) -> Comparable:
-    return Comparable(
-        environment=environment,
-        seat=chosen[0].seat,
-        label=chosen[0].label,
-        rewards=_read_only(np.array([trajectory.reward for trajectory in chosen], np.float32)),
-        lengths=_read_only(np.array([trajectory.action_tokens for trajectory in chosen], np.int32)),
-        turn_rewards=tuple(_read_only(trajectory.turn_rewards) for trajectory in chosen),
-        turns=tuple(_read_only(_action_turns(trajectory)) for trajectory in chosen),
-        episodes=_read_only(np.array([trajectory.episode for trajectory in chosen], np.int32)),
-    )
-
-
-def _read_only(array: NDArray[Any]) -> NDArray[Any]:
-    """The array, for reading: an estimator that computes in place would change what is logged, and what others read."""
-    view = array.view()
-    view.flags.writeable = False
-    return view
-
-
-def _action_turns(trajectory: Trajectory) -> Int32[I32, " A"]:
-    turns = [context.turn[context.action_mask] for context in trajectory.contexts]
-    return np.concatenate(turns).astype(np.int32)
-
-
-def _data(trajectory: Trajectory, values: Float32[F32, " A"], tokens: int) -> list[Datum]:
-    """One example for each context; the trajectory's values are laid over its action tokens in order."""
-    data: list[Datum] = []
-    start = 0
-    for context in trajectory.contexts:
-        end = start + int(context.action_mask.sum())
-        data.append(_datum(context, values[start:end], tokens))
-        start = end
-    return data
-
-
-def _datum(context: Context, values: Float32[F32, " A"], tokens: int) -> Datum:
-    scale = np.float32(1 / tokens)
-    advantages = np.zeros(len(context.tokens), np.float32)
-    advantages[context.action_mask] = values * scale
-    return Datum(
-        tokens=context.tokens,
-        mask=context.action_mask,
-        logprobs=context.logprobs,
-        advantages=advantages,
-        weights=context.action_mask.astype(np.float32) * scale,
-        temperature=context.temperature,
-    )
+def _trajectories(units: Sequence[Unit]) -> list[Trajectory]:
+    return [trajectory for unit in units for trajectory in unit.trajectories]
 
 
 def _metrics(batch: Batch, drawn: Sequence[Trajectory]) -> dict[str, float]:

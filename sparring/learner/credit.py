@@ -1,0 +1,122 @@
+"""From the trajectories of a step to their advantages: who is compared with whom, and what each token is credited with.
+
+Pure: a replay computes the same from the journal. Estimators see comparable sets only. Letters: `N` trajectories that are
+compared, `A` action tokens of a trajectory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import fsum, sqrt
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32
+from numpy.typing import NDArray
+
+from sparring.arrays import F32, I32
+from sparring.learner.advantages import Advantages, Comparable, estimate
+from sparring.learner.overlong import Overlong
+from sparring.rollout import Trajectory
+from sparring.rollout.comparable import Scope, comparable_sets
+
+Role = tuple[str, str, str]
+"""(environment, seat, label)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credit:
+    """What of an algorithm decides the advantages; see `Algorithm`, which has these fields."""
+
+    advantages: Advantages
+    compare: Mapping[str, Scope] = field(default_factory=dict[str, Scope])
+    whiten: bool = False
+    overlong: Overlong | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credited:
+    """Advantages of drawn trajectories: one row of f32[A] for each, the estimator's next state, what was added to each reward
+    before it was compared, and for each set of more than one whether its rewards differ; `uncompared` sets were too small."""
+
+    values: tuple[F32, ...]
+    state: Mapping[str, Any]
+    added: tuple[float, ...]
+    spreads: tuple[bool, ...]
+    uncompared: int
+
+
+def credited(
+    drawn: Sequence[Trajectory], credit: Credit, state: Mapping[str, Any], sources: Mapping[int, str]
+) -> Credited:
+    """`sources` are the environments' names by group. Raises `SettingError` for an estimator that returns what it should
+    not."""
+    values = [np.zeros(trajectory.action_tokens, np.float32) for trajectory in drawn]
+    added = tuple(0.0 if credit.overlong is None else credit.overlong.reward(longest_reply(one)) for one in drawn)
+    compared: dict[Role, list[int]] = {}
+    spreads: list[bool] = []
+    uncompared = 0
+    for members in comparable_sets(drawn, credit.compare):
+        if len(members) < credit.advantages.minimum:
+            uncompared += 1
+            continue
+        chosen = [drawn[index] for index in members]
+        group = _comparable(chosen, [added[index] for index in members], sources[chosen[0].group])
+        checked = estimate(credit.advantages, group, state)
+        state = checked.state
+        for index, row in zip(members, checked.values, strict=True):
+            values[index] = row
+        compared.setdefault((group.environment, group.seat, group.label), []).extend(members)
+        if len(members) > 1:
+            spreads.append(bool(group.rewards.min() < group.rewards.max()))
+    if credit.whiten:
+        for members in compared.values():
+            for index, row in zip(members, whitened([values[index] for index in members]), strict=True):
+                values[index] = row
+    return Credited(values=tuple(values), state=state, added=added, spreads=tuple(spreads), uncompared=uncompared)
+
+
+def whitened(rows: Sequence[F32]) -> list[F32]:
+    """(A - mean) / deviation over all tokens of these trajectories, with the deviation of the values themselves; 0 where they
+    are all equal (arXiv 2501.03262, REINFORCE++). The sums are correctly rounded, so that no order changes them."""
+    every = np.concatenate([*rows, np.zeros(0, np.float32)]).astype(np.float64)
+    if not len(every):
+        return list(rows)
+    mean = fsum(every) / len(every)
+    deviation = sqrt(fsum(np.square(every - mean)) / len(every))
+    if deviation == 0:
+        return [np.zeros_like(row) for row in rows]
+    return [((row.astype(np.float64) - mean) / deviation).astype(np.float32) for row in rows]
+
+
+def longest_reply(trajectory: Trajectory) -> int:
+    """The action tokens of the longest turn."""
+    return int(np.bincount(action_turns(trajectory)).max(initial=0))
+
+
+def action_turns(trajectory: Trajectory) -> Int32[I32, " A"]:
+    """The turn of each action token."""
+    turns = [context.turn[context.action_mask] for context in trajectory.contexts]
+    return np.concatenate(turns).astype(np.int32)
+
+
+def _comparable(chosen: Sequence[Trajectory], added: Sequence[float], environment: str) -> Comparable:
+    rewards = [trajectory.reward + more for trajectory, more in zip(chosen, added, strict=True)]
+    return Comparable(
+        environment=environment,
+        seat=chosen[0].seat,
+        label=chosen[0].label,
+        rewards=_read_only(np.array(rewards, np.float32)),
+        lengths=_read_only(np.array([trajectory.action_tokens for trajectory in chosen], np.int32)),
+        turn_rewards=tuple(_read_only(trajectory.turn_rewards) for trajectory in chosen),
+        turns=tuple(_read_only(action_turns(trajectory)) for trajectory in chosen),
+        episodes=_read_only(np.array([trajectory.episode for trajectory in chosen], np.int32)),
+    )
+
+
+def _read_only(array: NDArray[Any]) -> NDArray[Any]:
+    """The array, for reading: an estimator that computes in place would change what is logged, and what others read."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
