@@ -299,6 +299,7 @@ def _optional(datum: Datum) -> Iterator[NDArray[Any]]:
     soft = datum.soft_targets
     fields = {
         "proximal_logprobs": datum.proximal_logprobs,
+        "reference_logprobs": datum.reference_logprobs,
         "clip_low": datum.clip_low,
         "clip_high": datum.clip_high,
         "soft tokens": None if soft is None else soft.tokens,
