@@ -20,9 +20,9 @@ SHAPED := sparring.backend.local.base,sparring.backend.local.head,sparring.backe
 SHAPED := $(SHAPED),sparring.backend.local.norms,sparring.backend.local.objectives,sparring.backend.local.row_attention
 SHAPED := $(SHAPED),sparring.backend.local.measures,sparring.backend.local.readout,sparring.backend.local.scored
 SHAPED := $(SHAPED),sparring.backend.local.value_head,sparring.learner.advantages,sparring.learner.credit
-SHAPED := $(SHAPED),sparring.learner.normalization,sparring.learner.updates
+SHAPED := $(SHAPED),sparring.learner.normalization,sparring.learner.updates,sparring.learner.kl,sparring.learner.by_token
 SHAPED_TESTS := --ignore=tests/backend/test_check.py --ignore=tests/backend/test_long_episode.py tests/backend
-SHAPED_TESTS := $(SHAPED_TESTS) $(patsubst %,tests/learner/test_%.py,advantages step algorithm replay reuse random_runs)
+SHAPED_TESTS := $(SHAPED_TESTS) $(patsubst %,tests/learner/test_%.py,advantages step algorithm presets by_token replay reuse random_runs)
 CHECK_SHAPES := $(PYTEST) -m "not slow and not vllm and not model" --jaxtyping-packages=$(SHAPED),beartype.beartype $(SHAPED_TESTS)
 
 NEW_ENOUGH = @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11; name another: make PYTHON=python3.11"; exit 1; }

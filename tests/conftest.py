@@ -40,7 +40,7 @@ def no_blocking_calls(request: pytest.FixtureRequest) -> Iterator[None]:
     pure = bool(PURE & set(request.path.parts)) and "anyio_backend" in request.fixturenames
     with blockbuster_ctx("sparring") if pure else nullcontext() as blocking:
         for function in blocking.functions.values() if blocking else ():  # the scripted model's checkpoint is 70 bytes
-            function.can_block_in("sparring/backend/scripted.py", {"save_state", "load_state"})
+            function.can_block_in("sparring/backend/scripted_weights.py", {"save_state", "load_state"})
         yield
 
 

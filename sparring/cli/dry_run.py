@@ -24,9 +24,10 @@ from sparring.environments import FunctionEnvironment, task_digest
 from sparring.errors import UnsupportedError
 from sparring.learner.checked import schedule_of
 from sparring.learner.described import task_at
+from sparring.learner.measured import Measured
 from sparring.learner.run import Episodes, Run
 from sparring.learner.step import decide
-from sparring.learner.updates import updates
+from sparring.learner.updates import Laid, updates
 from sparring.rollout import Batch, Trajectory, Unit, trajectories
 from sparring.rollout.episode import Episode, EpisodePlan, run_episode
 from sparring.rollout.events import Acted, Affected, Ended, Planned
@@ -183,10 +184,13 @@ def _told(run: Run, policy: str, renderer: Renderer, played: Sequence[tuple[list
     batch = Batch(planned=planned, units=(unit,))
     algorithm = run.named_policies[policy].algorithm
     names = [source.environment.name for source in run.sources]
-    decided = decide(batch, algorithm.credit, {}, names)
-    (update,) = updates(batch, decided.values, algorithm.normalization)
+    tokens = tuple(np.zeros(one.action_tokens, np.float32) for one in mine)
+    decided = decide(batch, algorithm.credit, {}, names, measured=Measured(reference=tokens, values=tokens))
+    (update,) = updates(batch, [Laid(advantages=row) for row in decided.values], algorithm.normalization)
     divisor = algorithm.normalization.divisor
     yield f"  advantages: {algorithm.advantages.name}; weight: 1 / {divisor} (here the update is this group alone)"
+    if algorithm.critic is not None or algorithm.kl is not None:
+        yield "  no model is asked here: a critic's values, and log-probs under policy and reference, count as 0"
     data, shown = iter(update.data), np.zeros(0, np.int32)
     for trajectory in mine:
         name = f"{trajectory.seat}/{trajectory.fork}" if trajectory.fork else trajectory.seat

@@ -35,11 +35,13 @@ class Comparable:
     without one also with the seat that it was made of.
 
     environment  its name: other settings of one environment share it
-    rewards      f32[N]     returns
+    rewards      f32[N]     returns, penalties included
     lengths      i32[N]     action tokens
     turn_rewards N x f32[turns]
     turns        N x i32[T] the turn of each action token
     episodes     i32[N]     member numbers within the group
+    penalties    N x f32[T] what is part of the returns, token by token: a penalty for leaving a reference; () without
+    values       N x f32[T] a critic's value of what precedes each action token; () without
     """
 
     environment: str
@@ -50,6 +52,8 @@ class Comparable:
     turn_rewards: tuple[Float32[F32, " _"], ...]
     turns: tuple[Int32[I32, " _"], ...]
     episodes: Int32[I32, " N"]
+    penalties: tuple[Float32[F32, " _"], ...] = ()
+    values: tuple[Float32[F32, " _"], ...] = ()
 
     def __len__(self) -> int:
         return len(self.rewards)
@@ -192,22 +196,6 @@ class LeaveOneOut:
         count = len(rewards)
         centred = rewards - fsum(rewards) / count
         return (centred * (count / (count - 1))).astype(np.float32), state
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Returns:
-    """A = r, the return itself: REINFORCE without a baseline, for what brings one of its own (`Algorithm.whiten`)."""
-
-    @property
-    def name(self) -> str:
-        return "return"
-
-    @property
-    def minimum(self) -> int:
-        return 1
-
-    def __call__(self, group: Comparable, state: State) -> tuple[Float32[F32, " N"], State]:
-        return group.rewards.copy(), state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import get_args
+from math import isfinite
+from typing import Literal, get_args
 
-from sparring.backend.losses import CrossEntropy, Loss
+from sparring.backend.losses import AdvantageLoss, CrossEntropy, Loss, Regularized
 from sparring.errors import SettingError
-from sparring.learner.advantages import Advantages
+from sparring.learner.advantages import Advantages, GroupMean, LeaveOneOut, RoleBaseline
+from sparring.learner.by_token import GAE, RewardToGo, TurnMean
 from sparring.learner.credit import Credit
+from sparring.learner.critic import Critic
+from sparring.learner.kl import KL
 from sparring.learner.normalization import Normalization, TokenMean
 from sparring.learner.overlong import Overlong
 from sparring.rollout.comparable import Scope
+
+BLIND = (GroupMean, LeaveOneOut, RoleBaseline, RewardToGo, TurnMean)
+"""Estimators that read no values."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +48,9 @@ class Algorithm:
                    place in the game is no advantage over another
     overlong       Overlong() lowers the reward of long replies before rewards are compared; filters see them as they were
     minibatches    optimizer steps that a step's units are divided among, in the order of the plan
+    kl             KL(...) holds the policy near a reference, by its reward or by its loss
+    entropy        coefficient of a bonus for the exact entropy, nats per token, weighed as the loss is (arXiv 1602.01783)
+    critic         Critic(...) learns values, for GAE()
     """
 
     name: str
@@ -52,6 +62,9 @@ class Algorithm:
     whiten: bool = False
     overlong: Overlong | None = None
     minibatches: int = 1
+    kl: KL | None = None
+    entropy: float = 0.0
+    critic: Critic | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.advantages, type) or not isinstance(self.advantages, Advantages):
@@ -59,7 +72,7 @@ class Algorithm:
                 f"{self.name}(advantages={self.advantages!r}): no estimator; decorate the function with @advantages, "
                 f"or give an object with name, minimum and a call (group, state) -> (advantages, state)"
             )
-        if not isinstance(self.loss, Loss) or isinstance(self.loss, CrossEntropy):
+        if not isinstance(self.loss, Loss) or isinstance(self.loss, CrossEntropy | Regularized):
             raise SettingError(
                 f"{self.name}(loss={self.loss!r}): must be a loss that uses advantages, "
                 f"as in PPO() or ImportanceSampling()"
@@ -88,11 +101,53 @@ class Algorithm:
             raise SettingError(f"{self.name}(overlong={self.overlong!r}): must be None or Overlong()")
         if not isinstance(self.minibatches, int) or isinstance(self.minibatches, bool) or self.minibatches < 1:
             raise SettingError(f"{self.name}(minibatches={self.minibatches!r}): must be a whole number, at least 1")
+        if not isinstance(self.kl, KL | None):
+            raise SettingError(f"{self.name}(kl={self.kl!r}): must be None or KL(coefficient=...)")
+        if isinstance(self.entropy, bool) or not (
+            isinstance(self.entropy, int | float) and isfinite(self.entropy) and self.entropy >= 0
+        ):
+            raise SettingError(f"{self.name}(entropy={self.entropy!r}): must be a finite number, at least 0")
+        self.objective(1.0 if self.kl is None else self.kl.coefficient)
+        self._check_critic()
+
+    def _check_critic(self) -> None:
+        if not isinstance(self.critic, Critic | None):
+            raise SettingError(f"{self.name}(critic={self.critic!r}): must be None or Critic()")
+        if isinstance(self.advantages, GAE) and self.critic is None:
+            raise SettingError(
+                f"{self.name}(advantages={self.advantages!r}): reads a critic's values, and there is none; use ppo(), or "
+                f"critic=Critic()"
+            )
+        if self.critic is not None and isinstance(self.advantages, BLIND):
+            raise SettingError(
+                f"{self.name}(critic={self.critic!r}): {self.advantages.name} does not read its values; use GAE() for the "
+                f"advantages, or leave out the critic"
+            )
 
     @property
     def credit(self) -> Credit:
         """What of it decides the advantages."""
-        return Credit(advantages=self.advantages, compare=self.compare, whiten=self.whiten, overlong=self.overlong)
+        return Credit(
+            advantages=self.advantages,
+            compare=self.compare,
+            whiten=self.whiten,
+            overlong=self.overlong,
+            kl=self.kl,
+            returns=None if self.critic is None else self.critic.returns,
+        )
+
+    def objective(self, beta: float) -> Loss:
+        """The loss of a step, with what pulls it to a reference (by `beta`) and the bonus for entropy."""
+        pull = beta if self.kl is not None and self.kl.into == "loss" else 0.0
+        if pull == 0 and self.entropy == 0:
+            return self.loss
+        if not isinstance(self.loss, AdvantageLoss):
+            raise SettingError(
+                f"{self.name}(loss={self.loss!r}): kl in the loss and entropy are added to a loss of sparring's own; put them "
+                f"into your function, or use KL(into='reward')"
+            )
+        kind: Literal["k2", "k3"] = "k2" if self.kl is not None and self.kl.kind == "k2" else "k3"
+        return Regularized(loss=self.loss, kl=pull, estimator=kind, entropy=self.entropy)
 
     def resolved(self, max_tokens: int) -> Algorithm:
         """With what its parts leave to the policy's `max_tokens`. Raises `SettingError` for a part that does not fit it."""

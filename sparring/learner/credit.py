@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from sparring.arrays import F32, I32
 from sparring.learner.advantages import Advantages, Comparable, estimate
+from sparring.learner.by_token import GAE, token_rewards
+from sparring.learner.kl import KL
 from sparring.learner.overlong import Overlong
 from sparring.rollout import Trajectory
 from sparring.rollout.comparable import Scope, comparable_sets
@@ -27,42 +29,55 @@ Role = tuple[str, str, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credit:
-    """What of an algorithm decides the advantages; see `Algorithm`, which has these fields."""
+    """What of an algorithm decides the advantages; see `Algorithm`, which has these fields. `returns` are the critic's."""
 
     advantages: Advantages
     compare: Mapping[str, Scope] = field(default_factory=dict[str, Scope])
     whiten: bool = False
     overlong: Overlong | None = None
+    kl: KL | None = None
+    returns: GAE | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Played:
+    """A trajectory as it is credited: what its reward is raised by before it is compared, in all and, of this, token by token
+    (f32[A]), and a critic's values f32[A]; the last two None where the algorithm has none."""
+
+    trajectory: Trajectory
+    added: float = 0.0
+    penalties: F32 | None = None
+    values: F32 | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credited:
-    """Advantages of drawn trajectories: one row of f32[A] for each, the estimator's next state, what was added to each reward
-    before it was compared, and for each set of more than one whether its rewards differ; `uncompared` sets were too small."""
+    """Advantages, and what a critic's values are to become, of drawn trajectories: rows of f32[A]; no `returns` without a
+    critic. The estimator's next `state`, and for each set of more than one whether its rewards differ; `uncompared` sets were
+    too small."""
 
     values: tuple[F32, ...]
+    returns: tuple[F32, ...]
     state: Mapping[str, Any]
-    added: tuple[float, ...]
     spreads: tuple[bool, ...]
     uncompared: int
 
 
-def credited(
-    drawn: Sequence[Trajectory], credit: Credit, state: Mapping[str, Any], sources: Mapping[int, str]
-) -> Credited:
+def credited(drawn: Sequence[Played], credit: Credit, state: Mapping[str, Any], sources: Mapping[int, str]) -> Credited:
     """`sources` are the environments' names by group. Raises `SettingError` for an estimator that returns what it should
     not."""
-    values = [np.zeros(trajectory.action_tokens, np.float32) for trajectory in drawn]
-    added = tuple(0.0 if credit.overlong is None else credit.overlong.reward(longest_reply(one)) for one in drawn)
+    values = [np.zeros(one.trajectory.action_tokens, np.float32) for one in drawn]
+    returns: dict[int, F32] = {}
     compared: dict[Role, list[int]] = {}
     spreads: list[bool] = []
     uncompared = 0
-    for members in comparable_sets(drawn, credit.compare):
+    for members in comparable_sets([one.trajectory for one in drawn], credit.compare):
+        group = _comparable([drawn[index] for index in members], sources)
+        if credit.returns is not None:
+            returns |= dict(zip(members, _returns(group, credit.returns), strict=True))
         if len(members) < credit.advantages.minimum:
             uncompared += 1
             continue
-        chosen = [drawn[index] for index in members]
-        group = _comparable(chosen, [added[index] for index in members], sources[chosen[0].group])
         checked = estimate(credit.advantages, group, state)
         state = checked.state
         for index, row in zip(members, checked.values, strict=True):
@@ -74,7 +89,21 @@ def credited(
         for members in compared.values():
             for index, row in zip(members, whitened([values[index] for index in members]), strict=True):
                 values[index] = row
-    return Credited(values=tuple(values), state=state, added=added, spreads=tuple(spreads), uncompared=uncompared)
+    return Credited(
+        values=tuple(values),
+        returns=tuple(returns[index] for index in sorted(returns)),
+        state=state,
+        spreads=tuple(spreads),
+        uncompared=uncompared,
+    )
+
+
+def _returns(group: Comparable, by: GAE) -> list[F32]:
+    """A_t + V_t of each trajectory."""
+    return [
+        (by.of(token_rewards(group, index), values) + values).astype(np.float32)
+        for index, values in enumerate(group.values)
+    ]
 
 
 def whitened(rows: Sequence[F32]) -> list[F32]:
@@ -101,17 +130,20 @@ def action_turns(trajectory: Trajectory) -> Int32[I32, " A"]:
     return np.concatenate(turns).astype(np.int32)
 
 
-def _comparable(chosen: Sequence[Trajectory], added: Sequence[float], environment: str) -> Comparable:
-    rewards = [trajectory.reward + more for trajectory, more in zip(chosen, added, strict=True)]
+def _comparable(chosen: Sequence[Played], sources: Mapping[int, str]) -> Comparable:
+    made = [one.trajectory for one in chosen]
+    rewards = [one.trajectory.reward + one.added for one in chosen]
     return Comparable(
-        environment=environment,
-        seat=chosen[0].seat,
-        label=chosen[0].label,
+        environment=sources[made[0].group],
+        seat=made[0].seat,
+        label=made[0].label,
         rewards=_read_only(np.array(rewards, np.float32)),
-        lengths=_read_only(np.array([trajectory.action_tokens for trajectory in chosen], np.int32)),
-        turn_rewards=tuple(_read_only(trajectory.turn_rewards) for trajectory in chosen),
-        turns=tuple(_read_only(action_turns(trajectory)) for trajectory in chosen),
-        episodes=_read_only(np.array([trajectory.episode for trajectory in chosen], np.int32)),
+        lengths=_read_only(np.array([trajectory.action_tokens for trajectory in made], np.int32)),
+        turn_rewards=tuple(_read_only(trajectory.turn_rewards) for trajectory in made),
+        turns=tuple(_read_only(action_turns(trajectory)) for trajectory in made),
+        episodes=_read_only(np.array([trajectory.episode for trajectory in made], np.int32)),
+        penalties=tuple(_read_only(one.penalties) for one in chosen if one.penalties is not None),
+        values=tuple(_read_only(one.values) for one in chosen if one.values is not None),
     )
 
 

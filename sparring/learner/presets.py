@@ -28,8 +28,10 @@ from sparring.backend.losses import (
     Truncated,
 )
 from sparring.errors import SettingError
-from sparring.learner.advantages import Advantages, GroupMean, LeaveOneOut, Returns, RoleBaseline
+from sparring.learner.advantages import Advantages, GroupMean, LeaveOneOut, RoleBaseline
 from sparring.learner.algorithm import Algorithm, EqualRewards
+from sparring.learner.by_token import GAE, RewardToGo
+from sparring.learner.critic import Critic
 from sparring.learner.normalization import Constant, Normalization, SequenceMean, TokenMean
 from sparring.learner.overlong import Overlong
 from sparring.rollout.comparable import Scope
@@ -154,15 +156,15 @@ def rloo(*, compare: Compare | None = None, correction: Correction | None = None
 def reinforce_pp(
     *, baseline: bool = False, compare: Compare | None = None, correction: Correction | None = None
 ) -> Algorithm:
-    """A_i = r_i, with `baseline` r_i - mean(r), then (A - mean) / std over the whole step, PPO's clipped ratio
-    (arXiv 2501.03262, REINFORCE++ and REINFORCE++-baseline).
+    """A_t = the reward from token t on, with `baseline` r_i - mean(r), then (A - mean) / std over the whole step, PPO's clipped
+    ratio (arXiv 2501.03262, REINFORCE++ and REINFORCE++-baseline).
 
     Differs: mean and deviation are those of the trajectories of one environment, seat and label each, so that seats are not
     compared with each other; no KL by default (the paper has it per token in the reward, with the baseline in the loss).
     """
     return Algorithm(
         name="reinforce_pp_baseline" if baseline else "reinforce_pp",
-        advantages=GroupMean() if baseline else Returns(),
+        advantages=GroupMean() if baseline else RewardToGo(),
         loss=_corrected("reinforce_pp", PPO(), correction),
         compare={} if compare is None else compare,
         whiten=True,
@@ -236,6 +238,33 @@ def decoupled_ppo(
     )
 
 
+def ppo(
+    *,
+    decay: float = 0.95,
+    discount: float = 1.0,
+    critic: Critic | None = None,
+    minibatches: int = 4,
+    compare: Compare | None = None,
+    correction: Correction | None = None,
+) -> Algorithm:
+    """Generalized advantages A_t from a critic's values (arXiv 1506.02438; `decay` is lambda), whitened over the step, PPO's
+    clipped ratio (arXiv 1707.06347, eq. 7), and a critic with clipped values; works with groups of one.
+
+    The critic's returns have a lambda of their own, 1 by default, so that what it learns does not depend on what it is, and it
+    may be trained alone at first: `critic=Critic(pretraining=...)` (arXiv 2503.01491). Differs from the paper: the ratio is to
+    the sampler, which may be some versions old; whitening is by environment, seat and label; one pass over the data.
+    """
+    return Algorithm(
+        name="ppo",
+        advantages=GAE(decay=decay, discount=discount),
+        loss=_corrected("ppo", PPO(), correction),
+        compare={} if compare is None else compare,
+        whiten=True,
+        minibatches=minibatches,
+        critic=Critic(returns=GAE(decay=1.0, discount=discount)) if critic is None else critic,
+    )
+
+
 def rae(
     *,
     decay: float = 0.95,
@@ -269,6 +298,7 @@ PRESETS: Mapping[str, Preset] = {
     "cispo": cispo,
     "dppo": dppo,
     "decoupled_ppo": decoupled_ppo,
+    "ppo": ppo,
     "rae": rae,
 }
 """What `--algorithm NAME` can be."""

@@ -8,21 +8,25 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from sparring.errors import SettingError
-from sparring.learner.advantages import Advantages, GroupMean, LeaveOneOut, Returns, RoleBaseline
+from sparring.learner.advantages import Advantages, GroupMean, LeaveOneOut, RoleBaseline
+from sparring.learner.by_token import GAE, RewardToGo, TurnMean
 from sparring.learner.credit import Credit
 from sparring.learner.history import note_of, read_events
+from sparring.learner.kl import KL
+from sparring.learner.measured import unpacked
 from sparring.learner.overlong import Overlong
 from sparring.learner.run import Run
 from sparring.learner.step import Priority, decide, mean_advantage
 from sparring.rollout import Coordinator, Schedule
 from sparring.rollout.events import Accepted, Admitted, AnyEvent, Opened, Planned, Stepped
 
-_KNOWN = {kind.__name__: kind for kind in (GroupMean, LeaveOneOut, Returns, RoleBaseline)}
+P = TypeVar("P", Overlong, KL, GAE)
+_KNOWN = {kind.__name__: kind for kind in (GroupMean, LeaveOneOut, RoleBaseline, RewardToGo, TurnMean, GAE)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,8 +128,9 @@ def _batch(event: Planned, coordinator: Coordinator) -> list[str]:
 
 def _step(event: Stepped, coordinator: Coordinator, credit: Credit, priority: Priority | None) -> list[str]:
     names = [source.environment for source in coordinator.schedule.sources]
-    state: Mapping[str, Any] = coordinator.durable[event.policy].get("advantages", {})
-    decided = decide(coordinator.batches[event.policy], credit, state, names, priority)
+    batch, durable = coordinator.batches[event.policy], coordinator.durable[event.policy]
+    measured = unpacked(event.measured, batch)
+    decided = decide(batch, credit, durable, names, priority=priority, measured=measured)
     where = f"step {event.step} of {event.policy!r}"
     found = []
     if decided.digest != event.advantages:
@@ -133,7 +138,7 @@ def _step(event: Stepped, coordinator: Coordinator, credit: Credit, priority: Pr
     for name in sorted(decided.metrics.keys() | event.metrics.keys()):
         if decided.metrics.get(name) != event.metrics.get(name):
             found.append(f"{where}: {name} = {decided.metrics.get(name)!r} instead of {event.metrics.get(name)!r}")
-    if dict(decided.state) != event.durable.get("advantages", {}):
+    if dict(decided.durable) != event.durable:
         found.append(f"{where}: the estimator's state differs")
     if dict(decided.weights) != event.weights:
         found.append(f"{where}: other weights of units that may be used again")
@@ -173,10 +178,17 @@ def _credit(policy: str, described: Mapping[str, Any]) -> Credit:
             f"name the run's file too"
         )
     estimator: Advantages = msgspec.convert(settings, _KNOWN[kind])
-    overlong = described["overlong"]
+    critic = described["critic"]
     return Credit(
         advantages=estimator,
         compare=described["compare"],
         whiten=described["whiten"],
-        overlong=None if overlong is None else Overlong(limit=overlong["limit"], share=overlong["share"]),
+        overlong=_part(described["overlong"], Overlong),
+        kl=_part(described["kl"], KL),
+        returns=None if critic is None else _part(critic["returns"], GAE),
     )
+
+
+def _part(described: Mapping[str, Any] | None, kind: type[P]) -> P | None:
+    """A part of an algorithm from how it is described; None for none."""
+    return None if described is None else msgspec.convert({k: v for k, v in described.items() if k != "is"}, kind)

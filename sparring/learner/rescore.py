@@ -21,6 +21,7 @@ from sparring.errors import SettingError
 from sparring.learner.credit import Credit
 from sparring.learner.described import task_at
 from sparring.learner.history import note_of, read_events
+from sparring.learner.measured import unpacked
 from sparring.learner.replay import credits_of
 from sparring.learner.rescored import Outcome, Rescoring, Row, StepChange, rows_of
 from sparring.learner.run import Episodes, Run
@@ -173,15 +174,21 @@ class _Rescorer:
         if guessed:
             self._guessed.add(event.policy)
         elif event.policy in self._guessed:  # an estimator's state may come from what nobody knows
-            guessed = bool(self._states[event.policy])
+            guessed = bool(self._states[event.policy].get("advantages"))
         names = [source.environment for source in self._coordinator.schedule.sources]
         now = Batch(
             planned=batch.planned,
             units=tuple(self._unit(unit) for unit in batch.units),
             again=tuple(self._unit(unit) for unit in batch.again),
         )
-        decided = decide(now, self._credits[event.policy], self._states.get(event.policy, {}), names)
-        self._states[event.policy] = decided.state
+        decided = decide(
+            now,
+            self._credits[event.policy],
+            self._states.get(event.policy, {}),
+            names,
+            measured=unpacked(event.measured, batch),
+        )
+        self._states[event.policy] = decided.durable
         same = decided.digest == event.advantages
         return StepChange(
             policy=event.policy, step=event.step, advantages="unknown" if guessed else "same" if same else "other"

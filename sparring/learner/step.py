@@ -16,7 +16,9 @@ import numpy as np
 from sparring.arrays import F32, I32
 from sparring.errors import SettingError
 from sparring.learner.advantages import plain_state
-from sparring.learner.credit import Credit, credited
+from sparring.learner.credit import Credit, Played, credited, longest_reply
+from sparring.learner.kl import KL, distance
+from sparring.learner.measured import NOTHING, Measured, all_trajectories
 from sparring.rollout import Batch, Trajectory, Unit
 from sparring.rollout.events import LATE, SET_ASIDE
 
@@ -29,15 +31,17 @@ class Decided:
     """What a replay decides again of a step.
 
     values   f32[A] for each trajectory, those of fresh units first
+    returns  f32[A] what a critic's values are to become; () without a critic
     metrics  deterministic
-    state    the estimator's, after the step
+    durable  the state of the estimator, and what the penalty is multiplied with where that is adapted, after the step
     digest   over all advantages
     weights  {group: weight}, where the draw of units that are used again is weighted
     """
 
     values: tuple[F32, ...]
+    returns: tuple[F32, ...]
     metrics: Mapping[str, float]
-    state: Mapping[str, Any]
+    durable: Mapping[str, Any]
     digest: str
     weights: Mapping[int, float]
 
@@ -45,19 +49,24 @@ class Decided:
 def decide(
     batch: Batch,
     credit: Credit,
-    state: Mapping[str, Any],
+    durable: Mapping[str, Any],
     environments: Sequence[str],
+    *,
     priority: Priority | None = None,
+    measured: Measured = NOTHING,
 ) -> Decided:
-    """`environments` are the names of the run's sources, for estimators that keep a baseline for each.
+    """`durable` is the policy's state before the step. `environments` are the names of the run's sources, for estimators that
+    keep a baseline for each.
 
     Units that are used again are compared with the state after the fresh ones, and do not move it a second time. Raises
     `SettingError` for an estimator, or a `priority`, that returns what it should not.
     """
-    drawn, more = _trajectories(batch.units), _trajectories(batch.again)
+    played = _played(all_trajectories(batch), credit, beta_of(credit.kl, durable), measured)
+    fresh = sum(len(unit.trajectories) for unit in batch.units)
+    drawn, more = [one.trajectory for one in played[:fresh]], [one.trajectory for one in played[fresh:]]
     sources = {unit.group: environments[unit.source] for unit in [*batch.units, *batch.again]}
-    first = credited(drawn, credit, plain_state(credit.advantages, state), sources)
-    later = credited(more, credit, first.state, sources)
+    first = credited(played[:fresh], credit, plain_state(credit.advantages, durable.get("advantages", {})), sources)
+    later = credited(played[fresh:], credit, first.state, sources)
     values = (*first.values, *later.values)
     digest = sha256()
     for row in values:
@@ -66,14 +75,55 @@ def decide(
     if first.spreads:
         metrics["mixed"] = _mean(first.spreads)
     if credit.overlong is not None:
-        metrics["overlong"] = _mean(first.added)
+        metrics["overlong"] = _mean(credit.overlong.reward(longest_reply(one)) for one in drawn)
+    after = {"advantages": plain_state(credit.advantages, first.state)}
+    if credit.kl is not None:
+        metrics |= _reference_metrics(drawn, credit.kl, durable, measured)
+        if credit.kl.target is not None and drawn:
+            after["kl"] = {"coefficient": credit.kl.adapted(metrics["kl_coefficient"], metrics["reference_kl"])}
     return Decided(
         values=values,
+        returns=(*first.returns, *later.returns),
         metrics=metrics | _reused_metrics(batch, more),
-        state=plain_state(credit.advantages, first.state),
+        durable=after,
         digest=digest.hexdigest(),
         weights={} if priority is None else _weights(batch, values, priority),
     )
+
+
+def beta_of(kl: KL | None, durable: Mapping[str, Any]) -> float:
+    """What the penalty is multiplied with in the step after this state; 0 without one."""
+    if kl is None:
+        return 0.0
+    return float(durable["kl"]["coefficient"]) if "kl" in durable else kl.coefficient
+
+
+def _played(drawn: Sequence[Trajectory], credit: Credit, beta: float, measured: Measured) -> list[Played]:
+    """The trajectories with what is added to their rewards."""
+    made: list[Played] = []
+    for index, one in enumerate(drawn):
+        added = 0.0 if credit.overlong is None else credit.overlong.reward(longest_reply(one))
+        penalties: F32 | None = None
+        if credit.kl is not None and credit.kl.into == "reward":
+            penalties = credit.kl.penalties(beta, _sampled(one), measured.reference[index])
+            added += fsum(penalties.tolist())
+        values = measured.values[index] if measured.values else None
+        made.append(Played(trajectory=one, added=added, penalties=penalties, values=values))
+    return made
+
+
+def _sampled(trajectory: Trajectory) -> F32:
+    """The sampler's log-prob of each action token, f32[A]."""
+    return np.concatenate([context.logprobs[context.action_mask] for context in trajectory.contexts])
+
+
+def _reference_metrics(
+    drawn: Sequence[Trajectory], kl: KL, durable: Mapping[str, Any], measured: Measured
+) -> dict[str, float]:
+    """How far the sampler is from the reference, k3 in nats per fresh token, and the coefficient of the step."""
+    rows = [distance(_sampled(one), row, "k3") for one, row in zip(drawn, measured.reference, strict=False)]
+    found = _mean(value for row in rows for value in row.tolist())
+    return {"reference_kl": found, "kl_coefficient": beta_of(kl, durable)}
 
 
 def mean_advantage(unit: Unit, advantage: float) -> float:
@@ -94,10 +144,6 @@ def _weights(batch: Batch, values: Sequence[F32], priority: Priority) -> dict[in
             )
         weights[unit.group] = float(weight)
     return weights
-
-
-def _trajectories(units: Sequence[Unit]) -> list[Trajectory]:
-    return [trajectory for unit in units for trajectory in unit.trajectories]
 
 
 def _metrics(batch: Batch, drawn: Sequence[Trajectory]) -> dict[str, float]:

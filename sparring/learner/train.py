@@ -15,7 +15,7 @@ import anyio.to_thread
 from anyio.abc import TaskStatus
 
 from sparring.agents import Frozen
-from sparring.backend import Backend, TrainingClient
+from sparring.backend import Backend
 from sparring.errors import JournalError, SparringError
 from sparring.learner.checked import Checked, check_capabilities, checked
 from sparring.learner.described import check_code, check_settings, describe
@@ -24,6 +24,7 @@ from sparring.learner.parts import Parts
 from sparring.learner.report import ReportFile
 from sparring.learner.resume import Redone, accepting, bases, fold, needed_versions, redo
 from sparring.learner.run import Run
+from sparring.learner.taught import Taught, taught
 from sparring.learner.tracker import MetricsFile, Watcher
 from sparring.learner.trainer import Trainer
 from sparring.learner.versions import Versions
@@ -56,10 +57,7 @@ async def train_async(
         ready = checked(run)
         async with RunFolder.held(run.path) as folder, run.backend.open(deterministic=run.deterministic) as backend:
             check_capabilities(run, backend)
-            models = {
-                name: await backend.create_model(policy.model, lora=policy.lora, seed=run.seed)
-                for name, policy in run.named_policies.items()
-            }
+            models = {name: await taught(backend, policy, run.seed) for name, policy in run.named_policies.items()}
             segments = store if store is not None else await anyio.to_thread.run_sync(SqliteSegments, folder.journal)
             async with Journal.open(segments) as journal:
                 begun = await _begun(run, ready.schedule, models, journal)
@@ -88,11 +86,13 @@ class _Begun:
     started: Mapping[str, Any] | None
 
 
-async def _begun(run: Run, schedule: Schedule, models: Mapping[str, TrainingClient], journal: Journal) -> _Begun:
+async def _begun(run: Run, schedule: Schedule, models: Mapping[str, Taught], journal: Journal) -> _Begun:
     """Begin the journal with the run's settings, or hold them against those that it begins with, before anything is made of
     the rest."""
-    infos = {name: model.info for name, model in models.items()}
-    renderers = {name: model.renderer.fingerprint for name, model in models.items()}
+    infos = {
+        f"{name}/{part}" if part else name: info for name, one in models.items() for part, info in one.infos.items()
+    }
+    renderers = {name: one.model.renderer.fingerprint for name, one in models.items()}
     described = await anyio.to_thread.run_sync(describe, run, schedule, infos, renderers)
     opened = await anyio.to_thread.run_sync(lambda: next(journal.read(), None))
     if opened is None:
@@ -156,7 +156,7 @@ class _Folded:
 async def _folded(
     run: Run,
     ready: Checked,
-    models: Mapping[str, TrainingClient],
+    models: Mapping[str, Taught],
     journal: Journal,
     folder: RunFolder,
     watchers: Sequence[Watcher],
@@ -178,9 +178,10 @@ async def _folded(
         coordinator=coordinator,
         folder=folder,
         versions={
-            name: Versions(model, keep=run.max_staleness + 1, follow=run.weights == "inflight")
-            for name, model in models.items()
+            name: Versions(one.model, keep=run.max_staleness + 1, follow=run.weights == "inflight")
+            for name, one in models.items()
         },
+        models=models,
         lineups=[[lineup.resolved(s.environment.seats, policies) for lineup in s.lineups] for s in run.sources],
         held_out=ready.held_out,
         held_out_digests=ready.held_out_digests,
@@ -193,7 +194,8 @@ async def _brought_up(parts: Parts, policy: str, base: int, steps: Sequence[Redo
     """The policy's model where the journal stands, with every version that something still plays with."""
     versions, coordinator = parts.versions[policy], parts.coordinator
     needed = needed_versions(parts.run, coordinator, policy)
-    for difference in await redo(parts.run, policy, base, steps, versions, parts.folder, needed=needed):
+    models = parts.models[policy]
+    for difference in await redo(parts.run, policy, base, steps, models, versions, folder=parts.folder, needed=needed):
         noted = Noted(kind="diverged", text=difference)
         await parts.journal.commit(noted)
         await _tell(parts, noted)

@@ -258,7 +258,7 @@ class Trainer:
             ready = monotonic()
             with self._waits.on(f"learner of {policy}", f"the model: step {batch.planned.step}"):
                 stepped = await take_step(
-                    self._run, policy, batch, self._coordinator.durable[policy], self._parts.versions[policy].model
+                    self._run, policy, batch, self._coordinator.durable[policy], self._parts.models[policy]
                 )
             await self._commit(stepped)
             with self._waits.on(f"learner of {policy}", f"the samplers: version {stepped.step + 1}"):
@@ -288,7 +288,7 @@ class Trainer:
         if version not in done:
             with self._waits.on(f"learner of {policy}", f"the model: checkpoint {version}"):
                 path = await anyio.to_thread.run_sync(folder.fresh_checkpoint, policy, version)
-                await self._parts.versions[policy].model.save_state(str(path))
+                await self._parts.models[policy].save(path)
             await self._commit(Checkpointed(policy=policy, step=version))
         waiting = [due for due in due_versions(self._run) if due < version and not self._evaluated(due)]
         oldest = min([version - self._run.max_staleness, *waiting])

@@ -9,8 +9,9 @@ import numpy as np
 from sparring.arrays import F32
 from sparring.backend import Datum
 from sparring.learner import Algorithm, Comparable
+from sparring.learner.measured import NOTHING, Measured
 from sparring.learner.step import Decided, Priority, decide
-from sparring.learner.updates import updates
+from sparring.learner.updates import Laid, updates
 from sparring.rollout import Batch, Context, Trajectory, Unit
 from sparring.rollout.events import Ended, Planned
 
@@ -117,7 +118,8 @@ class Prepared:
 
     @property
     def state(self) -> Mapping[str, Any]:
-        return self.decided.state
+        state: Mapping[str, Any] = self.decided.durable["advantages"]
+        return state
 
     @property
     def digest(self) -> str:
@@ -134,10 +136,13 @@ def prepare(
     state: Mapping[str, Any],
     environments: Sequence[str],
     priority: Priority | None = None,
+    measured: Measured = NOTHING,
 ) -> Prepared:
-    """What a learner would train on."""
-    decided = decide(of, algorithm.credit, state, environments, priority)
-    made = updates(of, decided.values, algorithm.normalization, minibatches=algorithm.minibatches)
+    """What a learner would train on, where `state` is the estimator's."""
+    durable = {"advantages": state}
+    decided = decide(of, algorithm.credit, durable, environments, priority=priority, measured=measured)
+    laid = [Laid(advantages=row) for row in decided.values]
+    made = updates(of, laid, algorithm.normalization, minibatches=algorithm.minibatches)
     return Prepared(
         decided=decided,
         data=tuple(datum for update in made for datum in update.data),

@@ -24,6 +24,7 @@ from sparring.learner.history import history
 from sparring.learner.report import page
 from sparring.learner.run import Policy
 from sparring.learner.take import take_step
+from sparring.learner.taught import Taught
 from sparring.rollout import Batch, Coordinator, Schedule
 from sparring.rollout.events import Acted, AnyEvent, Ended, Opened, Planned, Stepped
 from tests.learner.moods import run_of, sometimes, trained
@@ -158,7 +159,7 @@ def batch() -> Batch:
 
 
 async def stepped(batch: Batch, shift: float) -> dict[str, float]:
-    return dict((await take_step(story_run(2), "policy", batch, {}, Shifted(shift))).engine)
+    return dict((await take_step(story_run(2), "policy", batch, {}, Taught(model=Shifted(shift)))).engine)
 
 
 async def test_the_effective_sample_size_of_each_age_has_its_closed_form(batch: Batch) -> None:

@@ -18,6 +18,7 @@ from sparring.learner.checked import schedule_of
 from sparring.learner.display import settings_lines
 from sparring.learner.replay import compare
 from sparring.learner.take import take_step
+from sparring.learner.taught import Taught
 from sparring.rollout import Batch, Coordinator
 from sparring.rollout.events import AnyEvent, Opened, Planned, Stepped
 from tests.learner.moods import trained
@@ -115,7 +116,7 @@ async def a_batch(run: Run) -> Batch:
 async def test_the_proximal_log_probs_are_those_of_the_weights_that_the_step_began_with(tmp_path: Path) -> None:
     run = spelling(tmp_path, decoupled_ppo(minibatches=2))
     batch, model = await a_batch(run), Watched()
-    stepped = await take_step(run, "policy", batch, {}, model)
+    stepped = await take_step(run, "policy", batch, {}, Taught(model=model))
     kinds = [(kind, steps) for kind, steps, _ in model.calls]
     assert kinds == [("forward", 0), ("backward", 0), ("backward", 1)]
     assert len(model.calls[0][2]) == 16 and [len(data) for _, _, data in model.calls[1:]] == [8, 8]
@@ -130,7 +131,7 @@ async def test_the_proximal_log_probs_are_those_of_the_weights_that_the_step_beg
 async def test_who_does_not_read_them_pays_nothing(tmp_path: Path) -> None:
     run = spelling(tmp_path, PRESETS["grpo"]())
     batch, model = await a_batch(run), Watched()
-    await take_step(run, "policy", batch, {}, model)
+    await take_step(run, "policy", batch, {}, Taught(model=model))
     assert [kind for kind, _, _ in model.calls] == ["backward"]
     assert all(datum.proximal_logprobs is None for datum in model.calls[0][2])
 

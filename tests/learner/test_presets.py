@@ -37,14 +37,15 @@ from sparring import (
     dr_grpo,
     grpo,
     gspo,
+    ppo,
     rae,
     reinforce_pp,
     rloo,
 )
 from sparring.errors import SettingError
-from sparring.learner import PRESETS, GroupMean, LeaveOneOut, Returns, RoleBaseline
+from sparring.learner import GAE, PRESETS, Critic, GroupMean, LeaveOneOut, RewardToGo, RoleBaseline
 from sparring.learner.credit import whitened
-from sparring.learner.updates import updates
+from sparring.learner.updates import Laid, updates
 from sparring.rollout import Batch, Trajectory
 from tests.learner.sets import batch, context, f32, prepare, trajectory
 
@@ -71,19 +72,28 @@ MAX_TOKENS = 6
             },
         ),
         (rloo(), {"advantages": LeaveOneOut(), "loss": ImportanceSampling()}),
-        (reinforce_pp(), {"advantages": Returns(), "loss": PPO(), "whiten": True}),
+        (reinforce_pp(), {"advantages": RewardToGo(), "loss": PPO(), "whiten": True}),
         (reinforce_pp(baseline=True), {"advantages": GroupMean(), "loss": PPO(), "whiten": True}),
         (gspo(), {"advantages": PAPER, "loss": GSPO(), "normalization": SequenceMean()}),
         (cispo(), {"advantages": PAPER, "loss": CISPO()}),
         (dppo(), {"advantages": GroupMean(), "loss": DPPO()}),
         (decoupled_ppo(), {"advantages": GroupMean(), "loss": DecoupledPPO(), "minibatches": 4}),
+        (
+            ppo(),
+            {
+                "advantages": GAE(),
+                "loss": PPO(),
+                "whiten": True,
+                "minibatches": 4,
+                "critic": Critic(returns=GAE(decay=1.0)),
+            },
+        ),
         (rae(), {"advantages": RoleBaseline(decay=0.95), "loss": PPO()}),
     ],
     ids=lambda one: one.name if isinstance(one, Algorithm) else "",
 )
 def test_the_parts(made: Algorithm, parts: Mapping[str, Any]) -> None:
-    plain = Algorithm(name=made.name, advantages=GroupMean(), loss=PPO())
-    assert made == replace(plain, **parts)
+    assert made == Algorithm(name=made.name, **parts)
 
 
 def test_each_is_known_by_its_own_name() -> None:
@@ -429,7 +439,7 @@ def test_long_replies_are_worth_less(length: int, reward: float) -> None:
 
 def test_the_longest_reply_counts_and_the_reward_shown_is_the_environment_s() -> None:
     one, other = trajectory(1, context([3, 10]), context([4])), trajectory(1, context([8, 9]), episode=1)
-    done = prepare(batch(one, other), replace(dapo(), advantages=Returns()).resolved(10), {}, NAMES)
+    done = prepare(batch(one, other), replace(dapo(), advantages=RewardToGo()).resolved(10), {}, NAMES)
     assert [float(row[0]) for row in done.decided.values] == pytest.approx([1 - 1, 1 - 0.5])
     assert done.metrics["reward"] == 1
     assert done.metrics["overlong"] == pytest.approx(-0.75)
@@ -448,7 +458,7 @@ def test_an_overlong_that_cannot_be() -> None:
 @given(of=steps(), count=st.integers(1, 4))
 def test_updates_are_whole_units_each_once_and_divided_by_themselves(of: Batch, count: int) -> None:
     values = prepare(of, grpo(), {}, NAMES).decided.values
-    made = updates(of, values, TokenMean(), minibatches=count)
+    made = updates(of, [Laid(advantages=row) for row in values], TokenMean(), minibatches=count)
     assert len(made) == min(count, len(of.units))
     contexts = [part for unit in of.units for one in unit.trajectories for part in one.contexts]
     assert [datum.tokens for update in made for datum in update.data] == [part.tokens for part in contexts]
