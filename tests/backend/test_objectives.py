@@ -75,7 +75,7 @@ def _evaluated(
 
 
 def _cast(scored: Scored, dtype: torch.dtype) -> Scored:
-    proximal = scored.proximal
+    proximal, other = scored.proximal, scored.reference
     return Scored(
         q=scored.q.to(dtype),
         advantages=scored.advantages.to(dtype),
@@ -84,6 +84,7 @@ def _cast(scored: Scored, dtype: torch.dtype) -> Scored:
         high=scored.high.to(dtype),
         sequence=scored.sequence,
         proximal=None if proximal is None else proximal.to(dtype),
+        reference=None if other is None else other.to(dtype),
     )
 
 
