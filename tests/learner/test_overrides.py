@@ -272,5 +272,7 @@ def test_texts_set_fields_of_what_comes_instead() -> None:
     assert isinstance(found.policies, Policy)
     assert (found.group_size, found.policies.algorithm) == (4, grpo(deviation=True))
     assert override(alone, [("seed", "3")], instead={"group_size": 2, "policies": Policy("m", grpo())}).group_size == 2
-    with pytest.raises(SettingError, match=r"--policies.algorithm.advantages.decay: --policies.algorithm.advantages has"):
+    with pytest.raises(
+        SettingError, match=r"--policies.algorithm.advantages.decay: --policies.algorithm.advantages has"
+    ):
         override(alone, [("policies.algorithm.advantages.decay", "0.5")], instead={"policies": Policy("m", grpo())})
