@@ -69,7 +69,8 @@ class Episodes:
 @dataclass(frozen=True, slots=True)
 class Policy:
     """A model that learns: a folder or hub name, and how. `adam` holds the rest of the optimizer; its learning rate is
-    `learning_rate`, which `lr_schedule` lets fall to nothing over the run's steps (see `rate_at`)."""
+    `learning_rate`, which `lr_schedule` lets fall to nothing over the run's steps (see `rate_at`). With `final_temperature`
+    replies are drawn at a temperature that goes there by equal amounts from that of `sampling` (see `sampling_at`)."""
 
     model: str
     algorithm: Algorithm = field(default_factory=grpo)
@@ -77,6 +78,7 @@ class Policy:
     lr_schedule: LearningRateSchedule = field(default="constant", kw_only=True)
     lora: Lora = field(default=Lora(), kw_only=True)
     sampling: Sampling = field(default=Sampling(), kw_only=True)
+    final_temperature: float | None = field(default=None, kw_only=True)
     adam: Adam = field(default=Adam(), kw_only=True)
     renderer: str = field(default="chat_template", kw_only=True)
     thinking: str = field(default="keep", kw_only=True)
@@ -89,10 +91,7 @@ class Policy:
             if not isinstance(value, kind):
                 example = "grpo()" if kind is Algorithm else f"{kind.__name__}()"
                 raise SettingError(f"{name}={value!r}: must be a sparring.{kind.__name__}, as in {name}={example}")
-        if not (_number(self.learning_rate) and self.learning_rate > 0):
-            raise SettingError(f"learning_rate={self.learning_rate!r}: must be a finite number above 0")
-        if self.lr_schedule not in get_args(LearningRateSchedule):
-            raise SettingError(f"lr_schedule={self.lr_schedule!r}: must be 'constant', 'linear' or 'cosine'")
+        self._check_schedules()
         if self.adam.learning_rate not in (Adam().learning_rate, self.learning_rate):
             raise SettingError(
                 f"adam.learning_rate={self.adam.learning_rate!r}: is not used; set the policy's learning_rate instead"
@@ -106,9 +105,25 @@ class Policy:
         if self.thinking != "keep":
             raise UnsupportedError(f"thinking={self.thinking!r}: only 'keep' is there")
 
+    def _check_schedules(self) -> None:
+        if not (_number(self.learning_rate) and self.learning_rate > 0):
+            raise SettingError(f"learning_rate={self.learning_rate!r}: must be a finite number above 0")
+        if self.lr_schedule not in get_args(LearningRateSchedule):
+            raise SettingError(f"lr_schedule={self.lr_schedule!r}: must be 'constant', 'linear' or 'cosine'")
+        if self.final_temperature is not None and not (_number(self.final_temperature) and self.final_temperature > 0):
+            raise SettingError(f"final_temperature={self.final_temperature!r}: must be None or a finite number above 0")
+
     def resolved(self) -> Policy:
         """With what its algorithm leaves to the sampling. Raises `SettingError` for parts that do not fit together."""
         return replace(self, algorithm=self.algorithm.resolved(self.sampling.max_tokens))
+
+    def sampling_at(self, step: int, steps: int) -> Sampling:
+        """How replies are drawn that are meant for the step that trains version `step`, of `steps` in all: the last step's have
+        the final temperature. The trainer scores each token at the temperature that it was drawn at."""
+        if self.final_temperature is None or steps == 1:
+            return self.sampling
+        done, first = min(step, steps - 1) / (steps - 1), self.sampling.temperature
+        return replace(self.sampling, temperature=first + (self.final_temperature - first) * done)
 
     def rate_at(self, step: int, steps: int) -> float:
         """The learning rate of the step that trains version `step`, of `steps` in all: the whole rate at first, then `linear`

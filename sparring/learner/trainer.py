@@ -62,7 +62,7 @@ class Trainer:
         self._run = parts.run
         self._journal = parts.journal
         self._coordinator = parts.coordinator
-        self._players = Players(parts.run.named_policies, parts.versions)
+        self._players = Players(parts.run.named_policies, parts.versions, parts.run.steps)
         self._slots = Slots(parts.run.max_concurrent)
         self._changed = Signal()
         self._unshown: deque[tuple[int, AnyEvent]] = deque()
@@ -207,7 +207,7 @@ class Trainer:
                 environment=self._run.sources[live.admitted.source].environment,
                 task=task,
                 task_digest=live.admitted.task,
-                agents=self._players.agents(players, live.admitted.pinned),
+                agents=self._players.agents(players, live.admitted.pinned, step=number // self._run.groups_per_step),
                 trained=frozenset(self._coordinator.trained_seats(live.admitted)),
                 seed=self._run.seed,
                 group=number,
@@ -316,7 +316,7 @@ class Trainer:
         """Waits for slots and players."""
         episodes = self._run.named_held_out[name]
         pinned = dict.fromkeys(self._parts.versions, version)
-        agents = self._players.agents(self._parts.held_out[name], pinned, greedy=episodes.greedy)
+        agents = self._players.agents(self._parts.held_out[name], pinned, step=version, greedy=episodes.greedy)
         deadline = None if self._run.deterministic else self._run.episode_deadline
         with self._waits.on(f"evaluation of version {version} on {name!r}", "held-out episodes"):
             done = await evaluate(
