@@ -49,6 +49,26 @@ def unpacked(packed: Mapping[str, bytes], batch: Batch) -> Measured:
     return Measured(reference=rows("reference"), values=rows("values"))
 
 
+def moved(measured: Measured, before: Batch, now: Batch) -> Measured | None:
+    """What was measured of a batch, for the same replies in another: one whose episodes were scored anew. None where that has
+    a trajectory of which nothing was measured."""
+    places = {_key(one): place for place, one in enumerate(all_trajectories(before))}
+    wanted = [places.get(_key(one)) for one in all_trajectories(now)]
+    if measured == NOTHING:
+        return measured
+    if None in wanted:
+        return None
+
+    def rows(several: tuple[F32, ...]) -> tuple[F32, ...]:
+        return tuple(several[place] for place in wanted if place is not None) if several else ()
+
+    return Measured(reference=rows(measured.reference), values=rows(measured.values))
+
+
+def _key(one: Trajectory) -> tuple[int, int, str, str, int]:
+    return one.group, one.episode, one.seat, one.fork, one.action_tokens
+
+
 def all_trajectories(batch: Batch) -> list[Trajectory]:
     """Those of fresh units, then those of units that are used again."""
     return [trajectory for unit in [*batch.units, *batch.again] for trajectory in unit.trajectories]

@@ -21,7 +21,7 @@ from sparring.errors import SettingError
 from sparring.learner.credit import Credit
 from sparring.learner.described import task_at
 from sparring.learner.history import note_of, read_events
-from sparring.learner.measured import unpacked
+from sparring.learner.measured import moved, unpacked
 from sparring.learner.replay import credits_of
 from sparring.learner.rescored import Outcome, Rescoring, Row, StepChange, rows_of
 from sparring.learner.run import Episodes, Run
@@ -181,13 +181,12 @@ class _Rescorer:
             units=tuple(self._unit(unit) for unit in batch.units),
             again=tuple(self._unit(unit) for unit in batch.again),
         )
-        decided = decide(
-            now,
-            self._credits[event.policy],
-            self._states.get(event.policy, {}),
-            names,
-            measured=unpacked(event.measured, batch),
-        )
+        measured = moved(unpacked(event.measured, batch), batch, now)
+        if measured is None:
+            self._guessed.add(event.policy)
+            return StepChange(policy=event.policy, step=event.step, advantages="unknown")
+        state = self._states.get(event.policy, {})
+        decided = decide(now, self._credits[event.policy], state, names, measured=measured)
         self._states[event.policy] = decided.durable
         same = decided.digest == event.advantages
         return StepChange(

@@ -250,6 +250,12 @@ class Run:
                 f"policy {name!r}: minibatches={policy.algorithm.minibatches!r} of {policy.algorithm.name}: a step has "
                 f"groups_per_step={self.groups_per_step!r} units to divide among them; use at most as many"
             )
+        critic = policy.algorithm.critic
+        if critic is not None and critic.pretraining >= self.steps:
+            raise SettingError(
+                f"policy {name!r}: pretraining={critic.pretraining!r} of its critic: in steps={self.steps!r} the policy would "
+                f"never be trained; make it fewer, or the run longer"
+            )
         least = policy.algorithm.advantages.minimum
         if self.group_size < least and "episode" not in compare.values():
             raise SettingError(

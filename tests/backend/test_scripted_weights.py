@@ -73,7 +73,7 @@ async def test_a_critic_s_state_is_saved_and_a_policy_s_refused(tmp_path: Path) 
     await other.load_state(str(tmp_path / "critic"))
     assert await other.digest() == await critic.digest()
     for one, folder in ((other, "policy"), (policy, "critic")):
-        with pytest.raises(SettingError, match="checkpoint .* is of model"):
+        with pytest.raises(SettingError, match=r"checkpoint .* is of model"):
             await one.load_state(str(tmp_path / folder))
 
 

@@ -32,12 +32,12 @@ from sparring.backend import Capabilities, ClippedValue, ForwardOutput, Loss, Va
 from sparring.backend.pending import PendingResult
 from sparring.backend.scripted_weights import ScriptedCritic, ScriptedReference
 from sparring.backend.training import PLAIN
-from sparring.errors import ReplayDiverged, UnsupportedError
+from sparring.errors import ReplayDiverged, SettingError, UnsupportedError
 from sparring.learner import Algorithm, GroupMean, train_async
 from sparring.learner.checked import check_capabilities
 from sparring.learner.continuity import decided_again, exactly_once, unchanged
 from sparring.learner.kl import distance
-from sparring.learner.measured import Measured, unpacked
+from sparring.learner.measured import Measured, moved, unpacked
 from sparring.learner.replay import compare
 from sparring.learner.take import take_step
 from sparring.learner.taught import Taught
@@ -261,7 +261,7 @@ async def test_a_run_that_crashes_again_and_again_goes_on_from_its_critic(tmp_pa
 
 async def test_a_critic_that_is_not_what_it_was_is_found_out(tmp_path: Path) -> None:
     """The planted defect: another critic in the checkpoint that a step is done again from. The policy is as it was."""
-    run = spelling(tmp_path, ppo(minibatches=1, critic=Critic(pretraining=9)), steps=4, evaluate_every=2)
+    run = spelling(tmp_path, ppo(minibatches=1, critic=Critic(pretraining=3)), steps=4, evaluate_every=2)
     kept, commit = MemorySegments(), 0
     while not [event for event in events_of(kept) if isinstance(event, Stepped) and event.step == 2]:
         kept, commit, folder = MemorySegments(), commit + 1, tmp_path / f"{commit}"
@@ -339,6 +339,25 @@ def test_what_a_backend_cannot_do(tmp_path: Path, algorithm: Algorithm, backend:
 def test_groups_of_one_are_enough_for_a_critic(tmp_path: Path) -> None:
     assert spelling(tmp_path, ppo(minibatches=1), group_size=1)
     assert GroupMean().minimum == 2 > GAE().minimum
+
+
+def test_a_policy_that_would_never_be_trained_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        SettingError, match=r"pretraining=3 of its critic: in steps=3 the policy would never be trained"
+    ):
+        spelling(tmp_path, ppo(minibatches=1, critic=Critic(pretraining=3)))
+    assert spelling(tmp_path, ppo(minibatches=1, critic=Critic(pretraining=2)))
+
+
+def test_what_was_measured_follows_the_replies() -> None:
+    """Scored anew, an episode may be missing, or be there for the first time."""
+    one, other, third = (trajectory(0, context([2]), episode=number) for number in range(3))
+    before, measured = batch(one, other), Measured(reference=(f32(1, 2), f32(3, 4)), values=(f32(5, 6), f32(7, 8)))
+    found = moved(measured, before, batch(replace(other, reward=1.0)))
+    assert found is not None
+    assert [row.tolist() for row in (*found.reference, *found.values)] == [[3, 4], [7, 8]]
+    assert moved(measured, before, batch(one, third)) is None
+    assert moved(Measured(), before, batch(third)) == Measured()
 
 
 async def test_a_hole_in_a_schedule_asks_nobody(tmp_path: Path) -> None:
