@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,20 +31,22 @@ async def spell(task: int, only: Seat) -> float:
     return float((await only.ask(f"task {task}")).text < "d")
 
 
-def spelling(folder: Path, algorithm: Algorithm, **settings: object) -> Run:
-    plain = Run(
+def spelling(folder: Path, algorithm: Algorithm, **settings: Any) -> Run:
+    plain: dict[str, Any] = {
+        "steps": 3,
+        "groups_per_step": 4,
+        "group_size": 4,
+        "deterministic": True,
+        "max_refill": 200,
+    }
+    return Run(
         name="spelling",
         train=Episodes(spell, range(50)),
         policies=Policy("model", algorithm),
-        steps=3,
-        groups_per_step=4,
-        group_size=4,
         backend=ScriptedModels(),
-        deterministic=True,
-        max_refill=200,
         folder=folder,
+        **plain | settings,
     )
-    return replace(plain, **settings)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -139,7 +141,7 @@ async def test_who_does_not_read_them_pays_nothing(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------------------------------- refused at start
 
 
-def refused(folder: Path, algorithm: Algorithm, said: str, **settings: object) -> None:
+def refused(folder: Path, algorithm: Algorithm, said: str, **settings: Any) -> None:
     with pytest.raises(SettingError, match=said):
         spelling(folder, algorithm, **settings)
 
