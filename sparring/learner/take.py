@@ -73,8 +73,8 @@ class _Asked:
 
 
 async def _asked(models: Taught, batch: Batch, loss: Loss) -> _Asked:
-    drawn = all_trajectories(batch)
-    if not drawn:
+    drawn, proximal_read = all_trajectories(batch), "proximal_logprobs" in required_fields(loss)
+    if not drawn or (models.reference is None and models.critic is None and not proximal_read):
         return _Asked(measured=NOTHING, proximal=())
     nothing = [Laid(advantages=np.zeros(one.action_tokens, np.float32)) for one in drawn]
     (update,) = updates(batch, nothing, TokenMean())
@@ -86,7 +86,7 @@ async def _asked(models: Taught, batch: Batch, loss: Loss) -> _Asked:
         reference = rows_of((await models.reference.forward(data)).logprobs, drawn)
     if models.critic is not None:
         values = rows_of((await models.critic.forward([ValueDatum.of(datum) for datum in data])).values, drawn)
-    if "proximal_logprobs" in required_fields(loss):
+    if proximal_read:
         proximal = rows_of((await models.model.forward(data, CrossEntropy())).logprobs, drawn)
     return _Asked(measured=Measured(reference=reference, values=values), proximal=proximal)
 
