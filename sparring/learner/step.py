@@ -79,8 +79,9 @@ def decide(
     after = {"advantages": plain_state(credit.advantages, first.state)}
     if credit.kl is not None:
         metrics |= _reference_metrics(drawn, credit.kl, durable, measured)
-        if credit.kl.target is not None and drawn:
-            after["kl"] = {"coefficient": credit.kl.adapted(metrics["kl_coefficient"], metrics["reference_kl"])}
+        if credit.kl.target is not None:
+            beta = metrics["kl_coefficient"]
+            after["kl"] = {"coefficient": credit.kl.adapted(beta, metrics["reference_kl"]) if drawn else beta}
     return Decided(
         values=values,
         returns=(*first.returns, *later.returns),

@@ -39,6 +39,7 @@ from sparring.learner.continuity import decided_again, exactly_once, unchanged
 from sparring.learner.kl import distance
 from sparring.learner.measured import Measured, moved, unpacked
 from sparring.learner.replay import compare
+from sparring.learner.step import decide
 from sparring.learner.take import take_step
 from sparring.learner.taught import Taught
 from sparring.rollout import Batch, MemorySegments
@@ -367,3 +368,10 @@ async def test_a_hole_in_a_schedule_asks_nobody(tmp_path: Path) -> None:
     models = Taught(model=Watched(), critic=critic, reference=reference)
     stepped = await take_step(run, "policy", hole, {}, models)
     assert (critic.data, reference.asked, stepped.engine, stepped.measured) == ([], [], {}, {})
+
+
+def test_a_hole_leaves_an_adapted_coefficient_where_it_is() -> None:
+    """Nothing was measured: it neither moves nor begins anew."""
+    credit = replace(grpo(), kl=replace(IN_LOSS, target=0.01)).credit
+    for before, wanted in (({"kl": {"coefficient": 0.7}}, 0.7), ({}, 0.1)):
+        assert decide(batch(), credit, before, NAMES).durable["kl"] == {"coefficient": wanted}
