@@ -121,7 +121,7 @@ def whitened(rows: Sequence[F32]) -> list[F32]:
 
 def longest_reply(trajectory: Trajectory) -> int:
     """The action tokens of the longest turn."""
-    return int(np.bincount(action_turns(trajectory)).max(initial=0))
+    return max(int(np.bincount(one.turn[one.action_mask]).max(initial=0)) for one in trajectory.contexts)
 
 
 def action_turns(trajectory: Trajectory) -> Int32[I32, " A"]:

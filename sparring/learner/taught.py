@@ -35,7 +35,7 @@ class Taught:
             await self.critic.load_state(str(folder / "critic"))
 
     async def critic_digest(self) -> str:
-        """ "" without a critic."""
+        """Empty without a critic."""
         return "" if self.critic is None else await self.critic.digest()
 
 
