@@ -45,6 +45,7 @@ from sparring import (
 from sparring.errors import SettingError
 from sparring.learner import GAE, PRESETS, Critic, GroupMean, LeaveOneOut, RewardToGo, RoleBaseline
 from sparring.learner.credit import whitened
+from sparring.learner.measured import Measured
 from sparring.learner.updates import Laid, updates
 from sparring.rollout import Batch, Trajectory
 from tests.learner.sets import batch, context, f32, prepare, trajectory
@@ -334,7 +335,9 @@ def test_prompts_and_what_stands_between_turns_change_nothing(name: str, of: Bat
         return replace(one, contexts=tuple(contexts))
 
     drawn = [padded(one) for unit in of.units for one in unit.trajectories]
-    plain, more = prepare(of, algorithm, {}, NAMES), prepare(batch(*drawn), algorithm, {}, NAMES)
+    rng = np.random.default_rng(0)
+    measured = Measured(values=tuple(rng.normal(size=one.action_tokens).astype(np.float32) for one in drawn))
+    plain, more = (prepare(one, algorithm, {}, NAMES, measured=measured) for one in (of, batch(*drawn)))
     assert more.digest == plain.digest
     for one, other in zip(plain.data, more.data, strict=True):
         assert other.advantages[other.mask].tolist() == one.advantages[one.mask].tolist()
