@@ -26,7 +26,9 @@ from sparring.rollout import Coordinator, Schedule
 from sparring.rollout.events import Accepted, Admitted, AnyEvent, Opened, Planned, Stepped
 
 P = TypeVar("P", Overlong, KL, GAE)
-_KNOWN = {kind.__name__: kind for kind in (GroupMean, LeaveOneOut, RoleBaseline, RewardToGo, TurnMean, GAE)}
+_KNOWN: Mapping[str, type[Any]] = {
+    kind.__name__: kind for kind in (GroupMean, LeaveOneOut, RoleBaseline, RewardToGo, TurnMean, GAE)
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

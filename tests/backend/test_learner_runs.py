@@ -66,7 +66,7 @@ async def trained(run: Run) -> list[AnyEvent]:
 async def test_a_run_that_is_cut_off_ends_in_the_same_weights(tiny_llama: Path, tmp_path: Path, name: str) -> None:
     undisturbed = steps_of(await trained(run_of(tiny_llama, tmp_path / "whole", ALGORITHMS[name])))
     run, kept = run_of(tiny_llama, tmp_path / "cut", ALGORITHMS[name]), MemorySegments()
-    left = 3
+    left = 15  # commits of each life
     while not [event for event in events_of(kept) if isinstance(event, Checkpointed) and event.step == 2]:
         with anyio.fail_after(120), suppress(Crash):
             await train_async(run, store=CrashingSegments(kept, left, after=True))

@@ -452,7 +452,7 @@ def test_the_longest_reply_counts_and_the_reward_shown_is_the_environment_s() ->
 def test_an_overlong_that_cannot_be() -> None:
     for wrong in ({"limit": 0}, {"limit": 1.5}, {"share": 0}, {"share": 1.1}, {"share": float("nan")}):
         with pytest.raises(SettingError, match=r"Overlong\((limit|share)="):
-            Overlong(**wrong)  # type: ignore[arg-type]
+            Overlong(**wrong)
     with pytest.raises(SettingError, match=r"no reply is longer than sampling.max_tokens=16; leave the limit out"):
         dapo(overlong=Overlong(limit=17)).resolved(16)
     assert dapo(overlong=Overlong(limit=12)).resolved(16).overlong == Overlong(limit=12)

@@ -16,6 +16,7 @@ import pytest
 from sparring import (
     GAE,
     KL,
+    PPO,
     Critic,
     Datum,
     Regularized,
@@ -209,7 +210,7 @@ async def test_the_reference_is_asked_once_and_read_where_it_belongs(tmp_path: P
     assert len(reference.asked) == 1 and len(reference.asked[0]) == 16
     in_loss = kl.into == "loss"
     beta = 0.7 if kl.target else 0.1
-    assert model.losses == [Regularized(loss=grpo().loss, kl=beta if in_loss else 0.0, entropy=0.01)]
+    assert model.losses == [Regularized(loss=PPO(), kl=beta if in_loss else 0.0, entropy=0.01)]
     for datum in model.calls[0][2]:
         if in_loss:
             assert datum.reference_logprobs is not None
