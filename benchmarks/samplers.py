@@ -23,14 +23,12 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import anyio
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM
 
+from benchmarks._drawing import Generate, draw
 from benchmarks._grpo import grpo_rows
 from benchmarks._rows import Row, Settings, arguments, at_least, at_most, report
 from benchmarks._vllm import vllm_rows
@@ -39,47 +37,12 @@ from sparring.backend import Adam, Datum, ImportanceSampling, Lora, token_mean
 from sparring.backend.local import LocalBackend
 from sparring.backend.local.model import TorchModel
 from sparring.backend.models import resolve_model
-from sparring.backend.sampling import SampledSequence, SamplingClient, SamplingParams
+from sparring.backend.sampling import SamplingClient, SamplingParams
 
 SEQUENCES, PROMPTS, PROMPT_TOKENS, DRAWN, RANK = 64, 8, 45, 64, 16
 SHORTEST, LONGEST = 8, 128
 QUESTIONS = ("What is 7 + 5?", "Name three rivers.", "Why is the sky blue?", "Write a story about a fox.")
 PARITY = {"bfloat16": (0.05, 0.5), "float32": (1e-5, 1e-4)}
-
-
-class Generate:
-    """transformers, as one writes it."""
-
-    def __init__(self, folder: Path, settings: Settings) -> None:
-        self.model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=getattr(torch, settings.dtype)).eval()
-
-    def run(self, prompts: Sequence[I32], tokens: int) -> None:
-        """Draw so many from all prompts in one call."""
-        ids = torch.from_numpy(np.stack(prompts)).long()
-        self.model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=tokens,
-            min_new_tokens=tokens,
-            do_sample=True,
-            top_k=0,
-            pad_token_id=0,
-        )
-
-
-async def draw(
-    client: SamplingClient, prompts: Sequence[I32], params: Sequence[SamplingParams]
-) -> list[SampledSequence]:
-    """One concurrent request for each prompt."""
-    found: list[SampledSequence | None] = [None] * len(prompts)
-
-    async def one(index: int) -> None:
-        (found[index],) = await client.sample(prompts[index], params[index])
-
-    async with anyio.create_task_group() as group:
-        for index in range(len(prompts)):
-            group.start_soon(one, index)
-    return [sample for sample in found if sample is not None]
 
 
 async def speed(client: SamplingClient, generate: Generate, vocabulary: int, rounds: int) -> list[Row]:
@@ -155,7 +118,7 @@ async def parity(client: SamplingClient, prompts: Sequence[I32], dtype: str) -> 
 async def torch_rows(settings: Settings) -> list[Row]:
     """Of the torch sampler."""
     torch.set_num_threads(settings.threads)
-    generate = Generate(resolve_model(settings.model), settings)
+    generate = Generate(resolve_model(settings.model), settings.dtype)
     async with LocalBackend(dtype=settings.dtype, threads=settings.threads) as backend:
         model = await backend.create_model(settings.model, lora=Lora(rank=RANK, alpha=RANK))
         client = await model.sampler()
