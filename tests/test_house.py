@@ -28,6 +28,7 @@ EDGES = {
         "benchmarks/cuda.py",
         "sparring/backend/local/thread.py",
         "sparring/backend/vllm/engine.py",
+        "sparring/learner/called.py",
         "sparring/rollout/culprit.py",
         "sparring/rollout/episode.py",
         "sparring/rollout/retold.py",

@@ -94,17 +94,14 @@ class ScriptedModel(ScriptedWeights):
         super().__init__(model, seed)
         self._reply = reply
         self._published: dict[int, bytes] = {}
-
-    @property
-    def renderer(self) -> Renderer:
-        return ByteRenderer()
+        self.renderer: Renderer = ByteRenderer()
 
     def forward(self, data: Sequence[Datum], loss: Loss, *, entropy: bool = False) -> PendingResult[ForwardOutput]:
         if entropy:
             raise UnsupportedError("entropy=True: the scripted backend has no distribution")
         self.refuse_if_unloaded()
         check_data(data, loss)
-        tokens = sum(int(datum.mask.sum()) for datum in data)
+        tokens = sum(int(np.count_nonzero(datum.mask)) for datum in data)
         metrics = {"loss": 0.0, "tokens": float(tokens)}
         return done("forward", ForwardOutput(logprobs=tuple(datum.logprobs for datum in data), metrics=metrics))
 
@@ -179,7 +176,7 @@ class ScriptedSampler:
         tokens = np.array(whole[: params.max_tokens], np.int32)
         return SampledSequence(
             tokens=tokens,
-            logprobs=np.array([-rng.random() for _ in tokens], np.float32),
+            logprobs=np.array([-rng.random() for _ in range(len(tokens))], np.float32),
             stop="stop" if len(tokens) == len(whole) else "length",
             versions=((self.version, len(tokens)),),
         )

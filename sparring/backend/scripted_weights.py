@@ -35,10 +35,7 @@ class ScriptedWeights:
         self._weights = sha256(f"{model}/{seed}".encode()).digest()
         self._gradient = b""
         self._unloaded = False
-
-    @property
-    def info(self) -> ModelInfo:
-        return scripted_info(self._model)
+        self.info = scripted_info(model)
 
     def optim_step(self, adam: Adam) -> PendingResult[OptimOutput]:
         self.refuse_if_unloaded()
@@ -54,8 +51,11 @@ class ScriptedWeights:
     def save_state(self, name: str) -> PendingResult[str]:
         self.refuse_if_unloaded()
         folder = Path(name)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "weights.json").write_text(json.dumps({"model": self._model, "weights": self._weights.hex()}))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "weights.json").write_text(json.dumps({"model": self._model, "weights": self._weights.hex()}))
+        except OSError as error:
+            raise BackendError(f"{name!r} cannot be written ({error}): make room, or give another folder") from error
         return done("save_state", str(folder))
 
     def load_state(self, path: str, *, optimizer: bool = True) -> PendingResult[None]:
@@ -115,10 +115,7 @@ class ScriptedReference:
     def __init__(self, model: str) -> None:
         self._model = model
         self._unloaded = False
-
-    @property
-    def info(self) -> ModelInfo:
-        return scripted_info(self._model)
+        self.info = scripted_info(model)
 
     def forward(
         self, data: Sequence[Datum], loss: Loss = PLAIN, *, entropy: bool = False

@@ -204,6 +204,8 @@ def _episode_metrics(batch: Batch) -> dict[str, float]:
     }
     if late := sum(ended.fault == LATE for ended in episodes):
         counts["late"] = float(late)
+    if retried := sum(ended.attempt for ended in episodes):
+        counts["retried"] = float(retried)
     return counts | {f"environment/{name}": _mean(values) for name, values in sorted(given.items())}
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
 
+import anyio.lowlevel
 import numpy as np
 
 from sparring.arrays import F32
@@ -43,6 +44,7 @@ async def take_step(run: Run, policy: str, batch: Batch, durable: Mapping[str, A
         loss = algorithm.objective(beta_of(algorithm.kl, durable))
         asked = await _asked(models, batch, loss)
         decided = decide(batch, algorithm.credit, durable, names, priority=priority, measured=asked.measured)
+        await anyio.lowlevel.checkpoint()  # a large batch holds the event loop in parts
         laid = _laid(asked, decided, loss)
         made = updates(batch, laid, algorithm.normalization, minibatches=algorithm.minibatches)
         if made:

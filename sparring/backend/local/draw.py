@@ -124,6 +124,6 @@ def draw(logits: Tensor, shapes: Sequence[Shape], uniform: F32) -> tuple[list[in
 
 def _cumulative(probabilities: Tensor) -> Tensor:
     """Their running sums f32[B, V]; a token without mass has the sum of the one before it, also on a device whose parallel
-    sums are not monotone in the last bit."""
+    sums are not monotone in the last bit. What is no number stays none."""
     sums = probabilities.cumsum(-1)
-    return sums if sums.device.type == "cpu" else torch.where(probabilities > 0, sums, 0).cummax(-1).values
+    return sums if sums.device.type == "cpu" else torch.where(probabilities == 0, 0, sums).cummax(-1).values
