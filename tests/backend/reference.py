@@ -108,8 +108,8 @@ def reference(loss: Loss, datum: Datum, lp: Tensor, soft: Tensor | None = None) 
         for t in places if loss.kl else []:
             assert datum.reference_logprobs is not None
             d = lp[t] - float(datum.reference_logprobs[t])
-            k = d**2 / 2 if loss.estimator == "k2" else torch.exp(-d) - 1 + d
-            total = total + loss.kl * float(datum.weights[t]) * k
+            distance = d.square() / 2 if loss.estimator == "k2" else torch.exp(-d) - 1 + d
+            total = total + loss.kl * float(datum.weights[t]) * distance
         return total
     total = torch.zeros((), dtype=torch.float64)
     for t in places:

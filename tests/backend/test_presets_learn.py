@@ -128,7 +128,8 @@ def _datum(one: Trajectory) -> Datum:
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_bandit_is_solved(name: str) -> None:
     """Three arms that pay 0.2, 0.5 and 0.8, give or take one; and no arm pays for being the first of the episode."""
-    algorithm, table, state = PRESETS[name]().resolved(4), Table(1, 3, seed=1), {}
+    algorithm, table = PRESETS[name]().resolved(4), Table(1, 3, seed=1)
+    state: dict[str, Any] = {}
     for _ in range(40):
         drawn = []
         for number in range(GROUPS * MEMBERS):
@@ -156,7 +157,8 @@ WALKERS = {
 def test_a_walk_whose_first_move_pays_later(name: str) -> None:
     """State 0: left pays 0 and leads to state 1, right pays 0.5 and to state 2. State 1 pays 0 or 2, state 2 pays 0 or 1. The
     optimum, 2, goes left, then by the second action."""
-    algorithm, table, state = WALKERS[name], Table(3, 2, seed=2), {}
+    algorithm, table = WALKERS[name], Table(3, 2, seed=2)
+    state: dict[str, Any] = {}
     for _ in range(80):
         drawn = []
         for number in range(GROUPS * MEMBERS):

@@ -144,7 +144,7 @@ def _entropy(softmax: _Softmax) -> Tensor:
 
 def entropy_slopes(probs: Float[Tensor, "N V"]) -> Float[Tensor, "N V"]:
     """d entropy / d (logits / temperature) = -p (log p + H)."""
-    spread = torch.special.entr(probs)
+    spread: Tensor = torch.special.entr(probs)
     return spread - probs * spread.sum(-1, keepdim=True)
 
 
