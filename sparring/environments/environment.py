@@ -81,7 +81,11 @@ class FunctionEnvironment(Environment[TaskT]):
     headline: str = ""
     gold: Callable[[TaskT], str] | None = None
     resumable: bool = True
-    takes_rng: bool = False
+    random: bool = False
+
+    @property
+    def takes_rng(self) -> bool:
+        return self.random
 
     @property
     def name(self) -> str:
@@ -185,7 +189,7 @@ def environment(
             headline=headline,
             gold=gold,
             resumable=resumable,
-            takes_rng=signature.takes_rng,
+            random=signature.takes_rng,
         )
 
     return made if function is None else made(function)
