@@ -19,7 +19,8 @@ SHAPED := sparring.backend.local.base,sparring.backend.local.head,sparring.backe
 SHAPED := $(SHAPED),sparring.backend.local.lora
 SHAPED := $(SHAPED),sparring.backend.local.norms,sparring.backend.local.objectives,sparring.backend.local.row_attention
 SHAPED := $(SHAPED),sparring.backend.local.measures,sparring.backend.local.readout,sparring.backend.local.scored
-SHAPED := $(SHAPED),sparring.backend.local.value_head,sparring.learner.advantages,sparring.learner.step
+SHAPED := $(SHAPED),sparring.backend.local.value_head,sparring.learner.advantages,sparring.learner.credit
+SHAPED := $(SHAPED),sparring.learner.normalization,sparring.learner.updates,sparring.learner.kl,sparring.learner.by_token
 PYTEST := $(BIN)/python -m pytest --numprocesses=2 --dist=worksteal --jaxtyping-packages=$(SHAPED),beartype.beartype
 
 NEW_ENOUGH = @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11; name another: make PYTHON=python3.11"; exit 1; }
@@ -53,10 +54,19 @@ demo: $(READY)
 	$(call heavy,$(BIN)/sparring demo)
 
 test: $(READY)
+<<<<<<< HEAD
 	$(call heavy,$(PYTEST) -m "not slow and not vllm" --must-run=model)
 
 test-all: $(READY)
 	$(call heavy,$(PYTEST) -m "not vllm" --must-run=model --must-run=slow)
+=======
+	$(call heavy,$(PYTEST) -m "not slow and not vllm and not trl" --must-run=model)
+	$(call heavy,$(CHECK_SHAPES))
+
+test-all: $(BENCH_READY)
+	$(call heavy,$(PYTEST) -m "not vllm" --must-run=model --must-run=slow --must-run=trl)
+	$(call heavy,$(CHECK_SHAPES))
+>>>>>>> algorithms
 
 # vLLM asks for versions of its own, so it has an environment of its own; requirements-vllm.txt says what is left out and why.
 $(VLLM_READY): pyproject.toml requirements-vllm.txt

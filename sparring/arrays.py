@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 I32 = NDArray[np.int32]
 I16 = NDArray[np.int16]
 F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 F = F32

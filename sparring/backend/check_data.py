@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from math import inf
 
 from sparring.backend.datum import OPTIONAL, Datum, ValueDatum
-from sparring.backend.losses import LOSSES, ClippedValue, Loss, read_fields, required_fields
+from sparring.backend.losses import LOSSES, REFERENCE, ClippedValue, Loss, read_fields, required_fields
 from sparring.errors import SettingError, UnsupportedError
 
 
@@ -19,9 +19,10 @@ def check_data(data: Sequence[Datum], loss: Loss) -> None:
         for name in OPTIONAL:
             given = getattr(datum, name) is not None
             if name in required and not given:
+                source = "a reference's `forward`" if name in REFERENCE else "`forward` before the step's first update"
                 raise SettingError(
-                    f"datum {index} has {name}=None, which {type(loss).__name__} reads: take them from `forward` before the "
-                    f"step's first update, with dataclasses.replace(datum, {name}=...)"
+                    f"datum {index} has {name}=None, which {type(loss).__name__} reads: take them from {source}, with "
+                    f"dataclasses.replace(datum, {name}=...)"
                 )
             if given and name not in known:
                 raise SettingError(

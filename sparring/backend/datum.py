@@ -12,9 +12,9 @@ from sparring.arrays import F32, I32, Bools
 from sparring.backend.sampling import SampledSequence
 from sparring.errors import SettingError
 
-PER_TOKEN = ("logprobs", "advantages", "weights", "proximal_logprobs", "clip_low", "clip_high")
+PER_TOKEN = ("logprobs", "advantages", "weights", "proximal_logprobs", "reference_logprobs", "clip_low", "clip_high")
 BOUNDS = {"clip_low": (0.0, 1.0), "clip_high": (1.0, np.inf)}
-OPTIONAL = ("proximal_logprobs", "clip_low", "clip_high", "soft_targets")
+OPTIONAL = ("proximal_logprobs", "reference_logprobs", "clip_low", "clip_high", "soft_targets")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +49,7 @@ class Datum:
     Some losses read more; a loss refuses data with a field that it does not read (see `losses`):
 
     proximal_logprobs    f32[T]  log-prob of each scored token under the weights that the step began with
+    reference_logprobs   f32[T]  log-prob of each scored token under a reference model
     clip_low, clip_high  f32[T]  bounds of the ratio for each scored token, 0 <= low <= 1 <= high
     soft_targets         in place of tokens and weights, for cross-entropy
     """
@@ -60,6 +61,7 @@ class Datum:
     weights: F32
     temperature: float = 1.0
     proximal_logprobs: F32 | None = None
+    reference_logprobs: F32 | None = None
     clip_low: F32 | None = None
     clip_high: F32 | None = None
     soft_targets: SoftTargets | None = None

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Level = Literal["token", "sequence"]
 CLIP_BOUNDS = frozenset({"clip_low", "clip_high"})
 PROXIMAL = frozenset({"proximal_logprobs"})
+REFERENCE = frozenset({"reference_logprobs"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +174,43 @@ class DecoupledPPO:
         _check_cap(self, self.cap, self.level)
 
 
+AdvantageLoss = PolicyLoss | DRO | TruncatedImportanceSampling | Truncated | DecoupledPPO
+"""Every loss of advantages that is a formula here."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Regularized:
+    """The loss + kl * sum w * k(lp - ref) - entropy * sum w * H, ref the log-prob under a reference (arXiv 2402.03300, eq. 3).
+
+    kl         coefficient of the pull to the reference, with k by `estimator` of d = lp - ref: "k2" d^2 / 2, whose gradient is
+               that of KL(trainer || reference) where the sampler is the trainer (arXiv 2510.01555); "k3" exp(-d) - 1 + d, the
+               paper's, whose gradient is that of the other direction (http://joschu.net/blog/kl-approx.html). "k1", d itself,
+               is none: its expected gradient is 0
+    entropy    coefficient of a bonus: H is the exact entropy, in nats, of the distribution that a token is scored with
+
+    Nothing corrects the regularizers for the sampler. Where kl > 0, every datum must have `reference_logprobs`. `w` is the
+    datum's weight (1, or 1 over the divisor that the advantages have).
+    """
+
+    loss: AdvantageLoss
+    kl: float = 0.0
+    estimator: Literal["k2", "k3"] = "k3"
+    entropy: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.loss, AdvantageLoss):
+            raise SettingError(f"Regularized(loss={self.loss!r}): takes a loss that uses advantages, as in PPO()")
+        for name in ("kl", "entropy"):
+            if not 0 <= getattr(self, name) < inf:
+                raise SettingError(f"Regularized({name}={getattr(self, name)!r}): a finite number, at least 0")
+        if self.kl == self.entropy == 0:
+            raise SettingError(f"Regularized(loss={self.loss!r}): kl and entropy are 0; take the loss itself")
+        if self.estimator not in ("k2", "k3"):
+            raise SettingError(
+                f"Regularized(estimator={self.estimator!r}): must be 'k2' or 'k3'; the expected gradient of 'k1' is 0"
+            )
+
+
 class LogprobFunction(Protocol):
     """What `Custom` calls: (data, logprobs) -> (loss, metrics).
 
@@ -206,7 +244,7 @@ class Custom:
         return f"Custom(function={named.__module__}:{named.__qualname__})"
 
 
-Loss = CrossEntropy | PolicyLoss | DRO | TruncatedImportanceSampling | Truncated | DecoupledPPO | Custom
+Loss = CrossEntropy | AdvantageLoss | Regularized | Custom
 LOSSES: tuple[type, ...] = get_args(Loss)
 
 
@@ -235,14 +273,18 @@ def read_fields(loss: Loss) -> frozenset[str]:
             return CLIP_BOUNDS | PROXIMAL
         case Truncated(loss=inner):
             return read_fields(inner) | PROXIMAL
+        case Regularized(loss=inner, kl=kl):
+            return read_fields(inner) | (REFERENCE if kl > 0 else frozenset())
         case Custom():
-            return CLIP_BOUNDS | PROXIMAL
+            return CLIP_BOUNDS | PROXIMAL | REFERENCE
         case _:
             return frozenset()
 
 
 def required_fields(loss: Loss) -> frozenset[str]:
     """Those of them that every datum must have."""
+    if isinstance(loss, Regularized):
+        return required_fields(loss.loss) | (REFERENCE if loss.kl > 0 else frozenset())
     return PROXIMAL if isinstance(loss, Truncated | DecoupledPPO) else frozenset()
 
 
@@ -251,7 +293,7 @@ def clip_thresholds(loss: Loss) -> tuple[float, float]:
     match loss:
         case PPO() | CISPO() | GSPO() | DecoupledPPO():
             return loss.clip_low_threshold, loss.clip_high_threshold
-        case Truncated(loss=inner):
+        case Truncated(loss=inner) | Regularized(loss=inner):
             return clip_thresholds(inner)
         case _:
             return 0.0, inf

@@ -7,10 +7,8 @@ prompt and seed.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import sha256
-from pathlib import Path
 from random import Random
 from typing import Any, Literal, TypeVar
 
@@ -26,23 +24,24 @@ from sparring.backend.losses import LOSSES, Loss
 from sparring.backend.pending import PendingResult
 from sparring.backend.renderer import Renderer
 from sparring.backend.sampling import SampledSequence, SamplingClient, SamplingParams, runs
+from sparring.backend.scripted_weights import (
+    CONTEXT,
+    ScriptedCritic,
+    ScriptedReference,
+    ScriptedWeights,
+    done,
+    read_stored,
+)
 from sparring.backend.training import (
-    Adam,
     Capabilities,
-    CriticClient,
     ForwardOutput,
     Lora,
-    ModelInfo,
-    OptimOutput,
-    ReferenceClient,
 )
 from sparring.errors import BackendError, ContextFull, SettingError, UnsupportedError
 
 T = TypeVar("T")
 ScriptedReply = Callable[[str, Random], str]
 """(the text of the context, a generator) -> the reply."""
-
-_CONTEXT = 1 << 20
 
 
 def babble(prompt: str, rng: Random) -> str:
@@ -67,122 +66,68 @@ class ScriptedBackend:
         return ScriptedModel(model, seed, self._reply)
 
     async def create_from_state(self, path: str, *, model: str | None = None, optimizer: bool = True) -> ScriptedModel:
-        created = ScriptedModel(_read(path)["model"] if model is None else model, 0, self._reply)
+        created = ScriptedModel(read_stored(path)["model"] if model is None else model, 0, self._reply)
         await created.load_state(path, optimizer=optimizer)
         return created
 
-    async def create_critic(self, model: str, *, lora: Lora | None = None, seed: int = 0) -> CriticClient:
-        raise UnsupportedError(f"create_critic({model!r}): the scripted backend has no values; LocalBackend has")
+    async def create_critic(self, model: str, *, lora: Lora | None = None, seed: int = 0) -> ScriptedCritic:
+        return ScriptedCritic(model, seed)
 
-    async def reference(self, model: str) -> ReferenceClient:
-        raise UnsupportedError(f"reference({model!r}): the scripted backend has no distribution; LocalBackend has")
+    async def reference(self, model: str) -> ScriptedReference:
+        return ScriptedReference(model)
 
     def capabilities(self) -> Capabilities:
         kinds = frozenset({"snapshot", "inflight"})
-        return Capabilities(losses=frozenset(LOSSES), kinds=kinds, deterministic=True, logprobs=False)
+        return Capabilities(
+            losses=frozenset(LOSSES), kinds=kinds, deterministic=True, logprobs=False, critics=True, references=True
+        )
 
     def statistics(self) -> Mapping[str, float]:
         """It has no queues: what is asked for is done at once."""
         return {}
 
 
-class ScriptedModel:
+class ScriptedModel(ScriptedWeights):
     """A `TrainingClient` whose operations are done when the call returns."""
 
     def __init__(self, model: str, seed: int, reply: ScriptedReply) -> None:
-        self._model = model
-        self._weights = sha256(f"{model}/{seed}".encode()).digest()
-        self._gradient = b""
+        super().__init__(model, seed)
         self._reply = reply
         self._published: dict[int, bytes] = {}
-        self._unloaded = False
         self.renderer: Renderer = ByteRenderer()
-        self.info = ModelInfo(
-            model=model,
-            parameters=0,
-            trained_parameters=0,
-            context_length=_CONTEXT,
-            dtype="none",
-            fingerprint=sha256(model.encode()).hexdigest(),
-        )
 
     def forward(self, data: Sequence[Datum], loss: Loss, *, entropy: bool = False) -> PendingResult[ForwardOutput]:
         if entropy:
             raise UnsupportedError("entropy=True: the scripted backend has no distribution")
-        self._refuse_if_unloaded()
+        self.refuse_if_unloaded()
         check_data(data, loss)
         tokens = sum(int(np.count_nonzero(datum.mask)) for datum in data)
         metrics = {"loss": 0.0, "tokens": float(tokens)}
-        return _done("forward", ForwardOutput(logprobs=tuple(datum.logprobs for datum in data), metrics=metrics))
+        return done("forward", ForwardOutput(logprobs=tuple(datum.logprobs for datum in data), metrics=metrics))
 
     def forward_backward(
         self, data: Sequence[Datum], loss: Loss, *, entropy: bool = False
     ) -> PendingResult[ForwardOutput]:
         output = self.forward(data, loss, entropy=entropy)
         for datum in data:
-            digest = sha256(self._gradient + repr(loss).encode() + repr(datum.temperature).encode())
-            for array in (datum.tokens, datum.mask, datum.logprobs, datum.advantages, *_optional(datum)):
-                digest.update(array.tobytes())
-            self._gradient = digest.digest()
+            arrays = (datum.tokens, datum.mask, datum.logprobs, datum.advantages, *_optional(datum))
+            self.absorb(repr(loss) + repr(datum.temperature), arrays)
         return output
-
-    def optim_step(self, adam: Adam) -> PendingResult[OptimOutput]:
-        self._refuse_if_unloaded()
-        self._weights = sha256(self._weights + self._gradient + repr(adam).encode()).digest()
-        self._gradient = b""
-        return _done("optim_step", OptimOutput(metrics={"gradient_norm": 0.0}))
-
-    def discard_gradients(self) -> PendingResult[None]:
-        self._refuse_if_unloaded()
-        self._gradient = b""
-        return _done("discard_gradients", None)
-
-    def save_state(self, name: str) -> PendingResult[str]:
-        self._refuse_if_unloaded()
-        folder = Path(name)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "weights.json").write_text(json.dumps({"model": self._model, "weights": self._weights.hex()}))
-        except OSError as error:
-            raise BackendError(f"{name!r} cannot be written ({error}): make room, or give another folder") from error
-        return _done("save_state", str(folder))
-
-    def load_state(self, path: str, *, optimizer: bool = True) -> PendingResult[None]:
-        """The optimizer of this backend has no state: `optimizer` makes no difference."""
-        self._refuse_if_unloaded()
-        stored = _read(path)
-        if stored["model"] != self._model:
-            raise SettingError(f"checkpoint {path!r} is of model {stored['model']!r}, not {self._model!r}")
-        self._weights, self._gradient = bytes.fromhex(stored["weights"]), b""
-        return _done("load_state", None)
 
     def export(self, folder: str, form: Literal["adapter", "merged"] = "adapter") -> PendingResult[str]:
         raise UnsupportedError(f"export({folder!r}): the scripted backend has no weights to export")
 
-    def unload(self) -> PendingResult[None]:
-        self._refuse_if_unloaded()
-        self._unloaded = True
-        return _done("unload", None)
-
-    def _refuse_if_unloaded(self) -> None:
-        if self._unloaded:
-            raise BackendError(f"model {self._model!r} was unloaded; create one from a state that it saved")
-
-    def digest(self) -> PendingResult[str]:
-        self._refuse_if_unloaded()
-        return _done("digest", self._weights.hex())
-
     def publish(self, version: int) -> PendingResult[None]:
-        self._refuse_if_unloaded()
+        self.refuse_if_unloaded()
         if self._published and version < max(self._published):
             raise SettingError(f"publish({version!r}) after version {max(self._published)}: versions never go back")
         self._published[version] = self._weights
-        return _done("publish", None)
+        return done("publish", None)
 
     async def sampler(
         self, kind: Literal["snapshot", "inflight"] = "snapshot", *, version: int | None = None
     ) -> SamplingClient:
-        self._refuse_if_unloaded()
+        self.refuse_if_unloaded()
         if kind == "inflight":
             if version is not None or not self._published:
                 raise SettingError(
@@ -286,8 +231,8 @@ def _checked(prompt: Sequence[int] | I32, params: SamplingParams, *, closed: boo
     ids = np.asarray(prompt, np.int32)
     if len(ids) == 0 or ids.min() < 0 or ids.max() >= VOCABULARY:
         raise SettingError(f"prompt of {len(ids)} tokens: at least one, with ids from 0 to {VOCABULARY - 1}")
-    if len(ids) + params.max_tokens > _CONTEXT:
-        raise ContextFull(f"{len(ids)} tokens and up to {params.max_tokens} more exceed the context of {_CONTEXT}")
+    if len(ids) + params.max_tokens > CONTEXT:
+        raise ContextFull(f"{len(ids)} tokens and up to {params.max_tokens} more exceed the context of {CONTEXT}")
     return ids
 
 
@@ -296,6 +241,7 @@ def _optional(datum: Datum) -> Iterator[NDArray[Any]]:
     soft = datum.soft_targets
     fields = {
         "proximal_logprobs": datum.proximal_logprobs,
+        "reference_logprobs": datum.reference_logprobs,
         "clip_low": datum.clip_low,
         "clip_high": datum.clip_high,
         "soft tokens": None if soft is None else soft.tokens,
@@ -307,24 +253,7 @@ def _optional(datum: Datum) -> Iterator[NDArray[Any]]:
             yield array
 
 
-def _read(path: str) -> dict[str, str]:
-    """`model` and `weights` of a saved state."""
-    try:
-        stored = json.loads((Path(path) / "weights.json").read_text())
-        return {name: str(stored[name]) for name in ("model", "weights")}
-    except OSError as error:
-        raise SettingError(f"checkpoint {path!r}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise SettingError(f"checkpoint {path!r} is damaged ({error!r}); take an earlier one") from error
-
-
 def _up_to_stop(text: str, stop: Sequence[str]) -> str | None:
     """The text up to the end of whichever stop string is complete first; None where there is none."""
     ends = [found + len(one) for one in stop if (found := text.find(one)) >= 0]
     return text[: min(ends)] if ends else None
-
-
-def _done(name: str, value: T) -> PendingResult[T]:
-    pending: PendingResult[T] = PendingResult(name)
-    pending.succeed(value)
-    return pending

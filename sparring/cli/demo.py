@@ -7,7 +7,7 @@ from pathlib import Path
 
 import sparring
 from sparring.cli.load import found
-from sparring.cli.train import add_options, execute, overridden, with_sampler
+from sparring.cli.train import add_options, chosen, execute
 from sparring.cli.usage import Parser, UsageError
 from sparring.learner.run import Run
 
@@ -29,7 +29,7 @@ def command(words: Sequence[str]) -> int:
     parser = Parser("demo", usage="[--steps N] [--seed N] [--deterministic] [--field value ...] [options]", about=ABOUT)
     add_options(parser)
     arguments, rest = parser.parse_known_args(words)
-    return execute(overridden(found(str(recipe()), Run), with_sampler(arguments, rest)), arguments)
+    return execute(chosen(found(str(recipe()), Run), arguments, rest), arguments)
 
 
 def recipe() -> Path:

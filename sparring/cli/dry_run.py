@@ -24,8 +24,10 @@ from sparring.environments import FunctionEnvironment, task_digest
 from sparring.errors import UnsupportedError
 from sparring.learner.checked import schedule_of
 from sparring.learner.described import task_at
+from sparring.learner.measured import Measured
 from sparring.learner.run import Episodes, Run
-from sparring.learner.step import prepare
+from sparring.learner.step import decide
+from sparring.learner.updates import Laid, updates
 from sparring.rollout import Batch, Trajectory, Unit, trajectories
 from sparring.rollout.episode import Episode, EpisodePlan, run_episode
 from sparring.rollout.events import Acted, Affected, Ended, Planned
@@ -182,11 +184,14 @@ def _told(run: Run, policy: str, renderer: Renderer, played: Sequence[tuple[list
     batch = Batch(planned=planned, units=(unit,))
     algorithm = run.named_policies[policy].algorithm
     names = [source.environment.name for source in run.sources]
-    prepared = prepare(batch, algorithm.advantages, algorithm.compare, {}, names)
-    total = unit.action_tokens
-    divided = f"1 / {total} action tokens of this group (in training: of the step)"
-    yield f"  advantages: {algorithm.advantages.name}; weight: {divided}"
-    data, shown = iter(prepared.data), np.zeros(0, np.int32)
+    tokens = tuple(np.zeros(one.action_tokens, np.float32) for one in mine)
+    decided = decide(batch, algorithm.credit, {}, names, measured=Measured(reference=tokens, values=tokens))
+    (update,) = updates(batch, [Laid(advantages=row) for row in decided.values], algorithm.normalization)
+    divisor = algorithm.normalization.divisor
+    yield f"  advantages: {algorithm.advantages.name}; weight: 1 / {divisor} (here the update is this group alone)"
+    if algorithm.critic is not None or algorithm.kl is not None:
+        yield "  no model is asked here: a critic's values, and log-probs under policy and reference, count as 0"
+    data, shown = iter(update.data), np.zeros(0, np.int32)
     for trajectory in mine:
         name = f"{trajectory.seat}/{trajectory.fork}" if trajectory.fork else trajectory.seat
         said = f"reward {trajectory.reward:g}, {trajectory.action_tokens} action tokens"
@@ -195,7 +200,7 @@ def _told(run: Run, policy: str, renderer: Renderer, played: Sequence[tuple[list
             datum = next(data)
             yield from table(datum, renderer, shown)
             shown = datum.tokens[: int(np.argmax(datum.mask))]
-    if not any(datum.advantages.any() for datum in prepared.data):
+    if not any(datum.advantages.any() for datum in update.data):
         yield "\n  every advantage is 0: the rewards that are compared are equal"
 
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
+from typing import get_args
 
+from sparring.backend.losses import Level
 from sparring.cli.load import found
 from sparring.cli.usage import Parser, UsageError, field_pairs
 from sparring.errors import SettingError
 from sparring.learner.display import Display
 from sparring.learner.history import history, last_line, read_events
 from sparring.learner.overrides import override, settable
-from sparring.learner.run import Run
+from sparring.learner.presets import PRESETS, Correction
+from sparring.learner.run import Policy, Run
 from sparring.learner.tracker import Watcher
 from sparring.learner.train import train
 
@@ -28,6 +32,7 @@ Ctrl-C once finishes the step and writes a checkpoint; twice ends at once.
 examples:
   sparring train examples/addition.py
   sparring train examples/addition.py --steps 20 --policies.learning_rate 3e-4 --policies.lora.rank 16
+  sparring train examples/addition.py --algorithm dapo --correction token --name dapo
   sparring train examples/addition.py --train.environment.rounds 3 --backend.threads 2 --deterministic
   sparring train examples/addition.py --dry-run
   sparring train examples/addition.py --wandb offline"""
@@ -45,11 +50,21 @@ def command(words: Sequence[str]) -> int:
         print(listed_fields(found(words[0], Run)))
         return 0
     arguments, rest = parser.parse_known_args(words)
-    return execute(overridden(found(arguments.file, Run), with_sampler(arguments, rest)), arguments)
+    return execute(chosen(found(arguments.file, Run), arguments, rest), arguments)
 
 
 def add_options(parser: Parser) -> None:
-    """The options that are no fields of a run, and the short name of one that is."""
+    """The options that are no fields of a run, and the short names of two that are."""
+    parser.add_argument(
+        "--algorithm",
+        choices=tuple(PRESETS),
+        help="how every policy learns: this preset in place of the file's (what is compared with what stays)",
+    )
+    parser.add_argument(
+        "--correction",
+        choices=get_args(Level),
+        help="with --algorithm: truncated importance sampling for a sampler that is not the trainer, by token or by sequence",
+    )
     parser.add_argument(
         "--sampler",
         choices=("torch", "vllm"),
@@ -71,17 +86,38 @@ def add_options(parser: Parser) -> None:
     )
 
 
-def with_sampler(arguments: Namespace, words: Sequence[str]) -> list[str]:
-    """The `--field value` words, `--sampler` among them under the field's own name."""
-    return [*words, "--backend.sampler", arguments.sampler] if arguments.sampler else list(words)
+def chosen(run: Run, arguments: Namespace, words: Sequence[str]) -> Run:
+    """The run with the options and the `--field value` words applied. Raises `UsageError` for what does not fit."""
+    if arguments.correction and not arguments.algorithm:
+        raise UsageError(
+            f"--correction {arguments.correction}: it belongs to --algorithm; name one of {', '.join(PRESETS)}"
+        )
+    more = ["--backend.sampler", arguments.sampler] if arguments.sampler else []
+    return overridden(run, [*words, *more], instead=_with_algorithm(run, arguments))
 
 
-def overridden(run: Run, words: Sequence[str]) -> Run:
-    """The run with the `--field value` pairs applied. Raises `UsageError` for what does not fit."""
+def overridden(run: Run, words: Sequence[str], *, instead: Mapping[str, object] | None = None) -> Run:
+    """The run with the `--field value` pairs applied, and with the fields of `instead`. Raises `UsageError` for what does not
+    fit."""
     try:
-        return override(run, field_pairs(words))
+        return override(run, field_pairs(words), instead=instead)
     except SettingError as error:
         raise UsageError(str(error)) from error
+
+
+def _with_algorithm(run: Run, arguments: Namespace) -> dict[str, object]:
+    """The run's policies, each with the preset that was named for its algorithm; nothing where none was."""
+    if not arguments.algorithm:
+        return {}
+    preset = PRESETS[arguments.algorithm]
+    correction = Correction(level=arguments.correction) if arguments.correction else None
+
+    def taught(policy: Policy) -> Policy:
+        return replace(policy, algorithm=preset(compare=policy.algorithm.compare, correction=correction))
+
+    if isinstance(run.policies, Policy):
+        return {"policies": taught(run.policies)}
+    return {"policies": {name: taught(policy) for name, policy in run.policies.items()}}
 
 
 def execute(run: Run, arguments: Namespace) -> int:

@@ -1,31 +1,82 @@
 """How data becomes updates: advantages, algorithms, the run and its training loop."""
 
-from sparring.learner.advantages import Advantages, Comparable, GroupMean, RoleBaseline, advantages
-from sparring.learner.algorithm import Algorithm, EqualRewards, grpo, rae
+from sparring.learner.advantages import (
+    Advantages,
+    Comparable,
+    GroupMean,
+    LeaveOneOut,
+    RoleBaseline,
+    advantages,
+)
+from sparring.learner.algorithm import Algorithm, EqualRewards
+from sparring.learner.by_token import GAE, RewardToGo, TurnMean
+from sparring.learner.critic import Critic
 from sparring.learner.export import Exported, export
+from sparring.learner.kl import KL
+from sparring.learner.normalization import Constant, Normalization, SequenceMean, TokenMean
+from sparring.learner.overlong import Overlong
 from sparring.learner.pacing import Drop, Pace
+from sparring.learner.presets import (
+    PRESETS,
+    Correction,
+    cispo,
+    dapo,
+    decoupled_ppo,
+    dppo,
+    dr_grpo,
+    grpo,
+    gspo,
+    ppo,
+    rae,
+    reinforce_pp,
+    reinforce_pp_baseline,
+    rloo,
+)
 from sparring.learner.reuse import Reuse
 from sparring.learner.run import Episodes, Policy, Run
 from sparring.learner.train import train, train_async
 
 __all__ = [
+    "GAE",
+    "KL",
+    "PRESETS",
     "Advantages",
     "Algorithm",
     "Comparable",
+    "Constant",
+    "Correction",
+    "Critic",
     "Drop",
     "Episodes",
     "EqualRewards",
     "Exported",
     "GroupMean",
+    "LeaveOneOut",
+    "Normalization",
+    "Overlong",
     "Pace",
     "Policy",
     "Reuse",
+    "RewardToGo",
     "RoleBaseline",
     "Run",
+    "SequenceMean",
+    "TokenMean",
+    "TurnMean",
     "advantages",
+    "cispo",
+    "dapo",
+    "decoupled_ppo",
+    "dppo",
+    "dr_grpo",
     "export",
     "grpo",
+    "gspo",
+    "ppo",
     "rae",
+    "reinforce_pp",
+    "reinforce_pp_baseline",
+    "rloo",
     "train",
     "train_async",
 ]

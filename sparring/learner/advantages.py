@@ -35,11 +35,13 @@ class Comparable:
     without one also with the seat that it was made of.
 
     environment  its name: other settings of one environment share it
-    rewards      f32[N]     returns
+    rewards      f32[N]     returns, penalties included
     lengths      i32[N]     action tokens
     turn_rewards N x f32[turns]
     turns        N x i32[T] the turn of each action token
     episodes     i32[N]     member numbers within the group
+    penalties    N x f32[T] what is part of the returns, token by token: a penalty for leaving a reference; () without
+    values       N x f32[T] a critic's value of what precedes each action token; () without
     """
 
     environment: str
@@ -50,6 +52,8 @@ class Comparable:
     turn_rewards: tuple[Float32[F32, " _"], ...]
     turns: tuple[Int32[I32, " _"], ...]
     episodes: Int32[I32, " N"]
+    penalties: tuple[Float32[F32, " _"], ...] = ()
+    values: tuple[Float32[F32, " _"], ...] = ()
 
     def __len__(self) -> int:
         return len(self.rewards)
@@ -172,6 +176,26 @@ class RoleBaseline:
             values[index] = reward - baseline
             baseline = self.decay * baseline + (1 - self.decay) * reward
         return values, {**state, key: baseline}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaveOneOut:
+    """A_i = r_i - mean of the other rewards = N / (N - 1) (r_i - mean(r)), over N >= 2 (arXiv 2402.14740, RLOO): each
+    baseline is independent of the trajectory that it is for, so that the gradient is unbiased."""
+
+    @property
+    def name(self) -> str:
+        return "leave-one-out mean"
+
+    @property
+    def minimum(self) -> int:
+        return 2
+
+    def __call__(self, group: Comparable, state: State) -> tuple[Float32[F32, " N"], State]:
+        rewards = group.rewards.astype(np.float64)
+        count = len(rewards)
+        centred = rewards - fsum(rewards) / count
+        return (centred * (count / (count - 1))).astype(np.float32), state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,15 +1,25 @@
-"""Algorithms: an advantage estimator, a loss, and what is compared with what."""
+"""An algorithm as a record of its parts: advantages, loss, what divides, what is compared with what. `presets` makes them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import get_args
+from dataclasses import dataclass, field, replace
+from math import isfinite
+from typing import Literal, get_args
 
-from sparring.backend.losses import PPO, CrossEntropy, Loss, required_fields
+from sparring.backend.losses import AdvantageLoss, CrossEntropy, Loss, Regularized
 from sparring.errors import SettingError
-from sparring.learner.advantages import Advantages, GroupMean, RoleBaseline
+from sparring.learner.advantages import Advantages, GroupMean, LeaveOneOut, RoleBaseline
+from sparring.learner.by_token import GAE, RewardToGo, TurnMean
+from sparring.learner.credit import Credit
+from sparring.learner.critic import Critic
+from sparring.learner.kl import KL
+from sparring.learner.normalization import Normalization, TokenMean
+from sparring.learner.overlong import Overlong
 from sparring.rollout.comparable import Scope
+
+BLIND = (GroupMean, LeaveOneOut, RoleBaseline, RewardToGo, TurnMean)
+"""Estimators that read no values."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,18 +34,37 @@ class EqualRewards:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Algorithm:
-    """How a policy learns.
+    """How a policy learns: pure parts, each of which can be replaced alone, as in `replace(dapo(), filters=())`.
 
-    compare  {seat: "group" (default) or "episode"}: whether the seat's trajectories are compared over the group, or within
-             each episode, where the forks of one label (and, among those without one, the seat itself) are the set
-    filters  which finished units are dropped and played anew with other tasks, as in [EqualRewards()]
+    advantages     the estimator
+    loss           reads them; one that reads `proximal_logprobs` gets those of the weights that the step began with, for one
+                   more forward pass
+    normalization  how tokens are weighed against each other: TokenMean(), SequenceMean() or Constant()
+    compare        {seat: "group" (default) or "episode"}: whether the seat's trajectories are compared over the group, or
+                   within each episode, where the forks of one label (and, among those without one, the seat itself) are the set
+    filters        which finished units are dropped and played anew with other tasks, as in [EqualRewards()]
+    whiten         bring the advantages of each environment, seat and label to mean 0 and deviation 1 over the step's action
+                   tokens, after the estimator (arXiv 2501.03262, REINFORCE++). Seats are never mixed: what one earns by its
+                   place in the game is no advantage over another
+    overlong       Overlong() lowers the reward of long replies before rewards are compared; filters see them as they were
+    minibatches    optimizer steps that a step's units are divided among, in the order of the plan
+    kl             KL(...) holds the policy near a reference, by its reward or by its loss
+    entropy        coefficient of a bonus for the exact entropy, nats per token, weighed as the loss is (arXiv 1602.01783)
+    critic         Critic(...) learns values, for GAE()
     """
 
     name: str
     advantages: Advantages
     loss: Loss
+    normalization: Normalization = TokenMean()
     compare: Mapping[str, Scope] = field(default_factory=dict[str, Scope])
     filters: Sequence[EqualRewards] = ()
+    whiten: bool = False
+    overlong: Overlong | None = None
+    minibatches: int = 1
+    kl: KL | None = None
+    entropy: float = 0.0
+    critic: Critic | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.advantages, type) or not isinstance(self.advantages, Advantages):
@@ -43,16 +72,12 @@ class Algorithm:
                 f"{self.name}(advantages={self.advantages!r}): no estimator; decorate the function with @advantages, "
                 f"or give an object with name, minimum and a call (group, state) -> (advantages, state)"
             )
-        if not isinstance(self.loss, Loss) or isinstance(self.loss, CrossEntropy):
+        if not isinstance(self.loss, Loss) or isinstance(self.loss, CrossEntropy | Regularized):
             raise SettingError(
                 f"{self.name}(loss={self.loss!r}): must be a loss that uses advantages, "
                 f"as in PPO() or ImportanceSampling()"
             )
-        if missing := required_fields(self.loss):
-            raise SettingError(
-                f"{self.name}(loss={self.loss!r}): reads {', '.join(missing)}, which a run does not compute; "
-                f"TruncatedImportanceSampling() corrects for the sampler without"
-            )
+        self._check_parts()
         if not isinstance(self.compare, Mapping):
             raise SettingError(
                 f"{self.name}(compare={self.compare!r}): must be a mapping, as in {{'solver': 'episode'}}"
@@ -65,34 +90,69 @@ class Algorithm:
                 f"{self.name}(filters={self.filters!r}): must be a list of filters, as in [EqualRewards()]"
             )
 
+    def _check_parts(self) -> None:
+        if not isinstance(self.normalization, Normalization):
+            raise SettingError(
+                f"{self.name}(normalization={self.normalization!r}): must be TokenMean(), SequenceMean() or Constant()"
+            )
+        if not isinstance(self.whiten, bool):
+            raise SettingError(f"{self.name}(whiten={self.whiten!r}): must be True or False")
+        if not isinstance(self.overlong, Overlong | None):
+            raise SettingError(f"{self.name}(overlong={self.overlong!r}): must be None or Overlong()")
+        if not isinstance(self.minibatches, int) or isinstance(self.minibatches, bool) or self.minibatches < 1:
+            raise SettingError(f"{self.name}(minibatches={self.minibatches!r}): must be a whole number, at least 1")
+        if not isinstance(self.kl, KL | None):
+            raise SettingError(f"{self.name}(kl={self.kl!r}): must be None or KL(coefficient=...)")
+        if isinstance(self.entropy, bool) or not (
+            isinstance(self.entropy, int | float) and isfinite(self.entropy) and self.entropy >= 0
+        ):
+            raise SettingError(f"{self.name}(entropy={self.entropy!r}): must be a finite number, at least 0")
+        self.objective(1.0 if self.kl is None else self.kl.coefficient)
+        self._check_critic()
 
-def grpo(
-    *,
-    advantages: Advantages | None = None,
-    deviation: bool = False,
-    loss: Loss | None = None,
-    compare: Mapping[str, Scope] | None = None,
-    filters: Sequence[EqualRewards] = (),
-) -> Algorithm:
-    """Group-relative policy optimisation: each trajectory against the mean of its group, PPO's clipped ratio to the
-    sampler.
+    def _check_critic(self) -> None:
+        if not isinstance(self.critic, Critic | None):
+            raise SettingError(f"{self.name}(critic={self.critic!r}): must be None or Critic()")
+        if isinstance(self.advantages, GAE) and self.critic is None:
+            raise SettingError(
+                f"{self.name}(advantages={self.advantages!r}): reads a critic's values, and there is none; use ppo(), or "
+                f"critic=Critic()"
+            )
+        if self.critic is not None and isinstance(self.advantages, BLIND):
+            raise SettingError(
+                f"{self.name}(critic={self.critic!r}): {self.advantages.name} does not read its values; use GAE() for the "
+                f"advantages, or leave out the critic"
+            )
 
-    Differs from the paper (arXiv 2402.03300) by default: no division by the deviation (`deviation=True` brings it
-    back), no KL to a reference, tokens of the whole step weigh equally. `advantages` takes the place of the group mean.
-    """
-    if advantages is not None and deviation:
-        raise SettingError(
-            f"grpo(advantages={advantages!r}, deviation=True): deviation belongs to the group mean; give one of both"
+    @property
+    def credit(self) -> Credit:
+        """What of it decides the advantages."""
+        return Credit(
+            advantages=self.advantages,
+            compare=self.compare,
+            whiten=self.whiten,
+            overlong=self.overlong,
+            kl=self.kl,
+            returns=None if self.critic is None else self.critic.returns,
         )
-    return Algorithm(
-        name="grpo",
-        advantages=GroupMean(deviation=deviation) if advantages is None else advantages,
-        loss=PPO() if loss is None else loss,
-        compare={} if compare is None else compare,
-        filters=filters,
-    )
 
+    def objective(self, beta: float) -> Loss:
+        """The loss of a step, with what pulls it to a reference (by `beta`) and the bonus for entropy."""
+        pull = beta if self.kl is not None and self.kl.into == "loss" else 0.0
+        if pull == 0 and self.entropy == 0:
+            return self.loss
+        if not isinstance(self.loss, AdvantageLoss):
+            raise SettingError(
+                f"{self.name}(loss={self.loss!r}): kl in the loss and entropy are added to a loss of sparring's own; put them "
+                f"into your function, or use KL(into='reward')"
+            )
+        kind: Literal["k2", "k3"] = "k2" if self.kl is not None and self.kl.kind == "k2" else "k3"
+        return Regularized(loss=self.loss, kl=pull, estimator=kind, entropy=self.entropy)
 
-def rae(*, decay: float = 0.95, loss: Loss | None = None) -> Algorithm:
-    """Self-play with a running baseline for each role (arXiv 2506.24119); works with groups of one."""
-    return Algorithm(name="rae", advantages=RoleBaseline(decay=decay), loss=PPO() if loss is None else loss)
+    def resolved(self, max_tokens: int) -> Algorithm:
+        """With what its parts leave to the policy's `max_tokens`. Raises `SettingError` for a part that does not fit it."""
+        return replace(
+            self,
+            normalization=self.normalization.resolved(max_tokens),
+            overlong=None if self.overlong is None else self.overlong.resolved(max_tokens),
+        )

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sparring.agents import Frozen, Player
-from sparring.backend import Backend
+from sparring.backend import Backend, Capabilities
 from sparring.environments import size
 from sparring.errors import SettingError, UnsupportedError
 from sparring.learner.described import digests
 from sparring.learner.pacing import Drop
 from sparring.learner.players import check_players
-from sparring.learner.run import Episodes, Run
+from sparring.learner.run import Episodes, Policy, Run
 from sparring.rollout import Bound, Schedule, Source
 
 
@@ -85,6 +85,7 @@ def check_capabilities(run: Run, backend: Backend) -> None:
     """Raises `UnsupportedError` for what the backend cannot do, `SettingError` for more versions than it can sample from."""
     able = backend.capabilities()
     for name, policy in run.named_policies.items():
+        _check_models(name, policy, able)
         if type(policy.algorithm.loss) not in able.losses:
             known = ", ".join(sorted(loss.__name__ for loss in able.losses))
             raise UnsupportedError(
@@ -101,6 +102,19 @@ def check_capabilities(run: Run, backend: Backend) -> None:
         raise SettingError(
             f"backend.max_loras={able.versions}: this run plays up to {needed} versions at once; set it to {needed}"
         )
+
+
+def _check_models(name: str, policy: Policy, able: Capabilities) -> None:
+    algorithm = policy.algorithm
+    if algorithm.critic is not None and not able.critics:
+        raise UnsupportedError(
+            f"policy {name!r}: {algorithm.critic!r}: this backend has no critics; use an algorithm without, as grpo()"
+        )
+    if algorithm.kl is not None and not able.references:
+        raise UnsupportedError(f"policy {name!r}: {algorithm.kl!r}: this backend has no references; leave out the KL")
+    whole = algorithm.objective(1.0)
+    if type(whole) not in able.losses:
+        raise UnsupportedError(f"policy {name!r}: {whole!r} is not computed by this backend; leave out KL and entropy")
 
 
 def versions_at_once(run: Run) -> int:

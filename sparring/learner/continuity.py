@@ -21,6 +21,7 @@ from sparring.learner.replay import compare
 from sparring.learner.resume import fold, redo
 from sparring.learner.run import Run
 from sparring.learner.take import due_versions
+from sparring.learner.taught import taught
 from sparring.learner.versions import Versions
 from sparring.rollout import Coordinator
 from sparring.rollout.events import (
@@ -98,9 +99,9 @@ async def trained_again(run: Run) -> Verdict:
     wrong: list[str] = []
     async with run.backend.open(deterministic=run.deterministic) as backend:
         for name, policy in run.named_policies.items():
-            model = await backend.create_model(policy.model, lora=policy.lora, seed=run.seed)
-            versions = Versions(model, keep=run.max_staleness + 1)
-            wrong += await redo(run, name, 0, steps[name], versions, RunFolder(run.path), needed=())
+            models = await taught(backend, policy, run.seed)
+            versions = Versions(models.model, keep=run.max_staleness + 1)
+            wrong += await redo(run, name, 0, steps[name], models, versions, folder=RunFolder(run.path), needed=())
     figure = f"{sum(map(len, steps.values()))} steps of {len(steps)} policies"
     return Verdict(name="trained again from the journal", figure=figure, wrong=tuple(wrong))
 

@@ -20,7 +20,7 @@ from sparring.backend import ModelInfo
 from sparring.environments import Environment, size, task_digest
 from sparring.environments.source import closed_over, source_digests
 from sparring.errors import RunChanged, SettingError
-from sparring.learner.run import Episodes, Run
+from sparring.learner.run import Episodes, Policy, Run
 from sparring.rollout import Schedule
 
 _PACKAGES = ("sparring", "torch", "transformers", "peft", "vllm", "numpy")
@@ -43,7 +43,7 @@ def describe(
         f"held_out/{name}": episodes for name, episodes in run.named_held_out.items()
     }
     return {
-        "settings": settings | {"policies": {name: plain(policy) for name, policy in run.named_policies.items()}},
+        "settings": settings | {"policies": {name: _policy(policy) for name, policy in run.named_policies.items()}},
         "schedule": msgspec.to_builtins(schedule),
         "episodes": {name: described_episodes(source) for name, source in sources.items()},
         "models": {name: plain(info) for name, info in models.items()},
@@ -60,6 +60,12 @@ def describe(
         | code_fingerprints(run),
         "packages": {name: found for name in _PACKAGES if (found := _installed(name))},
     }
+
+
+def _policy(policy: Policy) -> dict[str, Any]:
+    """Its settings, and what its losses are divided by, in words."""
+    described: dict[str, Any] = plain(policy)
+    return described | {"loss_divided_by": policy.algorithm.normalization.divisor}
 
 
 def described_episodes(episodes: Episodes) -> dict[str, Any]:

@@ -228,7 +228,7 @@ def _policy_line(name: str, policy: Mapping[str, Any], model: Mapping[str, Any])
     rest = {key: value for key, value in policy.items() if key not in ("is", "model", "adam")}
     rest["adam"] = {key: value for key, value in policy["adam"].items() if key != "learning_rate"}
     facts = {key: model[key] for key in ("dtype", "parameters", "trained_parameters", "context_length") if key in model}
-    return f"{name}: model={policy['model']} {_pairs(facts)} {_pairs(rest)} loss_divided_by=action_tokens_of_the_step"
+    return f"{name}: model={policy['model']} {_pairs(facts)} {_pairs(rest)}"
 
 
 def _episodes_line(name: str, episodes: Mapping[str, Any]) -> str:

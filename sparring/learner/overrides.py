@@ -20,6 +20,7 @@ from sparring.errors import SettingError
 from sparring.learner.run import Episodes
 
 V = TypeVar("V")
+_AS_IT_IS: Mapping[str, object] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,15 +36,23 @@ class Place:
         return _type_name(self.type)
 
 
-def override(value: V, settings: Sequence[tuple[str, str]], *, prefix: str = "--") -> V:
+def override(
+    value: V, settings: Sequence[tuple[str, str]], *, prefix: str = "--", instead: Mapping[str, object] | None = None
+) -> V:
     """`value` with the named fields set to what the texts say, all at once, so that fields which only fit together do.
 
-    `prefix` stands before names in messages. Raises `SettingError` for an unknown or doubled name, a text that does not fit
+    `instead` are fields of `value` itself that become other objects, in which texts can set fields too. `prefix` stands before
+    names in messages. Raises `SettingError` for an unknown or doubled name, a text that does not fit
     its field's type, or a value that the dataclass itself refuses.
     """
     tree: dict[str, Any] = {}
+    replaced = {} if instead is None else instead
     for name, text in settings:
-        _check_name(value, name, text, prefix)
+        part, _, rest = name.partition(".")
+        if part in replaced and rest:
+            _check_name(replaced[part], rest, text, f"{prefix}{part}.")
+        else:
+            _check_name(value, name, text, prefix)
         node = tree
         *path, leaf = name.split(".")
         for part in path:
@@ -51,7 +60,7 @@ def override(value: V, settings: Sequence[tuple[str, str]], *, prefix: str = "--
         if leaf in node:
             raise SettingError(f"{prefix}{name} is given twice: {node[leaf]!r} and {text!r}")
         node[leaf] = text
-    rebuilt: V = _rebuilt(value, tree, "", prefix)
+    rebuilt: V = _rebuilt(value, tree, "", prefix, replaced)
     return rebuilt
 
 
@@ -122,10 +131,12 @@ def _nearest(value: object, name: str, siblings: Sequence[str], walked: str, pre
     return f"it has {', '.join(siblings) or 'no settings'}"
 
 
-def _rebuilt(value: Any, tree: Mapping[str, Any], name: str, prefix: str) -> Any:
+def _rebuilt(
+    value: Any, tree: Mapping[str, Any], name: str, prefix: str, instead: Mapping[str, object] = _AS_IT_IS
+) -> Any:
     """`value` with the changes of `tree` below it, made from the leaves up: each object is made once."""
-    members = {key: (type_, held) for key, type_, held in _members(value)}
-    changes: dict[str, Any] = {}
+    members = {key: (type_, instead.get(key, held)) for key, type_, held in _members(value)}
+    changes: dict[str, Any] = dict(instead)
     for part, change in tree.items():
         type_, held = members[part]
         dotted = f"{name}.{part}" if name else part

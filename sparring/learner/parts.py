@@ -10,6 +10,7 @@ from sparring.backend import Backend
 from sparring.learner.folder import RunFolder
 from sparring.learner.resume import Snapshots
 from sparring.learner.run import Run
+from sparring.learner.taught import Taught
 from sparring.learner.tracker import Watcher
 from sparring.learner.versions import Versions
 from sparring.rollout import Coordinator, Journal
@@ -18,7 +19,8 @@ from sparring.rollout.culprit import Page
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """What a trainer works with. `lineups[source][lineup]` are the players of every seat."""
+    """What a trainer works with. `lineups[source][lineup]` are the players of every seat; `models` learn, `versions` are
+    played."""
 
     run: Run
     backend: Backend
@@ -27,6 +29,7 @@ class Parts:
     snapshots: Snapshots
     folder: RunFolder
     versions: Mapping[str, Versions]
+    models: Mapping[str, Taught]
     lineups: Sequence[Sequence[Mapping[str, Player]]]
     held_out: Mapping[str, Mapping[str, Player]]
     held_out_digests: frozenset[str]

@@ -30,25 +30,27 @@ def check_players(players: Mapping[str, Player], where: str) -> None:
 class Players:
     """The run's policies as players."""
 
-    def __init__(self, policies: Mapping[str, Policy], versions: Mapping[str, Versions]) -> None:
+    def __init__(self, policies: Mapping[str, Policy], versions: Mapping[str, Versions], steps: int) -> None:
         self._policies = policies
         self._versions = versions
+        self._steps = steps
 
     def agents(
-        self, players: Mapping[str, Player], pinned: Mapping[str, int], *, greedy: bool = False
+        self, players: Mapping[str, Player], pinned: Mapping[str, int], *, step: int, greedy: bool = False
     ) -> dict[str, Agent]:
-        """One agent for each seat. A policy plays with its pinned version, else with the newest at each action."""
-        return {seat: self._agent(seat, player, pinned, greedy) for seat, player in players.items()}
+        """One agent for each seat. A policy plays with its pinned version, else with the newest at each action, as it samples
+        for the step that is given."""
+        return {seat: self._agent(seat, player, pinned, step, greedy) for seat, player in players.items()}
 
-    def _agent(self, seat: str, player: Player, pinned: Mapping[str, int], greedy: bool) -> Agent:
+    def _agent(self, seat: str, player: Player, pinned: Mapping[str, int], step: int, greedy: bool) -> Agent:
         if isinstance(player, Frozen):
-            return self._policy(player.policy, player.version, greedy)
+            return self._policy(player.policy, player.version, step, greedy)
         if isinstance(player, str):
-            return self._policy(player, pinned.get(player), greedy)
+            return self._policy(player, pinned.get(player), step, greedy)
         return agent_of(seat, player)
 
-    def _policy(self, name: str, version: int | None, greedy: bool) -> PolicyAgent:
-        sampling = self._policies[name].sampling
+    def _policy(self, name: str, version: int | None, step: int, greedy: bool) -> PolicyAgent:
+        sampling = self._policies[name].sampling_at(step, self._steps)
         model = self._versions[name].model
         return PolicyAgent(
             self._versions[name].player(version),

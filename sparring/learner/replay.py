@@ -9,24 +9,28 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from sparring.errors import SettingError
-from sparring.learner.advantages import Advantages, GroupMean, RoleBaseline
+from sparring.learner.advantages import Advantages, GroupMean, LeaveOneOut, RoleBaseline
+from sparring.learner.by_token import GAE, RewardToGo, TurnMean
+from sparring.learner.credit import Credit
 from sparring.learner.history import note_of, read_events, read_snapshots
+from sparring.learner.kl import KL
+from sparring.learner.measured import unpacked
+from sparring.learner.overlong import Overlong
 from sparring.learner.run import Run
 from sparring.learner.snapshot_check import SnapshotCheck
-from sparring.learner.step import Priority, mean_advantage, prepare
+from sparring.learner.step import Priority, decide, mean_advantage
 from sparring.rollout import Coordinator, Schedule
-from sparring.rollout.comparable import Scope
 from sparring.rollout.events import Accepted, Admitted, AnyEvent, Ended, Opened, Planned, Retried, Stepped
 
-_KNOWN: Mapping[str, type[GroupMean | RoleBaseline]] = {"GroupMean": GroupMean, "RoleBaseline": RoleBaseline}
-
-Credit = tuple[Advantages, Mapping[str, Scope]]
-"""What of an algorithm decides the advantages: the estimator, and what is compared with what."""
+P = TypeVar("P", Overlong, KL, GAE)
+_KNOWN: Mapping[str, type[Any]] = {
+    kind.__name__: kind for kind in (GroupMean, LeaveOneOut, RoleBaseline, RewardToGo, TurnMean, GAE)
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,18 +150,19 @@ def _fault(event: Ended | Retried, coordinator: Coordinator) -> list[str]:
 
 def _step(event: Stepped, coordinator: Coordinator, credit: Credit, priority: Priority | None) -> list[str]:
     names = [source.environment for source in coordinator.schedule.sources]
-    state: Mapping[str, Any] = coordinator.durable[event.policy].get("advantages", {})
-    prepared = prepare(coordinator.batches[event.policy], *credit, state, names, priority)
+    batch, durable = coordinator.batches[event.policy], coordinator.durable[event.policy]
+    measured = unpacked(event.measured, batch)
+    decided = decide(batch, credit, durable, names, priority=priority, measured=measured)
     where = f"step {event.step} of {event.policy!r}"
     found = []
-    if prepared.digest != event.advantages:
-        found.append(f"{where}: other advantages ({prepared.digest[:12]} instead of {event.advantages[:12]})")
-    for name in sorted(prepared.metrics.keys() | event.metrics.keys()):
-        if prepared.metrics.get(name) != event.metrics.get(name):
-            found.append(f"{where}: {name} = {prepared.metrics.get(name)!r} instead of {event.metrics.get(name)!r}")
-    if dict(prepared.state) != event.durable.get("advantages", {}):
+    if decided.digest != event.advantages:
+        found.append(f"{where}: other advantages ({decided.digest[:12]} instead of {event.advantages[:12]})")
+    for name in sorted(decided.metrics.keys() | event.metrics.keys()):
+        if decided.metrics.get(name) != event.metrics.get(name):
+            found.append(f"{where}: {name} = {decided.metrics.get(name)!r} instead of {event.metrics.get(name)!r}")
+    if dict(decided.durable) != event.durable:
         found.append(f"{where}: the estimator's state differs")
-    if dict(prepared.weights) != event.weights:
+    if dict(decided.weights) != event.weights:
         found.append(f"{where}: other weights of units that may be used again")
     return found
 
@@ -172,7 +177,7 @@ def credits_of(policies: Mapping[str, Any], run: Run | None) -> dict[str, Credit
             f"run {run.name!r} has the policies {sorted(algorithms)}, the journal those of {sorted(policies)}: "
             f"name the file that the run was started with"
         )
-    return {name: (algorithm.advantages, algorithm.compare) for name, algorithm in algorithms.items()}
+    return {name: algorithm.credit for name, algorithm in algorithms.items()}
 
 
 def _priority(described: Mapping[str, Any] | None, run: Run | None) -> Priority | None:
@@ -195,4 +200,17 @@ def _credit(policy: str, described: Mapping[str, Any]) -> Credit:
             f"name the run's file too"
         )
     estimator: Advantages = msgspec.convert(settings, _KNOWN[kind])
-    return estimator, described["compare"]
+    critic = described["critic"]
+    return Credit(
+        advantages=estimator,
+        compare=described["compare"],
+        whiten=described["whiten"],
+        overlong=_part(described["overlong"], Overlong),
+        kl=_part(described["kl"], KL),
+        returns=None if critic is None else _part(critic["returns"], GAE),
+    )
+
+
+def _part(described: Mapping[str, Any] | None, kind: type[P]) -> P | None:
+    """A part of an algorithm from how it is described; None for none."""
+    return None if described is None else msgspec.convert({k: v for k, v in described.items() if k != "is"}, kind)

@@ -18,12 +18,14 @@ import msgspec
 
 from sparring.environments import task_digest
 from sparring.errors import SettingError
+from sparring.learner.credit import Credit
 from sparring.learner.described import task_at
 from sparring.learner.history import note_of, read_events
-from sparring.learner.replay import Credit, credits_of
+from sparring.learner.measured import moved, unpacked
+from sparring.learner.replay import credits_of
 from sparring.learner.rescored import Outcome, Rescoring, Row, StepChange, rows_of
 from sparring.learner.run import Episodes, Run
-from sparring.learner.step import prepare
+from sparring.learner.step import decide
 from sparring.rollout import Batch, Coordinator, Schedule, Trajectory, Unit
 from sparring.rollout.again import Again, Stage, again
 from sparring.rollout.events import Accepted, Admitted, AnyEvent, Opened, Stepped
@@ -173,16 +175,21 @@ class _Rescorer:
         if guessed:
             self._guessed.add(event.policy)
         elif event.policy in self._guessed:  # an estimator's state may come from what nobody knows
-            guessed = bool(self._states[event.policy])
+            guessed = bool(self._states[event.policy].get("advantages"))
         names = [source.environment for source in self._coordinator.schedule.sources]
         now = Batch(
             planned=batch.planned,
             units=tuple(self._unit(unit) for unit in batch.units),
             again=tuple(self._unit(unit) for unit in batch.again),
         )
-        prepared = prepare(now, *self._credits[event.policy], self._states.get(event.policy, {}), names)
-        self._states[event.policy] = prepared.state
-        same = prepared.digest == event.advantages
+        measured = moved(unpacked(event.measured, batch), batch, now)
+        if measured is None:
+            self._guessed.add(event.policy)
+            return StepChange(policy=event.policy, step=event.step, advantages="unknown")
+        state = self._states.get(event.policy, {})
+        decided = decide(now, self._credits[event.policy], state, names, measured=measured)
+        self._states[event.policy] = decided.durable
+        same = decided.digest == event.advantages
         return StepChange(
             policy=event.policy, step=event.step, advantages="unknown" if guessed else "same" if same else "other"
         )

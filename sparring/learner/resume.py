@@ -20,6 +20,7 @@ from sparring.learner.lines import Lines
 from sparring.learner.run import Run
 from sparring.learner.snapshots import RunState, needed, readable
 from sparring.learner.take import due_versions, take_step
+from sparring.learner.taught import Taught
 from sparring.learner.versions import Versions
 from sparring.rollout import Batch, Coordinator, Journal, Schedule
 from sparring.rollout.events import CHANGED, Accepted, AnyEvent, Checkpointed, Restarted, Stepped
@@ -192,13 +193,14 @@ async def redo(
     policy: str,
     base: int,
     steps: Sequence[Redone],
+    models: Taught,
     versions: Versions,
-    folder: RunFolder,
     *,
+    folder: RunFolder,
     needed: Collection[int],
     moved: Callable[[], None] = lambda: None,
 ) -> list[str]:
-    """Bring the policy's model to where the journal stands, installing the versions that may still be played with: the
+    """Bring the policy's models to where the journal stands, installing the versions that may still be played with: the
     newest `max_staleness + 1`, and those that something `needed` waits for. `moved` is called after each step.
 
     A redone step that ends in other weights than the journaled one is a `ReplayDiverged` in a deterministic run; in any other
@@ -207,16 +209,18 @@ async def redo(
     """
     await versions.install(0)
     if base > 0:
-        await versions.model.load_state(str(folder.checkpoint(policy, base)))
+        await models.load(folder.checkpoint(policy, base))
         await versions.install(base)
     newest = base + len(steps)
     differences: list[str] = []
     for redone in steps:
-        again = await take_step(run, policy, redone.batch, redone.state, versions.model)
-        if again.digest != redone.stepped.digest or again.advantages != redone.stepped.advantages:
+        again, then = await take_step(run, policy, redone.batch, redone.state, models), redone.stepped
+        if (again.digest, again.critic, again.advantages) != (then.digest, then.critic, then.advantages):
+            one, other = (again.digest, then.digest) if again.digest != then.digest else (again.critic, then.critic)
+            whose = "weights" if again.digest != then.digest else "weights of its critic"
             difference = (
-                f"step {redone.stepped.step} of {policy!r}, done again from the journal, ended in other weights "
-                f"({again.digest[:12]} instead of {redone.stepped.digest[:12]}): the machine, its threads or a package changed"
+                f"step {then.step} of {policy!r}, done again from the journal, ended in other {whose} "
+                f"({one[:12]} instead of {other[:12]}): the machine, its threads or a package changed"
             )
             if run.deterministic:
                 raise ReplayDiverged(f"{difference}; go back to what it was, or start the run anew under another name")

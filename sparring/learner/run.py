@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from math import cos, isfinite, pi
 from pathlib import Path
@@ -13,8 +13,9 @@ from sparring.agents import Lineup, Sampling
 from sparring.backend import Adam, BackendChoice, Local, Lora
 from sparring.environments import Environment, Tasks, size
 from sparring.errors import SettingError, UnsupportedError
-from sparring.learner.algorithm import Algorithm, grpo
+from sparring.learner.algorithm import Algorithm
 from sparring.learner.pacing import Pace, Pacing, check_pacing
+from sparring.learner.presets import grpo
 from sparring.learner.reuse import Reuse, check_reuse
 from sparring.rollout import Curriculum, Faults
 
@@ -73,7 +74,8 @@ class Episodes:
 @dataclass(frozen=True, slots=True)
 class Policy:
     """A model that learns: a folder or hub name, and how. `adam` holds the rest of the optimizer; its learning rate is
-    `learning_rate`, which `lr_schedule` lets fall to nothing over the run's steps (see `rate_at`)."""
+    `learning_rate`, which `lr_schedule` lets fall to nothing over the run's steps (see `rate_at`). With `final_temperature`
+    replies are drawn at a temperature that goes there by equal amounts from that of `sampling` (see `sampling_at`)."""
 
     model: str
     algorithm: Algorithm = field(default_factory=grpo)
@@ -81,6 +83,7 @@ class Policy:
     lr_schedule: LearningRateSchedule = field(default="constant", kw_only=True)
     lora: Lora = field(default=Lora(), kw_only=True)
     sampling: Sampling = field(default=Sampling(), kw_only=True)
+    final_temperature: float | None = field(default=None, kw_only=True)
     adam: Adam = field(default=Adam(), kw_only=True)
     renderer: str = field(default="chat_template", kw_only=True)
     thinking: str = field(default="keep", kw_only=True)
@@ -93,10 +96,7 @@ class Policy:
             if not isinstance(value, kind):
                 example = "grpo()" if kind is Algorithm else f"{kind.__name__}()"
                 raise SettingError(f"{name}={value!r}: must be a sparring.{kind.__name__}, as in {name}={example}")
-        if not (_number(self.learning_rate) and self.learning_rate > 0):
-            raise SettingError(f"learning_rate={self.learning_rate!r}: must be a finite number above 0")
-        if self.lr_schedule not in get_args(LearningRateSchedule):
-            raise SettingError(f"lr_schedule={self.lr_schedule!r}: must be 'constant', 'linear' or 'cosine'")
+        self._check_schedules()
         if self.adam.learning_rate not in (Adam().learning_rate, self.learning_rate):
             raise SettingError(
                 f"adam.learning_rate={self.adam.learning_rate!r}: is not used; set the policy's learning_rate instead"
@@ -109,6 +109,26 @@ class Policy:
             raise UnsupportedError(f"renderer={self.renderer!r}: only 'chat_template' is there")
         if self.thinking != "keep":
             raise UnsupportedError(f"thinking={self.thinking!r}: only 'keep' is there")
+
+    def _check_schedules(self) -> None:
+        if not (_number(self.learning_rate) and self.learning_rate > 0):
+            raise SettingError(f"learning_rate={self.learning_rate!r}: must be a finite number above 0")
+        if self.lr_schedule not in get_args(LearningRateSchedule):
+            raise SettingError(f"lr_schedule={self.lr_schedule!r}: must be 'constant', 'linear' or 'cosine'")
+        if self.final_temperature is not None and not (_number(self.final_temperature) and self.final_temperature > 0):
+            raise SettingError(f"final_temperature={self.final_temperature!r}: must be None or a finite number above 0")
+
+    def resolved(self) -> Policy:
+        """With what its algorithm leaves to the sampling. Raises `SettingError` for parts that do not fit together."""
+        return replace(self, algorithm=self.algorithm.resolved(self.sampling.max_tokens))
+
+    def sampling_at(self, step: int, steps: int) -> Sampling:
+        """How replies are drawn that are meant for the step that trains version `step`, of `steps` in all: the last step's have
+        the final temperature. The trainer scores each token at the temperature that it was drawn at."""
+        if self.final_temperature is None or steps == 1:
+            return self.sampling
+        done, first = min(step, steps - 1) / (steps - 1), self.sampling.temperature
+        return replace(self.sampling, temperature=first + (self.final_temperature - first) * done)
 
     def rate_at(self, step: int, steps: int) -> float:
         """The learning rate of the step that trains version `step`, of `steps` in all: the whole rate at first, then `linear`
@@ -231,6 +251,17 @@ class Run:
                 raise SettingError(
                     f"policy {name!r}: compare={{{seat!r}: ...}} names no seat of the training environments; {meant}"
                 )
+        if policy.algorithm.minibatches > self.groups_per_step:
+            raise SettingError(
+                f"policy {name!r}: minibatches={policy.algorithm.minibatches!r} of {policy.algorithm.name}: a step has "
+                f"groups_per_step={self.groups_per_step!r} units to divide among them; use at most as many"
+            )
+        critic = policy.algorithm.critic
+        if critic is not None and critic.pretraining >= self.steps:
+            raise SettingError(
+                f"policy {name!r}: pretraining={critic.pretraining!r} of its critic: in steps={self.steps!r} the policy would "
+                f"never be trained; make it fewer, or the run longer"
+            )
         least = policy.algorithm.advantages.minimum
         if self.group_size < least and "episode" not in compare.values():
             raise SettingError(
@@ -249,7 +280,9 @@ class Run:
 
     @property
     def named_policies(self) -> Mapping[str, Policy]:
-        return {DEFAULT_POLICY: self.policies} if isinstance(self.policies, Policy) else self.policies
+        """Every policy by its name, `resolved()`."""
+        named = {DEFAULT_POLICY: self.policies} if isinstance(self.policies, Policy) else self.policies
+        return {name: policy.resolved() for name, policy in named.items()}
 
     @property
     def named_held_out(self) -> Mapping[str, Episodes]:

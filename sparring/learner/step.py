@@ -1,8 +1,6 @@
-"""From the units of a planned step to training examples: comparable sets, advantages, the division, and what is known
-so far.
+"""What is decided of a planned step before it is trained: its advantages, and what is known so far.
 
-Pure: a replay computes the same from the journal. Letters: `N` trajectories that are compared, `T` tokens of a context,
-`A` action tokens of a trajectory or context.
+Pure: a replay computes the same from the journal. Letter: `A` action tokens of a trajectory.
 """
 
 from __future__ import annotations
@@ -14,15 +12,14 @@ from math import fsum, isfinite
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int32
-from numpy.typing import NDArray
 
 from sparring.arrays import F32, I32
-from sparring.backend import Datum
 from sparring.errors import SettingError
-from sparring.learner.advantages import Advantages, Comparable, estimate, plain_state
-from sparring.rollout import Batch, Context, Trajectory, Unit
-from sparring.rollout.comparable import Scope, comparable_sets
+from sparring.learner.advantages import plain_state
+from sparring.learner.credit import Credit, Played, credited, longest_reply
+from sparring.learner.kl import KL, distance
+from sparring.learner.measured import NOTHING, Measured, all_trajectories
+from sparring.rollout import Batch, Trajectory, Unit
 from sparring.rollout.events import LATE, SET_ASIDE
 
 Priority = Callable[[Unit, float], float]
@@ -30,98 +27,109 @@ Priority = Callable[[Unit, float], float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """A step's examples, ready for `forward_backward`: advantages are divided by the action tokens of all judged
-    trajectories drawn for the step, those with advantage 0 and those used again included.
+class Decided:
+    """What a replay decides again of a step.
 
-    data     the examples of the fresh units, `again` those of the units that are used again
+    values   f32[A] for each trajectory, those of fresh units first
+    returns  f32[A] what a critic's values are to become; () without a critic
     metrics  deterministic
-    state    the estimator's, after the step
+    durable  the state of the estimator, and what the penalty is multiplied with where that is adapted, after the step
     digest   over all advantages
     weights  {group: weight}, where the draw of units that are used again is weighted
     """
 
-    data: tuple[Datum, ...]
-    again: tuple[Datum, ...]
+    values: tuple[F32, ...]
+    returns: tuple[F32, ...]
     metrics: Mapping[str, float]
-    state: Mapping[str, Any]
+    durable: Mapping[str, Any]
     digest: str
     weights: Mapping[int, float]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Credited:
-    """Advantages of drawn trajectories: one row of f32[A] for each, the estimator's next state, and for each set of more
-    than one whether its rewards differ; `uncompared` sets were too small."""
-
-    values: tuple[F32, ...]
-    state: Mapping[str, Any]
-    spreads: tuple[bool, ...]
-    uncompared: int
-
-
-def prepare(
+def decide(
     batch: Batch,
-    estimator: Advantages,
-    compare: Mapping[str, Scope],
-    state: Mapping[str, Any],
+    credit: Credit,
+    durable: Mapping[str, Any],
     environments: Sequence[str],
+    *,
     priority: Priority | None = None,
-) -> Prepared:
-    """`environments` are the names of the run's sources, for estimators that keep a baseline for each.
+    measured: Measured = NOTHING,
+) -> Decided:
+    """`durable` is the policy's state before the step. `environments` are the names of the run's sources, for estimators that
+    keep a baseline for each.
 
     Units that are used again are compared with the state after the fresh ones, and do not move it a second time. Raises
     `SettingError` for an estimator, or a `priority`, that returns what it should not.
     """
-    drawn = [trajectory for unit in batch.units for trajectory in unit.trajectories]
-    more = [trajectory for unit in batch.again for trajectory in unit.trajectories]
-    tokens = sum(trajectory.action_tokens for trajectory in [*drawn, *more])
+    played = _played(all_trajectories(batch), credit, beta_of(credit.kl, durable), measured)
+    fresh = sum(len(unit.trajectories) for unit in batch.units)
+    drawn, more = [one.trajectory for one in played[:fresh]], [one.trajectory for one in played[fresh:]]
     sources = {unit.group: environments[unit.source] for unit in [*batch.units, *batch.again]}
-    first = _credited(drawn, estimator, compare, plain_state(estimator, state), sources)
-    later = _credited(more, estimator, compare, first.state, sources)
+    first = credited(played[:fresh], credit, plain_state(credit.advantages, durable.get("advantages", {})), sources)
+    later = credited(played[fresh:], credit, first.state, sources)
+    values = (*first.values, *later.values)
     digest = sha256()
-    for row in [*first.values, *later.values]:
+    for row in values:
         digest.update(row.astype("<f4").tobytes())
     metrics = _metrics(batch, drawn) | {"uncompared": float(first.uncompared)}
     if first.spreads:
         metrics["mixed"] = _mean(first.spreads)
-    return Prepared(
-        data=tuple(datum for one, row in zip(drawn, first.values, strict=True) for datum in _data(one, row, tokens)),
-        again=tuple(datum for one, row in zip(more, later.values, strict=True) for datum in _data(one, row, tokens)),
+    if credit.overlong is not None:
+        metrics["overlong"] = _mean(credit.overlong.reward(longest_reply(one)) for one in drawn)
+    after = {"advantages": plain_state(credit.advantages, first.state)}
+    if credit.kl is not None:
+        metrics |= _reference_metrics(drawn, credit.kl, durable, measured)
+        if credit.kl.target is not None:
+            beta = metrics["kl_coefficient"]
+            after["kl"] = {"coefficient": credit.kl.adapted(beta, metrics["reference_kl"]) if drawn else beta}
+    return Decided(
+        values=values,
+        returns=(*first.returns, *later.returns),
         metrics=metrics | _reused_metrics(batch, more),
-        state=plain_state(estimator, first.state),
+        durable=after,
         digest=digest.hexdigest(),
-        weights={} if priority is None else _weights(batch, [*first.values, *later.values], priority),
+        weights={} if priority is None else _weights(batch, values, priority),
     )
+
+
+def beta_of(kl: KL | None, durable: Mapping[str, Any]) -> float:
+    """What the penalty is multiplied with in the step after this state; 0 without one."""
+    if kl is None:
+        return 0.0
+    return float(durable["kl"]["coefficient"]) if "kl" in durable else kl.coefficient
+
+
+def _played(drawn: Sequence[Trajectory], credit: Credit, beta: float, measured: Measured) -> list[Played]:
+    """The trajectories with what is added to their rewards."""
+    made: list[Played] = []
+    for index, one in enumerate(drawn):
+        added = 0.0 if credit.overlong is None else credit.overlong.reward(longest_reply(one))
+        penalties: F32 | None = None
+        if credit.kl is not None and credit.kl.into == "reward":
+            penalties = credit.kl.penalties(beta, _sampled(one), measured.reference[index])
+            added += fsum(penalties.tolist())
+        values = measured.values[index] if measured.values else None
+        made.append(Played(trajectory=one, added=added, penalties=penalties, values=values))
+    return made
+
+
+def _sampled(trajectory: Trajectory) -> F32:
+    """The sampler's log-prob of each action token, f32[A]."""
+    return np.concatenate([context.logprobs[context.action_mask] for context in trajectory.contexts])
+
+
+def _reference_metrics(
+    drawn: Sequence[Trajectory], kl: KL, durable: Mapping[str, Any], measured: Measured
+) -> dict[str, float]:
+    """How far the sampler is from the reference, k3 in nats per fresh token, and the coefficient of the step."""
+    rows = [distance(_sampled(one), row, "k3") for one, row in zip(drawn, measured.reference, strict=False)]
+    found = _mean(value for row in rows for value in row.tolist())
+    return {"reference_kl": found, "kl_coefficient": beta_of(kl, durable)}
 
 
 def mean_advantage(unit: Unit, advantage: float) -> float:
     """The `Priority` that is |advantage| itself."""
     return advantage
-
-
-def _credited(
-    drawn: Sequence[Trajectory],
-    estimator: Advantages,
-    compare: Mapping[str, Scope],
-    state: Mapping[str, Any],
-    sources: Mapping[int, str],
-) -> _Credited:
-    values = [np.zeros(trajectory.action_tokens, np.float32) for trajectory in drawn]
-    spreads: list[bool] = []
-    uncompared = 0
-    for members in comparable_sets(drawn, compare):
-        if len(members) < estimator.minimum:
-            uncompared += 1
-            continue
-        group = _comparable([drawn[index] for index in members], sources[drawn[members[0]].group])
-        checked = estimate(estimator, group, state)
-        state = checked.state
-        for index, row in zip(members, checked.values, strict=True):
-            values[index] = row
-        if len(members) > 1:
-            spreads.append(bool(group.rewards.min() < group.rewards.max()))
-    return _Credited(values=tuple(values), state=state, spreads=tuple(spreads), uncompared=uncompared)
 
 
 def _weights(batch: Batch, values: Sequence[F32], priority: Priority) -> dict[int, float]:
@@ -137,56 +145,6 @@ def _weights(batch: Batch, values: Sequence[F32], priority: Priority) -> dict[in
             )
         weights[unit.group] = float(weight)
     return weights
-
-
-def _comparable(chosen: Sequence[Trajectory], environment: str) -> Comparable:
-    return Comparable(
-        environment=environment,
-        seat=chosen[0].seat,
-        label=chosen[0].label,
-        rewards=_read_only(np.array([trajectory.reward for trajectory in chosen], np.float32)),
-        lengths=_read_only(np.array([trajectory.action_tokens for trajectory in chosen], np.int32)),
-        turn_rewards=tuple(_read_only(trajectory.turn_rewards) for trajectory in chosen),
-        turns=tuple(_read_only(_action_turns(trajectory)) for trajectory in chosen),
-        episodes=_read_only(np.array([trajectory.episode for trajectory in chosen], np.int32)),
-    )
-
-
-def _read_only(array: NDArray[Any]) -> NDArray[Any]:
-    """The array, for reading: an estimator that computes in place would change what is logged, and what others read."""
-    view = array.view()
-    view.flags.writeable = False
-    return view
-
-
-def _action_turns(trajectory: Trajectory) -> Int32[I32, " A"]:
-    turns = [context.turn[context.action_mask] for context in trajectory.contexts]
-    return np.concatenate(turns).astype(np.int32)
-
-
-def _data(trajectory: Trajectory, values: Float32[F32, " A"], tokens: int) -> list[Datum]:
-    """One example for each context; the trajectory's values are laid over its action tokens in order."""
-    data: list[Datum] = []
-    start = 0
-    for context in trajectory.contexts:
-        end = start + context.action_tokens
-        data.append(_datum(context, values[start:end], tokens))
-        start = end
-    return data
-
-
-def _datum(context: Context, values: Float32[F32, " A"], tokens: int) -> Datum:
-    scale = np.float32(1 / tokens)
-    advantages = np.zeros(len(context.tokens), np.float32)
-    advantages[context.action_mask] = values * scale
-    return Datum(
-        tokens=context.tokens,
-        mask=context.action_mask,
-        logprobs=context.logprobs,
-        advantages=advantages,
-        weights=context.action_mask.astype(np.float32) * scale,
-        temperature=context.temperature,
-    )
 
 
 def _metrics(batch: Batch, drawn: Sequence[Trajectory]) -> dict[str, float]:

@@ -18,7 +18,7 @@ import anyio.to_thread
 from anyio.abc import TaskStatus
 
 from sparring.agents import Frozen
-from sparring.backend import Backend, TrainingClient
+from sparring.backend import Backend
 from sparring.errors import JournalError, SparringError
 from sparring.learner.called import called
 from sparring.learner.checked import Checked, check_capabilities, checked
@@ -29,6 +29,7 @@ from sparring.learner.report import ReportFile
 from sparring.learner.resume import Redone, accepting, folded, needed_versions, redo
 from sparring.learner.run import Run
 from sparring.learner.stall import never_still
+from sparring.learner.taught import Taught, taught
 from sparring.learner.tracker import MetricsFile, Watcher
 from sparring.learner.trainer import Trainer
 from sparring.learner.versions import Versions
@@ -84,16 +85,16 @@ async def train_async(
             return trainer.complete
 
 
-async def _created(run: Run, backend: Backend) -> dict[str, TrainingClient]:
-    """The model of each policy. Waits for the backend, which may download one."""
-    models: dict[str, TrainingClient] = {}
+async def _created(run: Run, backend: Backend) -> dict[str, Taught]:
+    """The models of each policy. Waits for the backend, which may download one."""
+    models: dict[str, Taught] = {}
     for name, policy in run.named_policies.items():
         late = (
             f"model {policy.model!r} of {name!r} was not there after {run.stall_deadline} s, and its backend does nothing: "
             f"if it needs longer (a download), raise stall_deadline"
         )
         async with never_still(run.stall_deadline, lambda: dict(backend.statistics()), partial(str, late)):
-            models[name] = await backend.create_model(policy.model, lora=policy.lora, seed=run.seed)
+            models[name] = await taught(backend, policy, run.seed)
     return models
 
 
@@ -105,11 +106,13 @@ class _Begun:
     started: Mapping[str, Any] | None
 
 
-async def _begun(run: Run, schedule: Schedule, models: Mapping[str, TrainingClient], journal: Journal) -> _Begun:
+async def _begun(run: Run, schedule: Schedule, models: Mapping[str, Taught], journal: Journal) -> _Begun:
     """Begin the journal with the run's settings, or hold them against those that it begins with, before anything is made of
     the rest."""
-    infos = {name: model.info for name, model in models.items()}
-    renderers = {name: model.renderer.fingerprint for name, model in models.items()}
+    infos = {
+        f"{name}/{part}" if part else name: info for name, one in models.items() for part, info in one.infos.items()
+    }
+    renderers = {name: one.model.renderer.fingerprint for name, one in models.items()}
     described = await anyio.to_thread.run_sync(describe, run, schedule, infos, renderers)
     opened = await anyio.to_thread.run_sync(lambda: next(journal.read(), None))
     if opened is None:
@@ -173,7 +176,7 @@ class _Ready:
 async def _ready(
     run: Run,
     ready: Checked,
-    models: Mapping[str, TrainingClient],
+    models: Mapping[str, Taught],
     journal: Journal,
     folder: RunFolder,
     watchers: Sequence[Watcher],
@@ -195,9 +198,10 @@ async def _ready(
         snapshots=found.snapshots,
         folder=folder,
         versions={
-            name: Versions(model, keep=run.max_staleness + 1, follow=run.weights == "inflight")
-            for name, model in models.items()
+            name: Versions(one.model, keep=run.max_staleness + 1, follow=run.weights == "inflight")
+            for name, one in models.items()
         },
+        models=models,
         lineups=[[lineup.resolved(s.environment.seats, policies) for lineup in s.lineups] for s in run.sources],
         held_out=ready.held_out,
         held_out_digests=ready.held_out_digests,
@@ -210,7 +214,8 @@ async def _brought_up(parts: Parts, policy: str, base: int, steps: Sequence[Redo
     """The policy's model where the journal stands, with every version that something still plays with."""
     versions, coordinator = parts.versions[policy], parts.coordinator
     needed = needed_versions(parts.run, coordinator, policy)
-    again = partial(redo, parts.run, policy, base, steps, versions, parts.folder, needed=needed)
+    models = parts.models[policy]
+    again = partial(redo, parts.run, policy, base, steps, models, versions, folder=parts.folder, needed=needed)
     for difference in await _watched(parts, policy, base, again):
         noted = Noted(kind="diverged", text=difference)
         await parts.journal.commit(noted)

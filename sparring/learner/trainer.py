@@ -65,7 +65,7 @@ class Trainer:
         self._run = parts.run
         self._journal = parts.journal
         self._coordinator = parts.coordinator
-        self._players = Players(parts.run.named_policies, parts.versions)
+        self._players = Players(parts.run.named_policies, parts.versions, parts.run.steps)
         self._slots = Slots(parts.run.max_concurrent)
         self._changed = Signal()
         self._episodes: dict[tuple[int, int], Episode] = {}
@@ -223,7 +223,7 @@ class Trainer:
                 environment=self._run.sources[live.admitted.source].environment,
                 task=task,
                 task_digest=live.admitted.task,
-                agents=self._players.agents(players, live.admitted.pinned),
+                agents=self._players.agents(players, live.admitted.pinned, step=number // self._run.groups_per_step),
                 trained=frozenset(self._coordinator.trained_seats(live.admitted)),
                 seed=self._run.seed,
                 group=number,
@@ -289,7 +289,7 @@ class Trainer:
             ready = monotonic()
             with self._waits.on(f"learner of {policy}", f"the model: step {batch.planned.step}"):
                 stepped = await take_step(
-                    self._run, policy, batch, self._coordinator.durable[policy], self._parts.versions[policy].model
+                    self._run, policy, batch, self._coordinator.durable[policy], self._parts.models[policy]
                 )
             await self._commit(stepped)
             with self._waits.on(f"learner of {policy}", f"the samplers: version {stepped.step + 1}"):
@@ -319,7 +319,7 @@ class Trainer:
         if version not in done:
             with self._waits.on(f"learner of {policy}", f"the model: checkpoint {version}"):
                 path = await anyio.to_thread.run_sync(folder.fresh_checkpoint, policy, version)
-                await self._parts.versions[policy].model.save_state(str(path))
+                await self._parts.models[policy].save(path)
             await self._commit(Checkpointed(policy=policy, step=version))
         waiting = [due for due in due_versions(self._run) if due < version and not self._evaluated(due)]
         oldest = min([version - self._run.max_staleness, *waiting])
@@ -347,7 +347,7 @@ class Trainer:
         """Waits for slots and players."""
         episodes = self._run.named_held_out[name]
         pinned = dict.fromkeys(self._parts.versions, version)
-        agents = self._players.agents(self._parts.held_out[name], pinned, greedy=episodes.greedy)
+        agents = self._players.agents(self._parts.held_out[name], pinned, step=version, greedy=episodes.greedy)
         deadline = None if self._run.deterministic else self._run.episode_deadline
         with self._waits.on(f"evaluation of version {version} on {name!r}", "held-out episodes"):
             done = await evaluate(

@@ -210,6 +210,8 @@ class Stepped(Event, frozen=True, kw_only=True, tag="stepped"):
     advantages  sha256 over the advantages, likewise
     engine      what the backend measured: equal where the backend is deterministic
     weights     {group: its weight in the draw of units that are used again}, where that draw is weighted
+    critic      digest of the critic's weights; "" without one
+    measured    what other models said of the batch before the step, f32 for each action token (see `learner.measured`)
     """
 
     policy: str
@@ -220,6 +222,8 @@ class Stepped(Event, frozen=True, kw_only=True, tag="stepped"):
     engine: dict[str, float]
     durable: dict[str, Any]
     weights: dict[int, float] = {}
+    critic: str = ""
+    measured: dict[str, bytes] = {}
 
 
 class Installed(Event, frozen=True, kw_only=True, tag="installed"):

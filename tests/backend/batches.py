@@ -14,7 +14,7 @@ from sparring.backend.local.model import TorchModel
 from sparring.backend.local.sampler import TorchSampler
 from sparring.backend.local.snapshots import WeightsFollower
 from sparring.backend.local.trainer import Trainer
-from sparring.backend.losses import Loss
+from sparring.backend.losses import Loss, Regularized
 from sparring.backend.training import Lora
 from tests.backend.reference import reference
 
@@ -138,6 +138,9 @@ def plain_loss(model: TorchModel, data: Sequence[Datum], loss: Loss) -> tuple[to
             if datum.soft_targets is not None:
                 soft = scores.gather(1, torch.from_numpy(datum.soft_targets.tokens).long())
             value = reference(loss, datum, lp, soft)
+            if isinstance(loss, Regularized):
+                entropies = -(scores.exp() * scores).sum(-1)
+                value = value - loss.entropy * (torch.from_numpy(datum.weights) * entropies)[datum.mask].sum()
             if value.requires_grad:  # not where every token is clipped
                 value.backward()
         logprobs.append(np.where(datum.mask, lp.detach().numpy(), 0).astype(np.float32))

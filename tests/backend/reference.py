@@ -23,6 +23,7 @@ from sparring.backend.losses import (
     ImportanceSampling,
     Loss,
     PolicyLoss,
+    Regularized,
     Truncated,
     TruncatedImportanceSampling,
     read_fields,
@@ -44,6 +45,11 @@ TOKEN_LOSSES: list[Loss] = [
     DecoupledPPO(),
     DecoupledPPO(cap=1.2),
 ]
+REGULARIZED: list[Loss] = [
+    Regularized(loss=PPO(), kl=0.3),
+    Regularized(loss=CISPO(), kl=0.3, estimator="k2"),
+    Regularized(loss=DecoupledPPO(cap=1.5, level="sequence"), kl=0.1),
+]
 SEQUENCE_LOSSES: list[Loss] = [
     GSPO(),
     GSPO(clip_low_threshold=0.8, clip_high_threshold=1.1),
@@ -53,7 +59,12 @@ SEQUENCE_LOSSES: list[Loss] = [
     DecoupledPPO(cap=1.5, level="sequence"),
 ]
 POLICY_LOSSES = TOKEN_LOSSES + SEQUENCE_LOSSES
-ALL_LOSSES: list[Loss] = [CrossEntropy(), *POLICY_LOSSES]
+ALL_LOSSES: list[Loss] = [CrossEntropy(), *POLICY_LOSSES, *REGULARIZED]
+WITH_ENTROPY: list[Loss] = [
+    Regularized(loss=PPO(), entropy=0.3),
+    Regularized(loss=GSPO(), kl=0.2, estimator="k2", entropy=0.1),
+]
+"""What log-probs alone do not tell: for whole models."""
 
 
 def at_sampler(data: Sequence[Datum], logprobs: Sequence[np.ndarray], spread: float, seed: int = 0) -> list[Datum]:
@@ -76,6 +87,8 @@ def _with_fields(datum: Datum, index: int, read: frozenset[str], random: np.rand
     found: dict[str, Any] = {}
     if "proximal_logprobs" in read:
         found["proximal_logprobs"] = (datum.logprobs + random.normal(0, 0.3, length)).astype("f4")
+    if "reference_logprobs" in read:
+        found["reference_logprobs"] = (datum.logprobs + random.normal(0, 0.3, length)).astype("f4")
     if "clip_low" in read and index % 2:
         found["clip_low"] = random.uniform(0.5, 1, length).astype("f4")
     if "clip_high" in read and index % 3:
@@ -90,6 +103,14 @@ def _with_fields(datum: Datum, index: int, read: frozenset[str], random: np.rand
 def reference(loss: Loss, datum: Datum, lp: Tensor, soft: Tensor | None = None) -> Tensor:
     """One datum's loss from log-probs f64[T] and, for soft targets, f64[T, K]."""
     places = np.flatnonzero(datum.mask).tolist()
+    if isinstance(loss, Regularized):
+        total = reference(loss.loss, datum, lp, soft)
+        for t in places if loss.kl else []:
+            assert datum.reference_logprobs is not None
+            d = lp[t] - float(datum.reference_logprobs[t])
+            distance = d.square() / 2 if loss.estimator == "k2" else torch.exp(-d) - 1 + d
+            total = total + loss.kl * float(datum.weights[t]) * distance
+        return total
     total = torch.zeros((), dtype=torch.float64)
     for t in places:
         advantage, weight, q = float(datum.advantages[t]), float(datum.weights[t]), float(datum.logprobs[t])

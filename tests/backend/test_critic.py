@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sparring.backend import Backend, CriticClient, ScriptedBackend
+from sparring.backend import CriticClient
 from sparring.backend.datum import Datum, ValueDatum, token_mean
 from sparring.backend.local import LocalBackend
 from sparring.backend.local.critic import TorchCritic
@@ -376,15 +376,6 @@ async def test_info_counts_the_head(backend: LocalBackend, critic: TorchCritic, 
     assert full.info.lora is None
     assert isinstance(trainer_of(await backend.create_critic(str(tiny_llama))).adapter, FullModel)
     assert backend.capabilities().critics
-
-
-async def test_a_backend_without_critics_says_so() -> None:
-    backend: Backend = ScriptedBackend()
-    assert not backend.capabilities().critics
-    with pytest.raises(
-        UnsupportedError, match=r"create_critic\('m'\): the scripted backend has no values; LocalBackend"
-    ):
-        await backend.create_critic("m")
 
 
 async def test_dropout_leaves_out_inputs_of_gradients_alone(backend: LocalBackend, tiny_llama: Path) -> None:

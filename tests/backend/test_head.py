@@ -27,15 +27,17 @@ def _input(count: int, targets: int, *, seed: int = 0, hot: bool = True) -> tupl
     )
 
 
-def _plain(head: Tensor, given_: HeadInput) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Log-probs, values, d values / d hidden and entropies in float64."""
+def _plain(head: Tensor, given_: HeadInput) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Log-probs, values, d values / d hidden, entropies and d entropies / d hidden in float64."""
     hidden = given_.hidden.double().requires_grad_(True)
     logits = hidden @ head.double().T / given_.temperature.double()[:, None]
     scores = torch.log_softmax(logits, -1)
     lp = scores.gather(1, given_.targets)
     values = (lp * given_.weights.double()).sum(-1)
-    (gradient,) = torch.autograd.grad(values.sum(), hidden)
-    return lp[:, 0].detach(), values.detach(), gradient, -(scores.exp() * scores).sum(-1).detach()
+    entropies = -(scores.exp() * scores).sum(-1)
+    (gradient,) = torch.autograd.grad(values.sum(), hidden, retain_graph=True)
+    (bonus,) = torch.autograd.grad(entropies.sum(), hidden)
+    return lp[:, 0].detach(), values.detach(), gradient, entropies.detach(), bonus
 
 
 @settings(max_examples=30, deadline=None)
@@ -52,9 +54,9 @@ def test_scores_equal_the_plain_way(count: int, targets: int, seed: int, hot: bo
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(head_module, "CHUNK_BYTES", rows * 4 * VOCABULARY)
         patch.setattr(head_module, "BLOCK_BYTES", block * 4 * VOCABULARY)
-        output = score(head, given_, gradient=True, entropy=True)
-    assert output.gradient is not None and output.entropy is not None
-    got = (output.logprobs, output.values, output.gradient, output.entropy)
+        output = score(head, given_, gradient=True, entropy=True, entropy_gradient=True)
+    assert output.gradient is not None and output.entropy is not None and output.entropy_gradient is not None
+    got = (output.logprobs, output.values, output.gradient, output.entropy, output.entropy_gradient)
     for one, other in zip(got, _plain(head, given_), strict=True):
         torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-5)
 
@@ -77,7 +79,7 @@ def test_a_token_may_be_a_target_twice() -> None:
 def test_only_what_was_asked_for_is_computed() -> None:
     head, given_ = _input(3, 1)
     output = score(head, given_, gradient=False)
-    assert output.gradient is None and output.entropy is None
+    assert output.gradient is None and output.entropy is None and output.entropy_gradient is None
     torch.testing.assert_close(output.values, output.logprobs)
 
 

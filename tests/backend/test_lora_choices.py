@@ -100,11 +100,17 @@ def test_the_matrix_gradient_equals_autograds(monkeypatch: pytest.MonkeyPatch) -
     scale, temperature = torch.randn(7, 2, generator=generator), torch.rand(7, generator=generator) + 0.5
     leaf = matrix.clone().requires_grad_(True)
     logprobs = torch.log_softmax(states @ leaf.T / temperature[:, None], dim=-1).gather(1, targets)
-    (logprobs * scale * temperature[:, None]).sum().backward()
+    (logprobs * scale * temperature[:, None]).sum().backward(retain_graph=True)
     assert leaf.grad is not None
     monkeypatch.setattr("sparring.backend.local.head.CHUNK_BYTES", 4 * 11 * 2)
     buffer = torch.ones(11, 3)
     add_matrix_gradient(buffer, matrix, states, targets=targets, scale=scale, temperature=temperature)
+    torch.testing.assert_close(buffer - 1, leaf.grad[:, 2:], rtol=1e-4, atol=1e-5)
+    bonus = torch.randn(7, generator=generator)
+    entropies = torch.special.entr(torch.softmax(states @ leaf.T / temperature[:, None], dim=-1)).sum(-1)
+    (entropies * bonus * temperature).sum().backward()
+    buffer = torch.ones(11, 3)
+    add_matrix_gradient(buffer, matrix, states, targets=targets, scale=scale, temperature=temperature, bonus=bonus)
     torch.testing.assert_close(buffer - 1, leaf.grad[:, 2:], rtol=1e-4, atol=1e-5)
 
 

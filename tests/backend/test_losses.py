@@ -28,6 +28,7 @@ from sparring.backend.losses import (
     DecoupledPPO,
     ImportanceSampling,
     Loss,
+    Regularized,
     Truncated,
     TruncatedImportanceSampling,
     clip_thresholds,
@@ -94,6 +95,26 @@ def test_which_loss_reads_what() -> None:
     assert required_fields(PPO()) == required_fields(TruncatedImportanceSampling()) == set()
     assert clip_thresholds(Truncated(loss=PPO(clip_low_threshold=0.1))) == (0.1, 1.2)
     assert clip_thresholds(DRO()) == (0.0, inf)
+    pulled, rewarded = Regularized(loss=DecoupledPPO(), kl=0.1), Regularized(loss=PPO(), entropy=0.1)
+    assert read_fields(pulled) == bounds | proximal | {"reference_logprobs"} and read_fields(rewarded) == bounds
+    assert required_fields(pulled) == proximal | {"reference_logprobs"} and required_fields(rewarded) == set()
+    assert clip_thresholds(Regularized(loss=CISPO(), kl=1)) == (0.0, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"loss": CrossEntropy(), "kl": 0.1}, "takes a loss that uses advantages"),
+        ({"loss": Regularized(loss=PPO(), kl=1), "kl": 0.1}, "takes a loss that uses advantages"),
+        ({"loss": PPO()}, "kl and entropy are 0; take the loss itself"),
+        ({"loss": PPO(), "kl": -0.1}, r"Regularized\(kl=-0.1\): a finite number, at least 0"),
+        ({"loss": PPO(), "entropy": inf}, r"Regularized\(entropy=inf\)"),
+        ({"loss": PPO(), "kl": 0.1, "estimator": "k1"}, "must be 'k2' or 'k3'; the expected gradient of 'k1' is 0"),
+    ],
+)
+def test_regularizers_that_are_none(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(SettingError, match=said):
+        Regularized(**settings)
 
 
 def _one() -> Datum:
@@ -154,6 +175,16 @@ MISFITS: list[tuple[Callable[[], Datum], Loss, str]] = [
     (_one, DecoupledPPO(), r"datum 1 has proximal_logprobs=None, which DecoupledPPO reads: .*dataclasses.replace"),
     (_one, Truncated(loss=GSPO()), "datum 1 has proximal_logprobs=None, which Truncated reads"),
     (
+        _one,
+        Regularized(loss=GSPO(), kl=1),
+        "datum 1 has reference_logprobs=None, which Regularized reads: take them from a reference's `forward`, with",
+    ),
+    (
+        lambda: replace(_one(), reference_logprobs=_full(-1)),
+        Regularized(loss=GSPO(), entropy=1),
+        "datum 1 has reference_logprobs, which Regularized",
+    ),
+    (
         lambda: replace(_one(), proximal_logprobs=_full(-1)),
         PPO(),
         r"datum 1 has proximal_logprobs, which PPO\(.*leave it",
@@ -169,7 +200,8 @@ async def test_a_field_that_is_missing_or_not_read(
     model: TorchModel, make: Callable[[], Datum], loss: Loss, said: str
 ) -> None:
     """On both backends; nothing was touched, and the next call goes through."""
-    good = replace(_one(), proximal_logprobs=_full(-1)) if required_fields(loss) else _one()
+    given: dict[str, Any] = {name: _full(-1) for name in required_fields(loss)}
+    good = replace(_one(), **given)
     scripted = await ScriptedBackend().create_model("m")
     for one in (model, scripted):
         before = await one.digest()

@@ -21,13 +21,14 @@ from sparring.backend.losses import (
     DecoupledPPO,
     Level,
     Loss,
+    Regularized,
     Truncated,
     TruncatedImportanceSampling,
 )
 from sparring.backend.totals import BIN, add_up, rates
-from sparring.backend.training import ForwardOutput
+from sparring.backend.training import Adam, ForwardOutput
 from tests.backend.batches import LORA, gradient, groups, plain_loss, relative, spread, trainer
-from tests.backend.reference import ALL_LOSSES, SEQUENCE_LOSSES, at_sampler, with_fields
+from tests.backend.reference import ALL_LOSSES, SEQUENCE_LOSSES, WITH_ENTROPY, at_sampler, with_fields
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ async def _data(model: TorchModel, loss: Loss, count: int = 3, size: int = 3) ->
     return token_mean(with_fields(at_sampler(data, output.logprobs, 0.3), loss))
 
 
-@pytest.mark.parametrize("loss", ALL_LOSSES, ids=repr)
+@pytest.mark.parametrize("loss", [*ALL_LOSSES, *WITH_ENTROPY], ids=repr)
 async def test_gradients_equal_the_plain_way(model: TorchModel, loss: Loss) -> None:
     spread(model)
     data = await _data(model, loss)
@@ -54,7 +55,7 @@ async def test_gradients_equal_the_plain_way(model: TorchModel, loss: Loss) -> N
         np.testing.assert_allclose(got, lp, rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("loss", [*SEQUENCE_LOSSES, CrossEntropy()], ids=repr)
+@pytest.mark.parametrize("loss", [*SEQUENCE_LOSSES, *WITH_ENTROPY, CrossEntropy()], ids=repr)
 @pytest.mark.parametrize("rows", [2, 1000])
 async def test_losses_that_couple_tokens_do_so_over_chunks_and_micro_batches(
     tiny_llama: Path, tmp_path: Path, loss: Loss, rows: int, monkeypatch: pytest.MonkeyPatch
@@ -69,7 +70,7 @@ async def test_losses_that_couple_tokens_do_so_over_chunks_and_micro_batches(
             assert relative(await gradient(model, data, loss), want) < 2e-5
 
 
-@pytest.mark.parametrize("loss", ALL_LOSSES, ids=repr)
+@pytest.mark.parametrize("loss", [*ALL_LOSSES, *WITH_ENTROPY], ids=repr)
 async def test_a_step_split_into_calls_is_the_same_step(model: TorchModel, loss: Loss) -> None:
     spread(model)
     data = await _data(model, loss, 4, 4)
@@ -93,7 +94,7 @@ def _assert_equal_metrics(got: dict[str, float], want: object) -> None:
     assert binned[0] == binned[1]
 
 
-@pytest.mark.parametrize("loss", ALL_LOSSES, ids=repr)
+@pytest.mark.parametrize("loss", [*ALL_LOSSES, *WITH_ENTROPY], ids=repr)
 async def test_forward_measures_what_forward_backward_does(model: TorchModel, loss: Loss) -> None:
     data = await _data(model, loss)
     one, two = await model.forward(data, loss), await model.forward_backward(data, loss)
@@ -190,3 +191,16 @@ async def test_a_datum_alone_is_a_sequence_of_its_own(model: TorchModel) -> None
     whole = await gradient(model, data, loss)
     parts: Sequence[torch.Tensor] = [await gradient(model, [datum], loss) for datum in data]
     assert relative(torch.stack(list(parts)).sum(0), whole) < 1e-5
+
+
+async def test_a_bonus_for_entropy_raises_it(model: TorchModel) -> None:
+    """Without advantages, the optimizer follows the bonus alone; its part of the loss is told."""
+    spread(model)
+    still = [replace(d, advantages=np.zeros_like(d.advantages)) for d in await _data(model, GSPO())]
+    loss = Regularized(loss=GSPO(), entropy=1.0)
+    before = (await model.forward_backward(still, loss)).metrics
+    assert before["entropy_tokens"] == before["tokens"]
+    assert before["loss"] == pytest.approx(-before["entropy_sum"] / before["tokens"], rel=1e-5), "a mean over tokens"
+    await model.optim_step(Adam(learning_rate=1e-3))
+    after = (await model.forward(still, loss)).metrics
+    assert after["entropy_sum"] > before["entropy_sum"]

@@ -26,6 +26,7 @@ from sparring.backend.local.objectives import (
     objective,
     policy_objective,
     ppo,
+    reference_distance,
 )
 from sparring.backend.local.packing import MicroBatch, plan
 from sparring.backend.local.scored import scored_tokens
@@ -74,7 +75,7 @@ def _evaluated(
 
 
 def _cast(scored: Scored, dtype: torch.dtype) -> Scored:
-    proximal = scored.proximal
+    proximal, other = scored.proximal, scored.reference
     return Scored(
         q=scored.q.to(dtype),
         advantages=scored.advantages.to(dtype),
@@ -83,6 +84,7 @@ def _cast(scored: Scored, dtype: torch.dtype) -> Scored:
         high=scored.high.to(dtype),
         sequence=scored.sequence,
         proximal=None if proximal is None else proximal.to(dtype),
+        reference=None if other is None else other.to(dtype),
     )
 
 
@@ -315,7 +317,7 @@ def _zero(data: Sequence[Datum], logprobs: Sequence[Tensor]) -> tuple[Tensor, di
 
 def test_no_tokens_are_a_zero_loss() -> None:
     empty = torch.zeros(0, requires_grad=True)
-    scored = replace(_scored(torch.zeros(0), torch.zeros(0)), proximal=torch.zeros(0))
+    scored = replace(_scored(torch.zeros(0), torch.zeros(0)), proximal=torch.zeros(0), reference=torch.zeros(0))
     for loss in ALL_LOSSES:
         result = objective(loss, empty, scored)
         assert result.loss.item() == 0
@@ -335,3 +337,31 @@ def test_shapes_are_asserted() -> None:
         clipped_value(three, two, three, three, clip=0.2)
     with pytest.raises(AssertionError, match="custom"):
         objective(Custom(function=_zero), three, _scored(three, three))
+
+
+@pytest.mark.parametrize("estimator", ["k2", "k3"])
+def test_distances_to_a_reference(estimator: str) -> None:
+    """Never negative, 0 where the two agree, and their slopes: d for k2, 1 - exp(-d) for k3."""
+    difference = torch.linspace(-2, 2, 9, dtype=torch.float64, requires_grad=True)
+    distance = reference_distance(difference, estimator)
+    assert (distance >= 0).all() and distance[4] == 0
+    (slope,) = torch.autograd.grad(distance.sum(), difference)
+    wanted = difference if estimator == "k2" else 1 - torch.exp(-difference)
+    torch.testing.assert_close(slope, wanted.detach())
+
+
+@given(st.lists(st.floats(-3, 3), min_size=3, max_size=6), st.integers(0, 99))
+def test_what_the_distances_estimate(logits: list[float], seed: int) -> None:
+    """In expectation over the policy's own samples: k3 is KL(policy || reference), and the gradient of k2 is that of it; the
+    gradient of k1 is nothing."""
+    leaf = torch.tensor(logits, dtype=torch.float64, requires_grad=True)
+    other = torch.log_softmax(torch.randn(len(logits), generator=torch.Generator().manual_seed(seed)).double(), 0)
+    lp = torch.log_softmax(leaf, 0)
+    probs, d = lp.exp().detach(), lp - other
+    kl = (lp.exp() * d).sum()
+    (wanted,) = torch.autograd.grad(kl, leaf, retain_graph=True)
+    assert (probs * reference_distance(d, "k3")).sum().item() == pytest.approx(kl.item(), abs=1e-9)
+    (found,) = torch.autograd.grad((probs * reference_distance(d, "k2")).sum(), leaf, retain_graph=True)
+    torch.testing.assert_close(found, wanted)
+    (nothing,) = torch.autograd.grad((probs * d).sum(), leaf)
+    assert nothing.abs().max() < 1e-9

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sparring.backend import Backend, ReferenceClient, ScriptedBackend
+from sparring.backend import ReferenceClient
 from sparring.backend.datum import SoftTargets
 from sparring.backend.local import LocalBackend
 from sparring.backend.local.model import TorchModel
@@ -147,12 +147,3 @@ async def test_what_is_no_model_is_refused(backend: LocalBackend) -> None:
     for create in (backend.reference, backend.create_critic):
         with pytest.raises(SettingError, match="no such folder"):
             await create("./nowhere")
-
-
-async def test_a_backend_without_references_says_so() -> None:
-    backend: Backend = ScriptedBackend()
-    assert not backend.capabilities().references
-    with pytest.raises(
-        UnsupportedError, match=r"reference\('m'\): the scripted backend has no distribution; LocalBack"
-    ):
-        await backend.reference("m")

@@ -184,7 +184,8 @@ def test_a_dry_run_shows_what_would_be_trained(tmp_path: Path) -> None:
     assert len(contexts) == 6
     rewards = [float(value) for value in re.findall(r"reward ([\d.]+),", done.stdout)]
     actions = sum(row[2] for context in contexts for row in context)
-    assert f"1 / {actions} action tokens of this group" in done.stdout
+    assert "weight: 1 / action tokens of the update (here the update is this group alone)" in done.stdout
+    assert f"{1 / actions:.3e}" in done.stdout
     renderer = ByteRenderer()
     for context, reward in zip(contexts, rewards, strict=True):
         assert [row[0] for row in context] == list(range(len(context)))

@@ -4,11 +4,12 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from sparring.learner import PRESETS
 from sparring.learner.display import COLUMNS
 from tests.cli.command import ENTRY, ENVIRONMENT, RUN, sparring, write_run
 
@@ -277,3 +278,64 @@ def test_a_folder_in_use_is_refused(tmp_path: Path, started: Callable[[], "subpr
 def test_the_columns_of_the_table_are_those_that_were_asked_for() -> None:
     titles = [column.title for column in COLUMNS]
     assert titles == ["reward", "length", "cut", "mixed", "KL", "ESS", "stale", "|grad|", "tok/s", "idle", "left"]
+
+
+# ----------------------------------------------------------------------------------------------------------- its algorithm
+
+
+EVERY = """
+import sys
+from sparring.cli.main import main
+from sparring.learner import PRESETS
+
+for name in PRESETS:
+    for correction in ([], ["--correction", "sequence"]):
+        code = main(["train", "words.py", "--algorithm", name, *correction, "--steps", "2", "--groups_per_step", "4",
+                     "--max_refill", "99", "--name", f"{name}{len(correction)}"])
+        assert code == 0, (name, code)
+"""
+
+
+def test_every_algorithm_by_its_name(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    done = subprocess.run(
+        [*ENTRY[:-1], EVERY], check=False, cwd=tmp_path, capture_output=True, text=True, timeout=120, env=ENVIRONMENT
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    for name in PRESETS:
+        described = json.loads((tmp_path / "runs" / f"{name}0" / "run.json").read_text())
+        algorithm = described["settings"]["policies"]["policy"]["algorithm"]
+        assert algorithm["name"] == name
+        corrected = json.loads((tmp_path / "runs" / f"{name}2" / "run.json").read_text())
+        loss = corrected["settings"]["policies"]["policy"]["algorithm"]["loss"]
+        assert loss["level"] == "sequence" and loss["cap"] == 2.0
+
+
+def test_an_algorithm_is_chosen_at_once_with_its_settings(tmp_path: Path) -> None:
+    """What the file's algorithm could not do may fit the one that was named, and the other way round."""
+    write_run(tmp_path)
+    words = ("--algorithm", "rae", "--group_size", 1, "--policies.algorithm.advantages.decay", 0.5, "--steps", 1)
+    done = sparring("train", "words.py", *words, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    described = json.loads((tmp_path / "runs" / "letters" / "run.json").read_text())
+    assert described["settings"]["policies"]["policy"]["algorithm"]["advantages"] == {
+        "is": "RoleBaseline",
+        "decay": 0.5,
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--algorithm", "grop"), "--algorithm: invalid choice: 'grop'"),
+        (("--correction", "token"), "--correction token: it belongs to --algorithm; name one of grpo, "),
+        (("--algorithm", "decoupled_ppo"), "minibatches=4 of decoupled_ppo: a step has groups_per_step=2 units"),
+        (("--algorithm", "rae", "--policies.algorithm.advantages.deviation"), "has no 'deviation'"),
+    ],
+)
+def test_an_algorithm_that_cannot_be(tmp_path: Path, words: Sequence[str], said: str) -> None:
+    write_run(tmp_path)
+    done = sparring("train", "words.py", *words, folder=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert not (tmp_path / "runs").exists()

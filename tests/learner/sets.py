@@ -1,11 +1,17 @@
 """Comparable sets, trajectories and batches made by hand, for the tests of what is computed from them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from sparring.arrays import F32
-from sparring.learner import Comparable
+from sparring.backend import Datum
+from sparring.learner import Algorithm, Comparable
+from sparring.learner.measured import NOTHING, Measured
+from sparring.learner.step import Decided, Priority, decide
+from sparring.learner.updates import Laid, updates
 from sparring.rollout import Batch, Context, Trajectory, Unit
 from sparring.rollout.events import Ended, Planned
 
@@ -96,3 +102,49 @@ def batch(*made: Trajectory, step: int = 0, source: int = 0, episodes: Sequence[
 
 def f32(*values: float) -> F32:
     return np.array(values, np.float32)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is decided of a batch, and its examples, those of all updates in a row."""
+
+    decided: Decided
+    data: tuple[Datum, ...]
+    again: tuple[Datum, ...]
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        return self.decided.metrics
+
+    @property
+    def state(self) -> Mapping[str, Any]:
+        state: Mapping[str, Any] = self.decided.durable["advantages"]
+        return state
+
+    @property
+    def digest(self) -> str:
+        return self.decided.digest
+
+    @property
+    def weights(self) -> Mapping[int, float]:
+        return self.decided.weights
+
+
+def prepare(
+    of: Batch,
+    algorithm: Algorithm,
+    state: Mapping[str, Any],
+    environments: Sequence[str],
+    priority: Priority | None = None,
+    measured: Measured = NOTHING,
+) -> Prepared:
+    """What a learner would train on, where `state` is the estimator's."""
+    durable = {"advantages": state}
+    decided = decide(of, algorithm.credit, durable, environments, priority=priority, measured=measured)
+    laid = [Laid(advantages=row) for row in decided.values]
+    made = updates(of, laid, algorithm.normalization, minibatches=algorithm.minibatches)
+    return Prepared(
+        decided=decided,
+        data=tuple(datum for update in made for datum in update.data),
+        again=tuple(datum for update in made for datum in update.again),
+    )

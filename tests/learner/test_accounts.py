@@ -23,11 +23,12 @@ from sparring.learner.chart import histogram
 from sparring.learner.history import history
 from sparring.learner.report import page
 from sparring.learner.run import Policy
-from sparring.learner.step import prepare
 from sparring.learner.take import take_step
+from sparring.learner.taught import Taught
 from sparring.rollout import Batch, Coordinator, Schedule
 from sparring.rollout.events import Acted, AnyEvent, Ended, Opened, Planned, Stepped
 from tests.learner.moods import run_of, sometimes, trained
+from tests.learner.sets import prepare
 from tests.learner.story import run as story_run
 from tests.learner.story import story
 from tests.learner.test_report import Page
@@ -158,7 +159,7 @@ def batch() -> Batch:
 
 
 async def stepped(batch: Batch, shift: float) -> dict[str, float]:
-    return dict((await take_step(story_run(2), "policy", batch, {}, Shifted(shift))).engine)
+    return dict((await take_step(story_run(2), "policy", batch, {}, Taught(model=Shifted(shift)))).engine)
 
 
 async def test_the_effective_sample_size_of_each_age_has_its_closed_form(batch: Batch) -> None:
@@ -183,7 +184,7 @@ async def test_what_is_not_finite_has_no_sample_size(batch: Batch) -> None:
 
 def test_the_ages_of_a_batch_are_in_the_order_of_its_examples(batch: Batch) -> None:
     """What the figures by age rest on: one example for each context, in the order of the units."""
-    data = prepare(batch, grpo().advantages, {}, {}, ["sums"]).data
+    data = prepare(batch, grpo(), {}, ["sums"]).data
     contexts = [context for unit in batch.units for one in unit.trajectories for context in one.contexts]
     assert len(data) == len(contexts) == 16
     assert all(datum.tokens is context.tokens for datum, context in zip(data, contexts, strict=True))

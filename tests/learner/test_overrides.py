@@ -1,7 +1,7 @@
 """Fields set by name from text: what fits is taken, everything else is refused with what would fit."""
 
 from contextlib import suppress
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,8 +14,8 @@ from sparring.backend import PPO, ImportanceSampling, Local, Lora
 from sparring.environments import Seat, environment, generated
 from sparring.errors import SettingError
 from sparring.learner.advantages import GroupMean
-from sparring.learner.algorithm import grpo
 from sparring.learner.overrides import override, settable
+from sparring.learner.presets import grpo, rae
 from sparring.learner.run import Episodes, Policy, Run
 
 
@@ -173,8 +173,6 @@ def test_what_does_not_fit_is_refused_with_what_would(made: Any, name: str, text
 
 
 def test_fields_that_only_fit_together_are_set_together() -> None:
-    from sparring.learner.algorithm import rae
-
     run = Run(name="a", train=Episodes(debate, [1]), policies=Policy("m", rae()), steps=1, group_size=1)
     changed = override(run, [("policies.sampling.temperature", "0.5"), ("policies.sampling.max_tokens", "9")])
     assert reached(changed, "policies.sampling") == Sampling(temperature=0.5, max_tokens=9)
@@ -258,3 +256,23 @@ def test_no_name_or_text_breaks_it(name: str, text: str) -> None:
     """Whatever is typed ends in a run or in one `SettingError`."""
     with suppress(SettingError):
         assert isinstance(override(one(), [(name, text)]), Run)
+
+
+# -------------------------------------------------------------------------------------------------- a field of another object
+
+
+def test_texts_set_fields_of_what_comes_instead() -> None:
+    """All at once: neither the old group size with the new algorithm nor the other way round would do."""
+    alone = replace(one(), group_size=1, policies=Policy("m", rae()))
+    found = override(
+        alone,
+        [("group_size", "4"), ("policies.algorithm.advantages.deviation", "true")],
+        instead={"policies": Policy("m", grpo())},
+    )
+    assert isinstance(found.policies, Policy)
+    assert (found.group_size, found.policies.algorithm) == (4, grpo(deviation=True))
+    assert override(alone, [("seed", "3")], instead={"group_size": 2, "policies": Policy("m", grpo())}).group_size == 2
+    with pytest.raises(
+        SettingError, match=r"--policies.algorithm.advantages.decay: --policies.algorithm.advantages has"
+    ):
+        override(alone, [("policies.algorithm.advantages.decay", "0.5")], instead={"policies": Policy("m", grpo())})

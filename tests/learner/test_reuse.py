@@ -13,18 +13,18 @@ import msgspec
 import numpy as np
 import pytest
 
-from sparring import Comparable, F, Reuse, Run, grpo
+from sparring import Comparable, F, Reuse, Run, grpo, rae
 from sparring.errors import RunChanged, SettingError
-from sparring.learner import GroupMean, RoleBaseline, train_async
+from sparring.learner import train_async
 from sparring.learner.checked import schedule_of
 from sparring.learner.display import settings_lines
 from sparring.learner.replay import compare
-from sparring.learner.step import Prepared, mean_advantage, prepare
+from sparring.learner.step import mean_advantage
 from sparring.rollout import Batch, Coordinator, MemorySegments, Trajectory, Unit
 from sparring.rollout.buffer import ReuseRule
 from sparring.rollout.events import AnyEvent, Opened, Planned, Stepped
 from tests.learner.moods import WELL, run_of
-from tests.learner.sets import batch, context, trajectory
+from tests.learner.sets import Prepared, batch, context, prepare, trajectory
 from tests.learner.worlds import crash_at_every_commit, duel_run, events_of
 
 NAMES = ("game", "other")
@@ -48,7 +48,7 @@ def two(group: int, low: float, high: float, *, tokens: int = 3, version: int = 
 
 def test_all_tokens_of_the_step_divide() -> None:
     """Two fresh trajectories of 3 tokens, two old ones of 6: 18 tokens, and the weights of all of them sum to 1."""
-    made = prepare(with_again(two(7, 0.0, 1.0), two(2, 0.0, 4.0, tokens=6)), GroupMean(), {}, {}, NAMES)
+    made = prepare(with_again(two(7, 0.0, 1.0), two(2, 0.0, 4.0, tokens=6)), grpo(), {}, NAMES)
     assert (len(made.data), len(made.again)) == (2, 2)
     assert sum(float(datum.weights.sum()) for datum in (*made.data, *made.again)) == pytest.approx(1.0)
     values = [datum.advantages[datum.mask] * 18 for datum in (*made.data, *made.again)]
@@ -58,8 +58,8 @@ def test_all_tokens_of_the_step_divide() -> None:
 
 def test_metrics_stand_apart() -> None:
     fresh = two(7, 0.0, 1.0, version=3)
-    alone = prepare(batch(*fresh, step=3), GroupMean(), {}, {}, NAMES)
-    made = prepare(with_again(fresh, two(2, 0.0, 4.0, tokens=6, version=1)), GroupMean(), {}, {}, NAMES)
+    alone = prepare(batch(*fresh, step=3), grpo(), {}, NAMES)
+    made = prepare(with_again(fresh, two(2, 0.0, 4.0, tokens=6, version=1)), grpo(), {}, NAMES)
     reused = {name: value for name, value in made.metrics.items() if name.startswith("reused/")}
     assert {name: value for name, value in made.metrics.items() if name not in reused} == alone.metrics
     assert reused == {
@@ -77,9 +77,9 @@ def test_metrics_stand_apart() -> None:
 def test_a_baseline_is_moved_by_first_uses_alone() -> None:
     """Used again, a unit is held against the baseline after the fresh ones, and leaves it where it is."""
     fresh, old = two(7, 1.0, 3.0), two(2, 10.0, 20.0)
-    estimator = RoleBaseline(decay=0.5)
-    alone = prepare(batch(*fresh), estimator, {}, {}, NAMES)
-    made = prepare(with_again(fresh, old), estimator, {}, {}, NAMES)
+    estimator = rae(decay=0.5)
+    alone = prepare(batch(*fresh), estimator, {}, NAMES)
+    made = prepare(with_again(fresh, old), estimator, {}, NAMES)
     assert made.state == alone.state == {"game/solver/": 1.75}
     values = [float(datum.advantages[datum.mask][0]) * 12 for datum in made.again]
     assert values == pytest.approx([10.0 - 1.75, 20.0 - (1.75 + 10.0) / 2])
@@ -87,7 +87,7 @@ def test_a_baseline_is_moved_by_first_uses_alone() -> None:
 
 def test_weights_are_of_every_unit_in_the_batch() -> None:
     def of(priority: Any) -> Mapping[int, float]:
-        made = prepare(with_again(two(7, 0.0, 1.0), two(2, 0.0, 4.0, tokens=6)), GroupMean(), {}, {}, NAMES, priority)
+        made = prepare(with_again(two(7, 0.0, 1.0), two(2, 0.0, 4.0, tokens=6)), grpo(), {}, NAMES, priority)
         return made.weights
 
     assert of(None) == {}
@@ -102,7 +102,7 @@ def test_weights_are_of_every_unit_in_the_batch() -> None:
 
 def test_the_digest_is_over_all_advantages() -> None:
     def digest(high: float) -> Prepared:
-        return prepare(with_again(two(7, 0.0, 1.0), two(2, 0.0, high)), GroupMean(), {}, {}, NAMES)
+        return prepare(with_again(two(7, 0.0, 1.0), two(2, 0.0, high)), grpo(), {}, NAMES)
 
     assert digest(1.0).digest != digest(2.0).digest
     assert digest(1.0).digest == digest(1.0).digest

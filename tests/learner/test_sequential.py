@@ -16,6 +16,7 @@ from sparring.environments import task_digest
 from sparring.learner import Run, train_async
 from sparring.learner.evaluate import evaluate
 from sparring.learner.take import due_versions, take_step
+from sparring.learner.taught import Taught
 from sparring.rollout import Batch, MemorySegments, Slots, Trajectory, Unit, trajectories
 from sparring.rollout.buffer import draw
 from sparring.rollout.episode import Episode, EpisodePlan, run_episode
@@ -98,7 +99,7 @@ async def sequential(run: Run) -> list[AnyEvent]:
             groups, reused = [u.group for u in mine], [u.group for u in again]
             planned = Planned(policy=name, step=step, groups=groups, reused=reused)
             batch = Batch(planned=planned, units=tuple(mine), again=tuple(again))
-            stepped = await take_step(run, name, batch, durable[name], model)
+            stepped = await take_step(run, name, batch, durable[name], Taught(model=model))
             durable[name] = stepped.durable
             used[name] += [(unit, stepped.weights.get(unit.group, 1.0)) for unit in [*mine, *again]]
             events += [planned, stepped]

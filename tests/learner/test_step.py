@@ -11,15 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sparring import Comparable, Datum, F
+from sparring import Comparable, Datum, F, grpo
 from sparring.errors import SettingError
 from sparring.learner import GroupMean, RoleBaseline, advantages
 from sparring.learner.advantages import Advantages
-from sparring.learner.step import Prepared, prepare
 from sparring.rollout import Batch, Trajectory
 from sparring.rollout.comparable import Scope, comparable_sets
 from sparring.rollout.events import LATE, Ended, SeatResult
-from tests.learner.sets import batch, context, f32, trajectory
+from tests.learner.sets import Prepared, batch, context, f32, prepare, trajectory
 
 NAMES = ("game", "other")
 
@@ -30,7 +29,7 @@ def prepared(
     compare: Mapping[str, Scope] | None = None,
     state: Mapping[str, Any] | None = None,
 ) -> Prepared:
-    return prepare(of, estimator or GroupMean(), compare or {}, state or {}, NAMES)
+    return prepare(of, grpo(advantages=estimator or GroupMean(), compare=compare), state or {}, NAMES)
 
 
 class Seen:

@@ -17,11 +17,13 @@ from sparring.errors import NonFinite
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What was asked, and what it has come to so far: a number per token by datum, f32[T_i], and sums of metrics."""
+    """What was asked, and what it has come to so far: a number per token by datum, f32[T_i], and sums of metrics. `bonus` is
+    the coefficient of the entropies in the loss."""
 
     data: Sequence[Datum]
     found: list[F32]
     entropy: bool = False
+    bonus: float = 0.0
     metrics: dict[str, float] = field(default_factory=dict[str, float])
 
     def count(self, metrics: Mapping[str, float]) -> None:

@@ -53,9 +53,10 @@ class TokenScores:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadOutput(TokenScores):
-    """With d values / d hidden, a row each; None where it was not asked for."""
+    """With d values / d hidden and d entropy / d hidden, a row each; None where they were not asked for."""
 
     gradient: Float[Tensor, "N D"] | None
+    entropy_gradient: Float[Tensor, "N D"] | None = None
 
     def at(self, places: Int[Tensor, " M"]) -> TokenScores:
         """The scores at these places, some of them perhaps more than once."""
@@ -66,7 +67,14 @@ class HeadOutput(TokenScores):
         )
 
 
-def score(head: Float[Tensor, "V D"], given: HeadInput, *, gradient: bool, entropy: bool = False) -> HeadOutput:
+def score(
+    head: Float[Tensor, "V D"],
+    given: HeadInput,
+    *,
+    gradient: bool,
+    entropy: bool = False,
+    entropy_gradient: bool = False,
+) -> HeadOutput:
     """Log-probs at the temperatures given, the values, and what else was asked for."""
     count, vocabulary = given.hidden.shape[0], head.shape[0]
     chunk = rows_at_once(head.device, head.element_size() * vocabulary)
@@ -75,9 +83,11 @@ def score(head: Float[Tensor, "V D"], given: HeadInput, *, gradient: bool, entro
     values = torch.empty_like(logprobs)
     entropies = torch.empty_like(logprobs) if entropy else None
     gradients = torch.empty_like(given.hidden) if gradient else None
+    bonuses = torch.empty_like(given.hidden) if entropy_gradient else None
     for start in range(0, count, chunk):
         hidden = given.hidden[start : start + chunk]
         logits = _padded(hidden) @ head.T
+        slopes = None if bonuses is None else torch.zeros_like(logits)
         for first in range(0, len(hidden), block):
             part = logits[first : min(first + block, len(hidden))]
             rows = slice(start + first, start + first + len(part))
@@ -86,11 +96,15 @@ def score(head: Float[Tensor, "V D"], given: HeadInput, *, gradient: bool, entro
             logprobs[rows], values[rows] = lp[:, 0], (weights * lp).sum(-1)
             if entropies is not None:
                 entropies[rows] = _entropy(softmax)
+            if slopes is not None:
+                slopes[first : first + len(part)] = entropy_slopes(softmax.exps / softmax.total) / temperature
             if gradients is not None:
                 part.copy_(_grad_logits(softmax, weights / temperature, targets))
+        if bonuses is not None and slopes is not None:
+            bonuses[start : start + chunk] = (slopes @ head)[: len(hidden)]
         if gradients is not None:
             gradients[start : start + chunk] = (logits @ head)[: len(hidden)]
-    return HeadOutput(logprobs=logprobs, values=values, gradient=gradients, entropy=entropies)
+    return HeadOutput(logprobs=logprobs, values=values, gradient=gradients, entropy=entropies, entropy_gradient=bonuses)
 
 
 def _padded(hidden: Float[Tensor, "N D"]) -> Float[Tensor, "M D"]:
@@ -126,6 +140,12 @@ def _entropy(softmax: _Softmax) -> Tensor:
     """-sum p log p = log Z - sum (e / Z) log e, for e the exponentials and Z their sum."""
     spread: Tensor = torch.special.entr(softmax.exps).sum(-1, keepdim=True)
     return (softmax.total.log() + spread / softmax.total)[:, 0]
+
+
+def entropy_slopes(probs: Float[Tensor, "N V"]) -> Float[Tensor, "N V"]:
+    """d entropy / d (logits / temperature) = -p (log p + H)."""
+    spread: Tensor = torch.special.entr(probs)
+    return spread - probs * spread.sum(-1, keepdim=True)
 
 
 def _grad_logits(softmax: _Softmax, scale: Tensor, targets: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from sparring.backend.losses import (
     Level,
     Loss,
     PolicyLoss,
+    Regularized,
     Truncated,
     TruncatedImportanceSampling,
 )
@@ -45,6 +46,7 @@ class Scored:
     low, high               f32[N]  bounds of the ratio
     sequence                i64[N]  which datum each token belongs to, numbered from 0
     proximal                f32[N]  log-probs under the weights that the step began with; None where the loss reads none
+    reference               f32[N]  log-probs under a reference; None likewise
     """
 
     q: Tokens
@@ -54,6 +56,7 @@ class Scored:
     high: Tokens
     sequence: Int[Tensor, " N"]
     proximal: Tokens | None = None
+    reference: Tokens | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +85,8 @@ def objective(loss: Loss, lp: Tokens, scored: Scored) -> Objective:
             return truncated_importance_sampling(lp, scored, cap=cap, level=level)
         case Truncated() | DecoupledPPO():
             return around_proximal(lp, scored, loss)
+        case Regularized():
+            return regularized(lp, scored, loss)
         case Custom():
             raise AssertionError("a custom loss is a function of the whole call's log-probs: see `custom`")
         case _:
@@ -117,13 +122,13 @@ def moves(loss: Loss, datum: Datum) -> bool:
     """Whether a datum can have a gradient; one without is scored with less work.
 
     The losses are proportional to weights (cross-entropy) or advantages; DRO pulls towards the sampler whatever the
-    advantage; of a custom loss, only its own slopes tell.
+    advantage, and so do regularizers towards theirs; of a custom loss, only its own slopes tell.
     """
     mask, soft = datum.mask, datum.soft_targets
     match loss:
         case CrossEntropy():
             return bool(np.any((datum.weights if soft is None else soft.weights)[mask]))
-        case DRO():
+        case DRO() | Regularized():
             return bool(np.any(datum.weights[mask]) or np.any(datum.advantages[mask]))
         case Custom():
             return True
@@ -212,6 +217,22 @@ def around_proximal(lp: Tokens, scored: Scored, loss: Truncated | DecoupledPPO) 
     else:
         result = ppo(lp, proximal, around.advantages, scored.low, scored.high)
     return replace(result, truncated=rho > loss.cap)
+
+
+def regularized(lp: Tokens, scored: Scored, loss: Regularized) -> Objective:
+    """The loss inside + kl * sum w * k(lp - ref). The entropy's part has its gradient from the head: see `head.score`."""
+    result = objective(loss.loss, lp, scored)
+    if loss.kl == 0:
+        return result
+    assert scored.reference is not None, "checked before the call was submitted"
+    _assert_rank(lp, scored.reference, scored.weights)
+    distance = reference_distance(lp - scored.reference, loss.estimator)
+    return replace(result, loss=result.loss + loss.kl * (scored.weights * distance).sum())
+
+
+def reference_distance(difference: Tokens, estimator: str) -> Tokens:
+    """k2 or k3 of d = lp - ref, token by token: d^2 / 2, exp(-d) - 1 + d (http://joschu.net/blog/kl-approx.html)."""
+    return difference.square() / 2 if estimator == "k2" else torch.expm1(-difference) + difference
 
 
 def clipped_value(value: Tokens, old: Tokens, returns: Tokens, weights: Tokens, *, clip: float) -> Objective:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from sparring.backend.local.full import FullWeights
-from sparring.backend.local.head import rows_at_once
+from sparring.backend.local.head import entropy_slopes, rows_at_once
 from sparring.backend.local.lora import AdapterWeights, Segment, Weights, merged
 
 
@@ -65,10 +65,14 @@ class Readout:
         targets: Int[Tensor, "N K"],
         scale: Float[Tensor, "N K"],
         temperature: Float[Tensor, " N"],
+        bonus: Float[Tensor, " N"] | None = None,
     ) -> None:
-        """Add to the buffer; `scale` is d loss / d log-prob of each of K targets, divided by the temperature."""
+        """Add to the buffer; `scale` is d loss / d log-prob of each of K targets, `bonus` d loss / d entropy, both divided by
+        the temperature."""
         if self.buffer is not None:
-            add_matrix_gradient(self.buffer, self.matrix, states, targets=targets, scale=scale, temperature=temperature)
+            add_matrix_gradient(
+                self.buffer, self.matrix, states, targets=targets, scale=scale, temperature=temperature, bonus=bonus
+            )
 
 
 def add_matrix_gradient(
@@ -79,15 +83,21 @@ def add_matrix_gradient(
     targets: Int[Tensor, "N K"],
     scale: Float[Tensor, "N K"],
     temperature: Float[Tensor, " N"],
+    bonus: Float[Tensor, " N"] | None = None,
 ) -> None:
-    """Add d loss / d matrix of its last X columns: G^T states, G = d loss / d logits = onehot(scale) - softmax sum(scale)."""
+    """Add d loss / d matrix of its last X columns: G^T states, G = d loss / d logits = onehot(scale) - softmax sum(scale), and
+    of a bonus for entropy that times d entropy / d logits."""
     columns = states[:, states.shape[1] - buffer.shape[1] :]
     chunk = rows_at_once(matrix.device, 4 * matrix.shape[0])
     for start in range(0, states.shape[0], chunk):
         rows = slice(start, start + chunk)
         logits = (states[rows] @ matrix.T).float().div_(temperature[rows, None])
-        slopes = torch.softmax(logits, dim=-1).mul_(-scale[rows].sum(-1, keepdim=True))
+        probs = torch.softmax(logits, dim=-1)
+        extra = None if bonus is None else entropy_slopes(probs).mul_(bonus[rows, None])
+        slopes = probs.mul_(-scale[rows].sum(-1, keepdim=True))
         slopes.scatter_add_(1, targets[rows], scale[rows])
+        if extra is not None:
+            slopes.add_(extra)
         buffer.add_(slopes.to(states.dtype).T @ columns[rows])
 
 

@@ -51,7 +51,6 @@ def scored_tokens(data: Sequence[Datum], batch: MicroBatch, loss: Loss, device: 
     weights = batch.weights.copy()
     for rows, _ in _soft_targets(data, batch):
         weights[rows] = 1
-    proximal = any(data[index].proximal_logprobs is not None for index in _members(batch))
     fields = {
         "q": batch.q,
         "advantages": batch.advantages,
@@ -67,7 +66,8 @@ def scored_tokens(data: Sequence[Datum], batch: MicroBatch, loss: Loss, device: 
         low=tensors["low"],
         high=tensors["high"],
         sequence=torch.from_numpy(np.unique(batch.datum, return_inverse=True)[1]).to(device),
-        proximal=torch.from_numpy(_field(data, batch, "proximal_logprobs", np.nan)).to(device) if proximal else None,
+        proximal=_given(data, batch, "proximal_logprobs", device),
+        reference=_given(data, batch, "reference_logprobs", device),
     )
 
 
@@ -95,6 +95,13 @@ def _soft_targets(data: Sequence[Datum], batch: MicroBatch) -> Iterator[tuple[ND
         soft = data[index].soft_targets
         if soft is not None:
             yield batch.datum == index, soft
+
+
+def _given(data: Sequence[Datum], batch: MicroBatch, name: str, device: torch.device) -> Tensor | None:
+    """An optional field as a tensor, None where no datum of the micro-batch has it."""
+    if all(getattr(data[index], name) is None for index in _members(batch)):
+        return None
+    return torch.from_numpy(_field(data, batch, name, np.nan)).to(device)
 
 
 def _field(data: Sequence[Datum], batch: MicroBatch, name: str, default: float) -> F32:

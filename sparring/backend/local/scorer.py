@@ -23,7 +23,7 @@ from sparring.backend.local.packing import MicroBatch
 from sparring.backend.local.passes import Graded, Score, Wanted, Work
 from sparring.backend.local.readout import Readout
 from sparring.backend.local.scored import places_of, scored_tokens, targets_of
-from sparring.backend.losses import Custom, Loss
+from sparring.backend.losses import Custom, Loss, Regularized
 from sparring.backend.training import ForwardOutput
 from sparring.errors import NonFinite, SettingError
 
@@ -50,7 +50,8 @@ class Scorer:
     ) -> Work[ForwardOutput]:
         """A call, for `Passes`; its micro-batches take the token budget's share of one `among` so many calls."""
         budget = max(1, self._token_budget // among)
-        call = Call(data, nothing_yet(data), entropy)
+        bonus = loss.entropy if isinstance(loss, Regularized) else 0.0
+        call = Call(data, nothing_yet(data), entropy or bonus > 0, bonus)
         return Work(weights=self._weights, wanted=self._wanted(call, loss, train=train, budget=budget))
 
     def _wanted(self, call: Call, loss: Loss, *, train: bool, budget: int) -> Generator[Wanted, None, ForwardOutput]:
@@ -120,7 +121,8 @@ class Scorer:
                 temperature=torch.from_numpy(batch.temperature).to(device)[distinct],
                 tempered=bool((batch.temperature != 1).any()),
             )
-            output = score(self._readout.matrix, given, gradient=train, entropy=call.entropy)
+            bonus = train and call.bonus > 0
+            output = score(self._readout.matrix, given, gradient=train, entropy=call.entropy, entropy_gradient=bonus)
             each = output.at(like)
             slopes, sums = slopes_of(batch, each)
             entropy = None if each.entropy is None else each.entropy.sum()
@@ -137,8 +139,16 @@ class Scorer:
                 return Graded(settle=settle)
             summed = torch.zeros_like(output.values).index_add_(0, like, slopes)
             scale = given.weights * (summed / given.temperature)[:, None]
-            self._readout.add_gradient(given.hidden, given.targets, scale, given.temperature)
-            return Graded(settle=settle, slope=(states, output.gradient.mul_(summed[:, None])))
+            gradient = output.gradient.mul_(summed[:, None])
+            if output.entropy_gradient is None:
+                self._readout.add_gradient(given.hidden, given.targets, scale, given.temperature)
+                return Graded(settle=settle, slope=(states, gradient))
+            weights = torch.from_numpy(batch.weights).to(device)
+            wanted = torch.zeros_like(output.values).index_add_(0, like, weights).mul_(-call.bonus)
+            self._readout.add_gradient(
+                given.hidden, given.targets, scale, given.temperature, wanted / given.temperature
+            )
+            return Graded(settle=settle, slope=(states, gradient.add_(output.entropy_gradient.mul_(wanted[:, None]))))
 
         return scoring
 
@@ -146,7 +156,11 @@ class Scorer:
         """By autograd through the loss."""
         scored = scored_tokens(call.data, batch, loss, self._base.device)
         result, slopes = with_slopes(lambda values: objective(loss, values, scored), output.values)
-        return Sloped(slopes, measures(loss, output.logprobs, scored.q, result))
+        found = measures(loss, output.logprobs, scored.q, result)
+        if call.bonus > 0 and output.entropy is not None:
+            bonus = call.bonus * (scored.weights * output.entropy).sum()
+            found = replace(found, scalars={**found.scalars, "loss": result.loss - bonus})
+        return Sloped(slopes, found)
 
 
 def _assert_finite(slopes: Tensor, batch: MicroBatch, logprobs: Sequence[F32]) -> None:

@@ -1,0 +1,53 @@
+"""The models that learn for one policy: its own, and where its algorithm has them a critic and a reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sparring.backend import Backend, CriticClient, ModelInfo, ReferenceClient, TrainingClient
+from sparring.learner.run import Policy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taught:
+    """`model` is sampled from; what its critic knows is saved, loaded and compared with it; a reference never changes."""
+
+    model: TrainingClient
+    critic: CriticClient | None = None
+    reference: ReferenceClient | None = None
+
+    @property
+    def infos(self) -> dict[str, ModelInfo]:
+        """What they are, under "" for the policy's own model."""
+        others = {"critic": self.critic, "reference": self.reference}
+        return {"": self.model.info} | {name: client.info for name, client in others.items() if client is not None}
+
+    async def save(self, folder: Path) -> None:
+        """Into a folder of which nothing is there; the critic's in one below it."""
+        await self.model.save_state(str(folder))
+        if self.critic is not None:
+            await self.critic.save_state(str(folder / "critic"))
+
+    async def load(self, folder: Path) -> None:
+        await self.model.load_state(str(folder))
+        if self.critic is not None:
+            await self.critic.load_state(str(folder / "critic"))
+
+    async def critic_digest(self) -> str:
+        """Empty without a critic."""
+        return "" if self.critic is None else await self.critic.digest()
+
+
+async def taught(backend: Backend, policy: Policy, seed: int) -> Taught:
+    """The models of a policy, as they are before the first step."""
+    algorithm = policy.algorithm
+    model = await backend.create_model(policy.model, lora=policy.lora, seed=seed)
+    critic, kl = algorithm.critic, algorithm.kl
+    return Taught(
+        model=model,
+        critic=None
+        if critic is None
+        else await backend.create_critic(critic.model or policy.model, lora=critic.lora, seed=seed),
+        reference=None if kl is None else await backend.reference(kl.reference or policy.model),
+    )
