@@ -12,8 +12,10 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping
 
 import anyio.to_thread
+import msgspec
 
 from benchmarks._rows import Settings
+from sparring.backend.local.dtype import Dtype
 
 
 class Child:
@@ -50,8 +52,8 @@ async def answer(step: Callable[[str], Awaitable[float]]) -> None:
 def given() -> tuple[str, Settings, list[str]]:
     """In the child: the way, the settings, and what else was given."""
     way, model, dtype, threads, device, *more = sys.argv[1:]
-    assert dtype in ("bfloat16", "float32"), dtype
-    return way, Settings(model=model, rounds=1, dtype=dtype, threads=int(threads), device=device), more
+    settings = Settings(model=model, rounds=1, dtype=msgspec.convert(dtype, Dtype), threads=int(threads), device=device)
+    return way, settings, more
 
 
 async def in_turn(ways: Mapping[str, Callable[[], Awaitable[float]]], rounds: int) -> dict[str, float]:

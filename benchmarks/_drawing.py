@@ -31,8 +31,8 @@ class Generate:
     """transformers, as one writes it."""
 
     def __init__(self, folder: Path, dtype: str, device: str = "cpu") -> None:
-        model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=getattr(torch, dtype))
-        self.model: Any = model.to(device).eval()
+        model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=getattr(torch, dtype))
+        self.model = model.to(device).eval()
 
     def run(self, prompts: Sequence[I32], tokens: int) -> None:
         """Draw so many from all prompts in one call."""

@@ -16,6 +16,7 @@ from pathlib import Path
 import anyio
 import torch
 
+from benchmarks._child import given
 from benchmarks._rows import Row, Settings, at_most
 from benchmarks._training import Shape, shape_of, steps
 
@@ -65,10 +66,8 @@ def _reset() -> float:
 
 
 def _main() -> None:
-    way, model, dtype, threads, device, prompts, shape = sys.argv[1:]
-    assert dtype in ("bfloat16", "float32"), dtype
-    torch.set_num_threads(int(threads))
-    settings = Settings(model=model, rounds=1, dtype=dtype, threads=int(threads), device=device)
+    way, settings, (prompts, shape) = given()
+    torch.set_num_threads(settings.threads)
     print(anyio.run(_step, way, settings, replace(shape_of(shape), prompts=int(prompts))))
 
 

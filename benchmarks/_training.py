@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -115,9 +116,9 @@ class PlainLoop:
     """What one writes without a library for it."""
 
     def __init__(self, folder: Path, dtype: str, device: str = "cpu") -> None:
-        base = AutoModelForCausalLM.from_pretrained(str(folder), dtype=getattr(torch, dtype)).to(device)
+        base: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=getattr(torch, dtype))
         config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear", task_type="CAUSAL_LM")
-        self.model: nn.Module = get_peft_model(base, config)
+        self.model: nn.Module = get_peft_model(base.to(device), config)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-4)
         self.device = device

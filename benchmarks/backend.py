@@ -26,6 +26,7 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import anyio
 import torch
@@ -49,13 +50,14 @@ class BackendSettings(Settings):
     shapes: list[str]
 
 
-def needed(model: nn.Module, shape: Shape) -> float:
+def needed(model: Any, shape: Shape) -> float:
     """FLOP of the products that a step with shared prompts cannot avoid: through frozen weights forwards and backwards
     (these get no gradient), for every distinct token; through the head for sampled positions alone."""
-    head = model.get_input_embeddings().weight.numel()  # type: ignore[operator, union-attr]
+    head: int = model.get_input_embeddings().weight.numel()
     layers = [p for name, p in model.named_parameters() if p.ndim == 2 and not {"embed", "lm_head"} & _words(name)]
     sampled = shape.prompts * COMPLETIONS * shape.completion
-    return 4.0 * (sum(p.numel() for p in layers) * (shape.prompts * shape.prompt + sampled) + head * sampled)
+    products: int = sum(p.numel() for p in layers) * (shape.prompts * shape.prompt + sampled) + head * sampled
+    return 4.0 * products
 
 
 def _words(name: str) -> set[str]:

@@ -42,6 +42,7 @@ from benchmarks._training import RANK, WAYS, Shape, batch, shape_of, steps, voca
 from benchmarks.backend import measure_adapters, needed
 from sparring.backend import Adam, Datum, ImportanceSampling, Lora
 from sparring.backend.local import LocalBackend
+from sparring.backend.local.dtype import Dtype
 from sparring.backend.local.model import TorchModel
 from sparring.backend.models import resolve_model
 from sparring.backend.sampling import SamplingParams
@@ -133,11 +134,10 @@ async def adapters(settings: CudaSettings) -> list[Row]:
     return await measure_adapters(settings, shape_of(settings.shapes[0]))
 
 
-async def parity(settings: CudaSettings, dtype: str) -> list[Row]:
+async def parity(settings: CudaSettings, dtype: Dtype) -> list[Row]:
     """Log-probs of drawn tokens by the sampler, against the trainer's, after a few optimizer steps; TF32 is off, as torch has
     it."""
     assert not torch.backends.cuda.matmul.allow_tf32
-    assert dtype in ("bfloat16", "float32")
     async with LocalBackend(dtype=dtype, device=settings.device, threads=settings.threads) as backend:
         model = await _trained(backend, settings)
         client = await model.sampler()
