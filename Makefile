@@ -10,20 +10,17 @@ READY := .venv/.ready
 BENCH_READY := .venv/.bench
 EXTRAS := torch,wandb,games,dev
 PIP := $(BIN)/python -m pip
-PYTEST := $(BIN)/python -m pytest
 VLLM := .venv-vllm/bin/python
 VLLM_READY := .venv-vllm/.ready
 BENCHMARKS := $(patsubst benchmarks/%.py,bench-%,$(wildcard benchmarks/[a-z]*.py))
 
-# The numerical modules whose shapes are checked in the second run of their tests, and those tests (not the longest ones).
+# The numerical modules whose shapes are checked while the tests run.
 SHAPED := sparring.backend.local.base,sparring.backend.local.head,sparring.backend.local.kernel_attention
 SHAPED := $(SHAPED),sparring.backend.local.lora
 SHAPED := $(SHAPED),sparring.backend.local.norms,sparring.backend.local.objectives,sparring.backend.local.row_attention
 SHAPED := $(SHAPED),sparring.backend.local.measures,sparring.backend.local.readout,sparring.backend.local.scored
 SHAPED := $(SHAPED),sparring.backend.local.value_head,sparring.learner.advantages,sparring.learner.step
-SHAPED_TESTS := --ignore=tests/backend/test_check.py --ignore=tests/backend/test_long_episode.py tests/backend
-SHAPED_TESTS := $(SHAPED_TESTS) $(patsubst %,tests/learner/test_%.py,advantages step algorithm replay reuse random_runs)
-CHECK_SHAPES := $(PYTEST) -m "not slow and not vllm and not model" --jaxtyping-packages=$(SHAPED),beartype.beartype $(SHAPED_TESTS)
+PYTEST := $(BIN)/python -m pytest --numprocesses=2 --dist=worksteal --jaxtyping-packages=$(SHAPED),beartype.beartype
 
 NEW_ENOUGH = @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11; name another: make PYTHON=python3.11"; exit 1; }
 
@@ -36,7 +33,7 @@ heavy = @$(if $(FLOCK),( $(WAIT); export SPARRING_LOCKED=1; { set -x; $(1); } 9>
 
 help:
 	@echo "make demo        set up .venv, then train a small model on this machine"
-	@echo "make test        every test but the slow ones, then the numerical tests again with their shapes checked"
+	@echo "make test        every test but the slow ones, the shapes of numerical functions checked"
 	@echo "make test-all    every test but those of vLLM"
 	@echo "make test-vllm   set up .venv-vllm (vLLM on CPU), then the tests of the vLLM sampler"
 	@echo "make lint        ruff, import-linter, mypy, pyright"
@@ -57,11 +54,9 @@ demo: $(READY)
 
 test: $(READY)
 	$(call heavy,$(PYTEST) -m "not slow and not vllm" --must-run=model)
-	$(call heavy,$(CHECK_SHAPES))
 
 test-all: $(READY)
 	$(call heavy,$(PYTEST) -m "not vllm" --must-run=model --must-run=slow)
-	$(call heavy,$(CHECK_SHAPES))
 
 # vLLM asks for versions of its own, so it has an environment of its own; requirements-vllm.txt says what is left out and why.
 $(VLLM_READY): pyproject.toml requirements-vllm.txt

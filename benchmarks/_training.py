@@ -6,8 +6,6 @@ seconds
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from benchmarks._child import answer, given
 from benchmarks._device import Measured, Watch
 from benchmarks._rows import Settings
 from sparring.backend import Adam, Datum, ImportanceSampling, Lora, token_mean
@@ -193,44 +192,16 @@ async def steps(way: str, settings: Settings, token_budget: int | None) -> Async
         yield step
 
 
-class Child:
-    """One way of making a step, in a process of its own that waits between two of them."""
-
-    def __init__(self, way: str, settings: Settings, shape: Shape) -> None:
-        given = [way, settings.model, settings.dtype, str(settings.threads), settings.device, shape.name]
-        command = [sys.executable, "-m", "benchmarks._training", *given]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def __enter__(self) -> Child:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._process.communicate()
-
-    async def step(self) -> float:
-        """The seconds that it took."""
-        return float(await anyio.to_thread.run_sync(self._asked))
-
-    def _asked(self) -> str:
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write("step\n")
-        self._process.stdin.flush()
-        return self._process.stdout.readline()
-
-
 async def _serve(way: str, settings: Settings, shape: Shape) -> None:
     torch.set_num_threads(settings.threads)
     async with steps(way, settings, shape.token_budget(settings.device)) as step:
-        for _ in iter(sys.stdin.readline, ""):
-            print((await step(shape)).seconds, flush=True)
 
+        async def seconds(_: str) -> float:
+            return (await step(shape)).seconds
 
-def _main() -> None:
-    way, model, dtype, threads, device, shape = sys.argv[1:]
-    assert dtype in ("bfloat16", "float32"), dtype
-    settings = Settings(model=model, rounds=1, dtype=dtype, threads=int(threads), device=device)
-    anyio.run(_serve, way, settings, shape_of(shape))
+        await answer(seconds)
 
 
 if __name__ == "__main__":
-    _main()
+    chosen, given_settings, (shape_name,) = given()
+    anyio.run(_serve, chosen, given_settings, shape_of(shape_name))

@@ -5,8 +5,7 @@
 
 Steps of GRPO's shape: 8 prompts with 8 completions each, LoRA of rank 16 on every linear layer, forward, backward and an
 optimizer step, in micro-batches of the same number of tokens. The ways take turns, so that a noisy machine is noisy for all;
-each is a process of its own, so that none works in memory and with threads that another left behind (in one process, ours takes
-a tenth longer after a plain step); the first round warms up:
+each is a process of its own (`_child.py` says why); the first round warms up:
 
     plain     transformers + PEFT, padded batches, logits of every position
     apart     sparring, no two prompts equal: log-probs at sampled positions only
@@ -22,10 +21,9 @@ says how long the products that cannot be avoided would take at the rate of one 
 
 from __future__ import annotations
 
-import statistics
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -34,10 +32,11 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from benchmarks._child import Child, in_turn
 from benchmarks._device import matrix_rate
 from benchmarks._memory import memory_rows
 from benchmarks._rows import Row, Settings, arguments, at_least, at_most, report
-from benchmarks._training import COMPLETIONS, RANK, SHAPES, WAYS, Child, Shape, batch, vocabulary_of
+from benchmarks._training import COMPLETIONS, RANK, SHAPES, WAYS, Shape, batch, vocabulary_of
 from sparring.backend import ImportanceSampling, Lora
 from sparring.backend.local import LocalBackend
 from sparring.backend.models import resolve_model
@@ -63,21 +62,10 @@ def _words(name: str) -> set[str]:
     return {"embed" if part.startswith("embed") else part for part in name.split(".")}
 
 
-async def in_turn(ways: Mapping[str, Callable[[], Awaitable[float]]], rounds: int) -> dict[str, float]:
-    """Median of the seconds that each way says it took; a round before them warms up."""
-    found: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(rounds + 1):
-        for name, step in ways.items():
-            seconds = await step()
-            print(f"round {number} of {rounds}, {name}: {seconds:.2f} s", file=sys.stderr, flush=True)
-            found[name].append(seconds)
-    return {name: statistics.median(seconds[1:]) for name, seconds in found.items()}
-
-
 async def measure_shape(settings: Settings, shape: Shape, model: nn.Module) -> list[Row]:
     """All ways in turn."""
     with ExitStack() as stack:
-        children = {way: stack.enter_context(Child(way, settings, shape)) for way in WAYS}
+        children = {way: stack.enter_context(Child("benchmarks._training", way, settings, shape.name)) for way in WAYS}
         middle = await in_turn({way: child.step for way, child in children.items()}, settings.rounds)
     rate = matrix_rate(getattr(torch, settings.dtype), settings.device)
     return rows(shape, middle, needed(model, shape) / rate)

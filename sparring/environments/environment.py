@@ -81,15 +81,15 @@ class FunctionEnvironment(Environment[TaskT]):
     headline: str = ""
     gold: Callable[[TaskT], str] | None = None
     resumable: bool = True
-    needs_chance: bool = False
+    random: bool = False
+
+    @property
+    def takes_rng(self) -> bool:
+        return self.random
 
     @property
     def name(self) -> str:
         return self.function.__name__
-
-    @property
-    def takes_rng(self) -> bool:
-        return self.needs_chance
 
     @property
     def setting_types(self) -> Mapping[str, Any]:
@@ -125,7 +125,7 @@ class FunctionEnvironment(Environment[TaskT]):
         return _assembled, (parts, dict(self.settings))
 
     async def play(self, task: TaskT, *players: Seat, rng: Random | None = None) -> Rewards:
-        extra = {"rng": rng or Random(0)} if self.needs_chance else {}
+        extra = {"rng": rng or Random(0)} if self.takes_rng else {}
         return await self.function(task, *players, **self.settings, **extra)
 
     def described(self) -> dict[str, Any]:
@@ -189,7 +189,7 @@ def environment(
             headline=headline,
             gold=gold,
             resumable=resumable,
-            needs_chance=signature.takes_rng,
+            random=signature.takes_rng,
         )
 
     return made if function is None else made(function)
