@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sparring.backend.local import head as head_module
-from sparring.backend.local.head import HeadInput, score
+from sparring.backend.local.head import HeadInput, product, score
 
 WIDTH, VOCABULARY = 8, 50
 
@@ -94,3 +94,25 @@ def test_the_entropy_of_known_distributions() -> None:
     output = score(head, given_, gradient=False, entropy=True)
     assert output.entropy is not None
     assert output.entropy.tolist() == pytest.approx([math.log(VOCABULARY), 0.0], abs=1e-5)
+
+
+def test_logits_of_bfloat16_are_as_exact_as_fp32() -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden, head = (
+        torch.randn(40, 64, generator=generator).bfloat16(),
+        torch.randn(300, 64, generator=generator).bfloat16(),
+    )
+    exact = hidden.double() @ head.double().T
+    logits = product(hidden, head)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits.double(), exact, rtol=1e-5, atol=1e-4)
+    assert (exact - (hidden @ head.T).double()).abs().max() > 1e-2, "which a product in bfloat16 is not"
+    assert torch.backends.mkldnn.matmul.fp32_precision != "bf16", "the setting is everybody's"
+
+
+def test_a_matrix_that_changed_is_read_anew() -> None:
+    hidden, head = torch.ones(2, 4).bfloat16(), torch.ones(3, 4).bfloat16()
+    assert product(hidden, head)[0, 0] == 4
+    with torch.no_grad():
+        head.view(-1)[:] = 2  # through a view, as an optimizer's flat buffer does it
+    assert product(hidden, head)[0, 0] == 8

@@ -163,7 +163,8 @@ async def test_who_makes_no_trajectory() -> None:
     assert list(made(done)) == ["one/", "one/1.1"], "neither who was not judged nor who sampled no tokens"
     assert list(made(done, "two")) == []
     acted = [event for event in done.events if isinstance(event, Acted)]
-    assert trajectories(acted, msgspec.structs.replace(done.ended, fault="deadline"), {"one": "p"}) == []
+    failed = msgspec.structs.replace(done.ended, fault="deadline", results=[])
+    assert trajectories(acted, failed, {"one": "p"}) == [], "what failed has results only where it was scored"
     elsewhere = Ended(group=3, member=1, results=[SeatResult(seat="one", fork="9", value=1.0)])
     assert trajectories(acted, elsewhere, {"one": "p"}) == [], "a reward for a fork that never spoke"
 

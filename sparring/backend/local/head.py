@@ -9,12 +9,14 @@ Letters: `N` scored tokens, `D` hidden, `V` vocabulary, `K` targets of a token, 
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from sparring.backend.local.shapes import rounded
 
@@ -86,8 +88,9 @@ def score(
     bonuses = torch.empty_like(given.hidden) if entropy_gradient else None
     for start in range(0, count, chunk):
         hidden = given.hidden[start : start + chunk]
-        logits = _padded(hidden) @ head.T
-        slopes = None if bonuses is None else torch.zeros_like(logits)
+        logits = product(_padded(hidden), head)
+        sloped = logits if logits.dtype == hidden.dtype else hidden.new_empty(logits.shape)
+        slopes = None if bonuses is None else hidden.new_zeros(logits.shape)
         for first in range(0, len(hidden), block):
             part = logits[first : min(first + block, len(hidden))]
             rows = slice(start + first, start + first + len(part))
@@ -99,12 +102,40 @@ def score(
             if slopes is not None:
                 slopes[first : first + len(part)] = entropy_slopes(softmax.exps / softmax.total) / temperature
             if gradients is not None:
-                part.copy_(_grad_logits(softmax, weights / temperature, targets))
+                sloped[first : first + len(part)] = _grad_logits(softmax, weights / temperature, targets)
         if bonuses is not None and slopes is not None:
             bonuses[start : start + chunk] = (slopes @ head)[: len(hidden)]
         if gradients is not None:
-            gradients[start : start + chunk] = (logits @ head)[: len(hidden)]
+            gradients[start : start + chunk] = (sloped @ head)[: len(hidden)]
     return HeadOutput(logprobs=logprobs, values=values, gradient=gradients, entropy=entropies, entropy_gradient=bonuses)
+
+
+def product(hidden: Float[Tensor, "N D"], head: Float[Tensor, "V D"]) -> Float[Tensor, "N V"]:
+    """hidden head^T, on a CPU with a result in fp32 also where both are bfloat16: rounded to bfloat16, logits of 20 are off by
+    0.03, which is most of what sampler and trainer would differ by."""
+    if head.device.type != "cpu" or head.dtype != torch.bfloat16:
+        return hidden @ head.T
+    matmul = torch.backends.mkldnn.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "bf16"  # what is multiplied is bfloat16 already; sums and result are fp32
+    try:
+        return hidden.float() @ _widened(head).T
+    finally:
+        matmul.fp32_precision = before
+
+
+_WIDENED: MutableMapping[Tensor, tuple[int, Tensor]] = WeakTensorKeyDictionary()
+"""Matrices in fp32, and the version that each had when it was copied."""
+
+
+def _widened(matrix: Float[Tensor, "V D"]) -> Float[Tensor, "V D"]:
+    """The matrix in fp32, copied once for as long as nobody writes to it."""
+    version, wide = _WIDENED.get(matrix, (-1, matrix))
+    if version != matrix._version:
+        with torch.inference_mode(mode=False):  # sampling has it, training must not
+            wide = matrix.detach().float()
+        _WIDENED[matrix] = matrix._version, wide
+    return wide
 
 
 def _padded(hidden: Float[Tensor, "N D"]) -> Float[Tensor, "M D"]:

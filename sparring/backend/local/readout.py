@@ -15,20 +15,20 @@ from torch import Tensor
 from torch.autograd import Function
 
 from sparring.backend.local.full import FullWeights
-from sparring.backend.local.head import entropy_slopes, rows_at_once
+from sparring.backend.local.head import entropy_slopes, product, rows_at_once
 from sparring.backend.local.lora import AdapterWeights, Segment, Weights, merged
 
 
 def read_out(head: Float[Tensor, "V D"], hidden: Float[Tensor, "N D"], segments: Sequence[Segment]) -> Tensor:
-    """Logits [N, V] of rows that went through these weights, in compute dtype. Without gradients."""
+    """Logits [N, V] of rows that went through these weights. Without gradients."""
     first = segments[0][0]
-    logits = hidden @ (first.matrix if isinstance(first, FullWeights) else head).T
+    logits = product(hidden, first.matrix if isinstance(first, FullWeights) else head)
     start = 0
     for adapter, count in merged(segments):
         place = adapter.places[-1] if isinstance(adapter, AdapterWeights) else None
         if isinstance(adapter, AdapterWeights) and place is not None:
             low = hidden[start : start + count] @ adapter.a[place].T
-            logits[start : start + count].addmm_(low, adapter.b[place].T, alpha=adapter.scale)
+            logits[start : start + count].add_(product(low, adapter.b[place]), alpha=adapter.scale)
         start += count
     return logits
 
@@ -40,7 +40,7 @@ class Readout:
     def __init__(self, head: Float[Tensor, "V D"], weights: Weights | None) -> None:
         self._low: tuple[AdapterWeights, int] | None = None
         self._hidden = head.shape[1]
-        self.matrix, self.buffer = head.detach(), None
+        self.matrix, self.buffer = head, None
         if isinstance(weights, FullWeights):
             self.matrix, self.buffer = weights.matrix, weights.grads[weights.head]
         elif weights is not None and (place := weights.places[-1]) is not None:
@@ -91,7 +91,7 @@ def add_matrix_gradient(
     chunk = rows_at_once(matrix.device, 4 * matrix.shape[0])
     for start in range(0, states.shape[0], chunk):
         rows = slice(start, start + chunk)
-        logits = (states[rows] @ matrix.T).float().div_(temperature[rows, None])
+        logits = product(states[rows], matrix).float().div_(temperature[rows, None])
         probs = torch.softmax(logits, dim=-1)
         extra = None if bonus is None else entropy_slopes(probs).mul_(bonus[rows, None])
         slopes = probs.mul_(-scale[rows].sum(-1, keepdim=True))
