@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import MutableMapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -115,7 +115,7 @@ def product(hidden: Float[Tensor, "N D"], head: Float[Tensor, "V D"]) -> Float[T
     0.03, which is most of what sampler and trainer would differ by."""
     if head.device.type != "cpu" or head.dtype != torch.bfloat16:
         return hidden @ head.T
-    matmul = torch.backends.mkldnn.matmul
+    matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
     before = matmul.fp32_precision
     matmul.fp32_precision = "bf16"  # what is multiplied is bfloat16 already; sums and result are fp32
     try:
