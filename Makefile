@@ -54,19 +54,10 @@ demo: $(READY)
 	$(call heavy,$(BIN)/sparring demo)
 
 test: $(READY)
-<<<<<<< HEAD
-	$(call heavy,$(PYTEST) -m "not slow and not vllm" --must-run=model)
-
-test-all: $(READY)
-	$(call heavy,$(PYTEST) -m "not vllm" --must-run=model --must-run=slow)
-=======
 	$(call heavy,$(PYTEST) -m "not slow and not vllm and not trl" --must-run=model)
-	$(call heavy,$(CHECK_SHAPES))
 
 test-all: $(BENCH_READY)
 	$(call heavy,$(PYTEST) -m "not vllm" --must-run=model --must-run=slow --must-run=trl)
-	$(call heavy,$(CHECK_SHAPES))
->>>>>>> algorithms
 
 # vLLM asks for versions of its own, so it has an environment of its own; requirements-vllm.txt says what is left out and why.
 $(VLLM_READY): pyproject.toml requirements-vllm.txt

@@ -48,7 +48,7 @@ from sparring.backend.models import resolve_model
 from sparring.backend.sampling import SamplingParams
 
 PARITY = {"bfloat16": (0.05, 0.5), "float32": (1e-5, 1e-4)}
-MFU, GRADIENTS = 0.40, 1e-4
+MFU, GRADIENTS = 0.40, 1e-3
 PROMPT_TOKENS, PER_PROMPT = 45, 8
 QUESTIONS = ("What is 7 + 5?", "Name three rivers.", "Why is the sky blue?", "Write a story about a fox.")
 
