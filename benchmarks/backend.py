@@ -1,6 +1,6 @@
 """How fast the local backend trains, against the plain loop that one would write with transformers and PEFT.
 
-    python -m benchmarks.backend [--model NAME] [--rounds 3] [--dtype bfloat16] [--threads 2] [--device cpu]
+    python -m benchmarks.backend [--model NAME] [--rounds 2] [--dtype bfloat16] [--threads 2] [--device cpu]
                                  [--shapes 45/30 400/60 20/300]
 
 Steps of GRPO's shape: 8 prompts with 8 completions each, LoRA of rank 16 on every linear layer, forward, backward and an

@@ -1,6 +1,6 @@
 """What the local backend does on a CUDA device: how fast, how exactly, and that it is the same as on a CPU.
 
-    python -m benchmarks.cuda [--model NAME] [--architecture NAME] [--rounds 3] [--dtype bfloat16] [--device cuda]
+    python -m benchmarks.cuda [--model NAME] [--architecture NAME] [--rounds 2] [--dtype bfloat16] [--device cuda]
 
 Training is measured on a random model of a larger architecture (the demo's is so small that a device waits for Python), in
 micro-batches of as many tokens as the plain loop has room for; `mfu` is the part of the time that the products which a step

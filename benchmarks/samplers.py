@@ -1,6 +1,6 @@
 """How fast and how exactly the samplers draw.
 
-    python -m benchmarks.samplers [--model NAME] [--rounds 3] [--dtype bfloat16] [--threads 2]
+    python -m benchmarks.samplers [--model NAME] [--rounds 2] [--dtype bfloat16] [--threads 2]
 
 The torch sampler against transformers' own `generate`: 64 sequences of 45 prompt tokens at temperature 1. The ways take turns,
 so that a noisy machine is noisy for all; the first round warms up; ratios are of medians:

@@ -1,6 +1,6 @@
 """What every test stands on: both event loops, no blocking calls in them, deterministic examples, no test that runs nowhere.
 
-Imports nothing of sparring: the second run of the numerical tests hooks the import of their modules after this file is read.
+Imports nothing of sparring: the import of numerical modules is hooked, so that shapes are checked, after this file is read.
 """
 
 from collections.abc import Generator, Iterator

@@ -325,7 +325,7 @@ def test_no_tokens_are_a_zero_loss() -> None:
 
 
 def test_shapes_are_asserted() -> None:
-    refusals = (AssertionError, TypeError)  # a TypeError where the second run checks the annotations first
+    refusals = (AssertionError, TypeError)  # a TypeError where the annotations are checked first
     two, three = torch.zeros(2), torch.zeros(3)
     with pytest.raises(refusals):
         importance_sampling(three, two, three)
