@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from sparring.backend.sampling import MOST_TOP
 from sparring.backend.training import Lora
 from sparring.errors import SettingError, UnsupportedError
 
@@ -64,10 +65,11 @@ def refuse_unserved(lora: Lora | None) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedModel:
-    """The base that vLLM serves: its folder and what of it must be the same here and there. `token_bytes` is what the keys and
-    values of one token take, `gpus` how many there are."""
+    """The base that vLLM serves: its folder and what of it must be the same here and there. `adapted` names the linear layers
+    that adapters may change, `token_bytes` is what the keys and values of one token take, `gpus` how many there are."""
 
     folder: Path
+    adapted: tuple[str, ...]
     context_length: int
     vocabulary: int
     dtype: Literal["float32", "bfloat16"]
@@ -80,6 +82,11 @@ def patience(settings: VllmSettings, model: ServedModel) -> float:
     """Seconds after which an engine without an answer counts as stuck: what the user set, else 20 on a GPU and 120 on a CPU,
     where the first step computes every waiting prompt in whole."""
     return settings.stuck_after or (120.0 if model.on_cpu else 20.0)
+
+
+def block_size(model: ServedModel) -> int:
+    """Tokens whose keys and values vLLM caches together: on a CPU the fewest that its attention takes, else as vLLM has it."""
+    return 32 if model.on_cpu else 16
 
 
 def _at_once(settings: VllmSettings, model: ServedModel) -> int:
@@ -105,23 +112,29 @@ def engine_options(settings: VllmSettings, model: ServedModel, *, replica: int =
         "max_num_batched_tokens": max(2048, model.context_length + 1),
         "enable_chunked_prefill": not model.on_cpu,
         "logprobs_mode": "processed_logprobs",
+        "max_logprobs": MOST_TOP,
         "generation_config": "vllm",
         "enable_prefix_caching": True,
+        **({"block_size": block_size(model)} if model.on_cpu else {}),
         "kv_cache_memory_bytes": model.token_bytes * tokens,
         "enforce_eager": model.on_cpu,
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
         **({} if settings.replicas == 1 or model.on_cpu else {"device_ids": [replica % model.gpus]}),
-        **(_whole() if settings.max_lora_rank is None else _adapters(settings.max_loras, settings.max_lora_rank)),
+        **(
+            _whole() if settings.max_lora_rank is None else _adapters(settings.max_loras, settings.max_lora_rank, model)
+        ),
     }
 
 
-def _adapters(most: int, rank: int) -> Mapping[str, Any]:
+def _adapters(most: int, rank: int, model: ServedModel) -> Mapping[str, Any]:
     return {
         "enable_lora": True,
+        "lora_target_modules": list(model.adapted),
         "max_loras": most,
         "max_cpu_loras": most,
         "max_lora_rank": next(known for known in RANKS if known >= rank),
+        **({"worker_extension_cls": "sparring.backend.vllm.grouped.WorkerExtension"} if model.on_cpu else {}),
     }
 
 

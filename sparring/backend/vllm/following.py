@@ -1,0 +1,65 @@
+"""Weights in flight: one name under which vLLM has whatever version of a model is the newest.
+
+vLLM stamps tokens with a label of the whole engine, though several models on one base may be followed there. So the label says
+the version of each: it is set anew whenever one of them goes on, while the engine is paused, and read again from the spans that
+come with each sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sparring.backend.vllm.files import WeightsFile
+from sparring.errors import BackendError, SparringError
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Followed:
+    """A model that is followed. `now` is what every engine in the rotation has at least; an engine that is started anew begins
+    with it. `failed` is why nothing that is drawn can be trusted any more. Set on the trainer's thread, read on all."""
+
+    name: str
+    number: int
+    folder: Path
+    now: WeightsFile
+    failed: SparringError | None = field(default=None)
+
+    def link(self, engine: str) -> Path:
+        """The path at which an engine finds them. vLLM may read an adapter that it has forgotten again, at any time, from where
+        it was told first: so each engine has a path of its own, which changes with what the engine has."""
+        return self.folder / f"{self.name}-{engine}"
+
+    def point(self, engine: str, weights: WeightsFile) -> None:
+        """From now on these are what an engine finds there."""
+        link = self.link(engine)
+        fresh = link.with_suffix(".new")
+        fresh.symlink_to(weights.folder, target_is_directory=True)
+        fresh.replace(link)
+
+
+def label(versions: Mapping[int, int]) -> str:
+    """What vLLM stamps tokens with where the models of these numbers have these versions."""
+    return " ".join(f"{number}:{version}" for number, version in sorted(versions.items()))
+
+
+def version_in(text: str, number: int) -> int:
+    """The version of a model in a label. Raises `BackendError` where it has none."""
+    versions = dict(pair.split(":") for pair in text.split() if ":" in pair)
+    if str(number) not in versions:
+        raise BackendError(f"vLLM drew with weights {text!r}, which say nothing of model {number}")
+    return int(versions[str(number)])
+
+
+def stamps(spans: Sequence[Any], number: int) -> tuple[tuple[int, int], ...]:
+    """vLLM's spans of a sequence as runs `(version, tokens)` of one model."""
+    found: list[tuple[int, int]] = []
+    for span in spans:
+        version, tokens = version_in(span.version, number), span.end - span.start
+        if found and found[-1][0] == version:
+            found[-1] = version, found[-1][1] + tokens
+        elif tokens:
+            found.append((version, tokens))
+    return tuple(found)
