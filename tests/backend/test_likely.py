@@ -35,7 +35,8 @@ def test_the_likeliest_have_the_log_probs_of_what_is_drawn_from(shape: Shape) ->
     draw(left, [shape], np.array([0.5], np.float32))
     tokens, logprobs = likeliest(left[0], shape, 4)
     order = logits[0].argsort(descending=True)
-    assert tokens == order[:4].tolist()
+    told = np.isfinite(logprobs).sum()
+    assert tokens[:told] == order[:told].tolist()
     if shape.temperature == 0:
         assert logprobs == [0.0, *[-np.inf] * 3]
         return

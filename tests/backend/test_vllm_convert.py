@@ -38,8 +38,8 @@ def test_a_greedy_draw_is_certain() -> None:
     assert [(sample.tokens.tolist(), sample.logprobs.tolist()) for sample in samples] == [([5], [0.0])] * 3
 
 
-def followed(number: int) -> Followed:
-    return Followed(name="f", number=number, folder=Path("/nowhere"), now=file(2))
+def followed(number: int, *, whole: bool = False) -> Followed:
+    return Followed(name="f", number=number, folder=Path("/nowhere"), whole=whole, now=file(2))
 
 
 def drawn(*spans: tuple[str, int, int]) -> Output:
@@ -52,7 +52,7 @@ def test_labels_say_the_version_of_every_model_that_is_followed() -> None:
     assert label({12: 7, 3: 40}) == "3:40 12:7"
     assert (version_in("3:40 12:7", 3), version_in("3:40 12:7", 12)) == (40, 7)
     for text in ("default", "", "12:7"):
-        with pytest.raises(BackendError, match=f"drew with weights '{text}', which say nothing of model 3"):
+        with pytest.raises(BackendError, match=f"drew with weights '{text}', which does not say the version of 3"):
             version_in(text, 3)
 
 
@@ -64,10 +64,17 @@ def test_what_follows_a_model_is_stamped_with_its_versions_whatever_else_changes
         assert sample.versions == versions
 
 
+def test_where_versions_are_all_weights_the_label_names_these() -> None:
+    (sample,) = sampled(drawn(("8:2", 0, 3), ("9:3", 3, 4)), SamplingParams(max_tokens=4), 1, followed(3, whole=True))
+    assert sample.versions == ((2, 3), (3, 1))
+    with pytest.raises(BackendError, match="does not say the version of one model"):
+        sampled(drawn(("8:2 9:3", 0, 4)), SamplingParams(max_tokens=4), 1, followed(3, whole=True))
+
+
 def test_tokens_that_vllm_stamped_with_nothing_are_none() -> None:
     with pytest.raises(BackendError, match=r"vLLM stamped \(\(2, 3\),\) of 4 tokens"):
         sampled(drawn(("3:2", 0, 3)), SamplingParams(max_tokens=4), 1, followed(3))
-    with pytest.raises(BackendError, match="say nothing of model 3"):
+    with pytest.raises(BackendError, match="does not say the version of 3"):
         sampled(drawn(("default", 0, 4)), SamplingParams(max_tokens=4), 1, followed(3))
 
 
@@ -190,21 +197,6 @@ def test_on_a_cpu_short_beginnings_are_cached_and_adapters_grouped(tmp_path: Any
     assert options.get("block_size") == (32 if on_cpu else None)
     assert block_size(model) == (32 if on_cpu else 16)
     assert ("worker_extension_cls" in options) == on_cpu
-
-
-@pytest.mark.parametrize(("on_cpu", "slots", "sequences"), [(True, 64, 16), (True, 4, 4), (False, 64, 64)])
-def test_few_sequences_are_drawn_at_once_on_a_cpu(tmp_path: Any, on_cpu: bool, slots: int, sequences: int) -> None:
-    model = ServedModel(
-        folder=tmp_path,
-        adapted=("q_proj",),
-        context_length=10,
-        vocabulary=9,
-        dtype="float32",
-        on_cpu=on_cpu,
-        token_bytes=64,
-    )
-    options = engine_options(VllmSettings(max_loras=1, max_lora_rank=8, slots=slots), model)
-    assert options["max_num_seqs"] == sequences
 
 
 BAD: list[tuple[dict[str, Any], str]] = [

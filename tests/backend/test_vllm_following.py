@@ -113,7 +113,7 @@ def test_an_engine_that_is_started_anew_goes_on_with_the_newest_and_never_goes_b
 
 
 def test_paths_change_with_what_an_engine_has(tmp_path: Path) -> None:
-    source = Followed(name="f", number=9, folder=tmp_path, now=file(0))
+    source = Followed(name="f", number=9, folder=tmp_path, whole=False, now=file(0))
     for engine, version in (("a", "v0"), ("b", "v0"), ("a", "v1"), ("a", "v2")):
         (tmp_path / version).mkdir(exist_ok=True)
         source.point(engine, WeightsFile(name=version, number=1, version=0, folder=tmp_path / version))

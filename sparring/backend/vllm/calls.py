@@ -228,11 +228,10 @@ class WholeEngine(AsyncEngine):
     async def _replace(self, weights: WeightsFile) -> None:
         """Install weights, where nothing is drawn but what goes on with them."""
         update = WeightTransferUpdateRequest(update_info={"path": str(weights.folder / WEIGHTS)})
-        those = {weights.number, *(number for number, followed in self._followed.items() if followed == weights)}
         async with self._paused():
             await self._call(self._llm.start_weight_update())
             await self._call(self._llm.update_weights(update))
-            version = label(dict.fromkeys(those, weights.version))
+            version = label({weights.number: weights.version})
             await self._call(self._llm.finish_weight_update(weight_version=version))
 
 

@@ -80,7 +80,7 @@ def _sequence(one: Any, params: SamplingParams, source: Source) -> SampledSequen
     if isinstance(source, WeightsFile):
         versions = ((source.version, len(tokens)),)
     else:
-        versions = stamps(one.weight_versions or (), source.number)
+        versions = stamps(one.weight_versions or (), source)
         if sum(count for _, count in versions) != len(tokens):
             raise BackendError(f"vLLM stamped {versions!r} of {len(tokens)} tokens with the weights that drew them")
     top_tokens, top_logprobs = _top(one.logprobs, len(tokens), params) if params.top_logprobs else (None, None)

@@ -176,7 +176,8 @@ class VllmSampler:
         """Have every engine begin to follow a model, with these weights; blocks until that is done."""
         assert self._files is not None
         name, number = self._files.reserve()
-        source = Followed(name=name, number=number, folder=self._files.path, now=weights)
+        whole = self._settings.max_lora_rank is None
+        source = Followed(name=name, number=number, folder=self._files.path, whole=whole, now=weights)
         self._hold(weights)
         try:
             self._replicas.install(lambda engine: engine.move(source, weights), _anything, within=self._patience)

@@ -15,19 +15,13 @@ RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes as the largest rank of an adapter."""
 
 
-ON_CPU = 16
-"""Sequences that vLLM draws at once from adapters on a CPU. It gathers an adapter's weights for every token of a step there,
-which takes longer the less they fit into a cache: 64 requests take 27 s like this and 40 s all at once
-(`benchmarks/README.md`)."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VllmSettings:
     """How vLLM serves one base model.
 
     max_loras        versions that can be sampled from at once, of all models on the base together; each has memory of its own
     max_lora_rank    the largest rank of an adapter; None for no adapters: a version is then all weights
-    slots            sequences drawn at once; fewer on a CPU, see `ON_CPU`
+    slots            sequences drawn at once
     cache_tokens     tokens whose keys and values are kept; never less than the model's context
     stuck_after      seconds without an answer after which the engine counts as stuck; one step takes less. None: see `patience`
     restarts         how often one request is asked again after the engine died under it
@@ -89,26 +83,20 @@ def block_size(model: ServedModel) -> int:
     return 32 if model.on_cpu else 16
 
 
-def _at_once(settings: VllmSettings, model: ServedModel) -> int:
-    gathers = model.on_cpu and settings.max_lora_rank is not None
-    return min(settings.slots, ON_CPU) if gathers else settings.slots
-
-
 def engine_options(settings: VllmSettings, model: ServedModel, *, replica: int = 0) -> Mapping[str, Any]:
     """The fields of vLLM's `AsyncEngineArgs`.
 
     One more token than the context, because vLLM draws one after every prompt, also where only the prompt is scored. Memory
     for keys and values has two of vLLM's blocks to spare. On a CPU no prompt is computed in parts: vLLM 0.32 would then turn
-    back the generator of a seeded request, which on a CPU ends the engine ("CPU Generator does not use offset"). Nor are many
-    drawn at once there: see `ON_CPU`. The worker extension does nothing but bring the engine that reads all weights from a
-    file.
+    back the generator of a seeded request, which on a CPU ends the engine ("CPU Generator does not use offset"). The worker
+    extensions bring what applies adapters on a CPU, and the engine that reads all weights from a file.
     """
     tokens = max(settings.cache_tokens, model.context_length + 1) + 2 * 128
     return {
         "model": str(model.folder),
         "dtype": model.dtype,
         "max_model_len": model.context_length + 1,
-        "max_num_seqs": _at_once(settings, model),
+        "max_num_seqs": settings.slots,
         "max_num_batched_tokens": max(2048, model.context_length + 1),
         "enable_chunked_prefill": not model.on_cpu,
         "logprobs_mode": "processed_logprobs",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import anyio
+import anyio.to_thread
 import numpy as np
 import torch
 
@@ -70,9 +71,12 @@ async def learned(model: TorchModel, version: int) -> SamplingClient:
     return await model.sampler(version=version)
 
 
-async def done(model: TorchModel) -> None:
-    """Everything that was submitted to the engine thread has run."""
+async def done(model: TorchModel, sampler: VllmSampler) -> None:
+    """What was let go of so far is gone, in vLLM too: a model that is followed first, then the version that it had."""
     await model._engine.submit(lambda: None, "wait")  # pyright: ignore[reportPrivateUsage]
+    for _ in range(2):
+        for thread in sampler.replicas.threads:
+            await anyio.to_thread.run_sync(thread.submit(lambda engine: engine.answer()).result)
 
 
 def same(one: Sequence[SampledSequence], other: Sequence[SampledSequence]) -> bool:

@@ -87,7 +87,7 @@ async def test_versions_are_removed_when_nobody_needs_them(model: TorchModel, wh
     assert {sample.versions for sample in await held.sample(prompt_of(0, 5), PARAMS)} == {((0, 60),)}
     await held.aclose()
     await model.unload()
-    await done(model)
+    await done(model, whole)
     assert whole.statistics().versions == before
 
 
@@ -113,7 +113,7 @@ async def test_stale_weights_are_seen_at_publication(
     monkeypatch.undo()
     reused.close()
     monkeypatch.setattr(Turns, "of", lambda turns, weights: nullcontext())
-    with pytest.raises(BackendError, match=r"drew with weights '1:0', which say nothing of"):
+    with pytest.raises(BackendError, match=r"drew with weights '1:0', which does not say the version of"):
         await learned(model, 2)
 
 

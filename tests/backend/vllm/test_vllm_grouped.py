@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore::DeprecationWarning")]  # what vLLM imports
 INPUTS, WIDTHS, RANK, PLACES = 24, (16, 8, 8), 4, 3
 
 

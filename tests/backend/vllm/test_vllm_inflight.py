@@ -162,7 +162,7 @@ async def assert_drift_is_seen(
         await inflight.sample(PROMPT, SamplingParams(max_tokens=1))
     await inflight.aclose()
     await model.unload()
-    await done(model)
+    await done(model, sampler)
     assert sampler.statistics().versions == before
 
 
@@ -184,5 +184,5 @@ async def test_a_model_that_nobody_follows_any_more_is_followed_again(
         await inflight[1].aclose()
         await client.aclose()
     await model.unload()
-    await done(model)
+    await done(model, sampler)
     assert sampler.statistics().versions == before

@@ -50,7 +50,7 @@ async def test_versions_are_unloaded_when_nobody_needs_them(model: TorchModel, s
     assert sample[0].versions == ((2, 3),)
     await held.aclose()
     await model.unload()
-    await done(model)
+    await done(model, served)
     assert served.statistics().versions == before
 
 
