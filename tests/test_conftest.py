@@ -43,6 +43,13 @@ def test_must_run(tmp_path: Path, source: str, fails_with: str | None) -> None:
     assert fails_with is None or fails_with in done.stdout
 
 
+@pytest.mark.parametrize(("body", "passes"), [("pass", True), ("pytest.skip('no weights')", False)])
+def test_must_run_hears_of_tests_that_other_processes_run(tmp_path: Path, body: str, passes: bool) -> None:
+    done = run_tests(tmp_path, MODEL_TEST.format("slow", body), "--must-run=slow", "--numprocesses=2")
+    assert (done.returncode == 0) is passes, done.stdout
+    assert passes or "test_it was skipped" in done.stdout
+
+
 def test_a_test_whose_packages_are_missing_is_skipped_and_missed(tmp_path: Path) -> None:
     hide = (
         "import importlib.util as u; found = u.find_spec; u.find_spec = lambda n: None if n == 'torch' else found(n)\n"

@@ -25,8 +25,10 @@ FILE_LINES, TEST_FILE_LINES, FUNCTION_LINES, AIMED_LINES, AIMED_SHARE = 400, 600
 
 EDGES = {
     "BLE001": {
+        "benchmarks/cuda.py",
         "sparring/backend/local/thread.py",
         "sparring/backend/vllm/engine.py",
+        "sparring/learner/called.py",
         "sparring/rollout/culprit.py",
         "sparring/rollout/episode.py",
         "sparring/rollout/retold.py",
@@ -42,6 +44,7 @@ or is what users write. TID251: the user's cache folder is where the XDG convent
 
 KEYWORD_EDGES = {
     "sparring/backend/local/attention.py",
+    "sparring/backend/local/kernel_attention.py",
     "sparring/backend/local/row_attention.py",
     "sparring/environments/environment.py",
 }

@@ -24,6 +24,7 @@ class Local:
     """The torch engine in this process.
 
     dtype    "auto": bfloat16 where the processor is fast at it, float32 elsewhere and always under `deterministic`
+    device   "auto": CUDA if there is any, the CPU elsewhere and always under `deterministic`; or "cpu", "cuda", "cuda:1"
     threads  None: as many as there are cores
     slots    requests that are decoded at once
     sampler  "torch", in this process, or "vllm", in processes of its own

@@ -164,7 +164,7 @@ ExampleT = TypeVar("ExampleT", Datum, ValueDatum)
 
 def token_mean(data: Sequence[ExampleT]) -> list[ExampleT]:
     """Scale a batch by 1 / its scored tokens: losses are sums, so the sum of the result is the mean over tokens."""
-    tokens = sum(int(datum.mask.sum()) for datum in data)
+    tokens = sum(int(np.count_nonzero(datum.mask)) for datum in data)
     if tokens == 0:
         raise SettingError("token_mean of a batch without scored tokens: there is nothing to divide by")
     return [datum.scaled(1 / tokens) for datum in data]
@@ -183,6 +183,6 @@ def _check_shapes(tokens: I32, mask: Bools, fields: Mapping[str, F32]) -> None:
 
 def _check_finite(name: str, values: F32, mask: Bools) -> None:
     scored = values[mask]
-    if not np.isfinite(scored).all():
+    if np.count_nonzero(np.isfinite(scored)) < len(scored):
         bad = scored[~np.isfinite(scored)][0]
         raise SettingError(f"{name} holds {bad!r} at a scored token: must be finite")

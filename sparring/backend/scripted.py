@@ -98,20 +98,14 @@ class ScriptedModel:
         self._reply = reply
         self._published: dict[int, bytes] = {}
         self._unloaded = False
-
-    @property
-    def renderer(self) -> Renderer:
-        return ByteRenderer()
-
-    @property
-    def info(self) -> ModelInfo:
-        return ModelInfo(
-            model=self._model,
+        self.renderer: Renderer = ByteRenderer()
+        self.info = ModelInfo(
+            model=model,
             parameters=0,
             trained_parameters=0,
             context_length=_CONTEXT,
             dtype="none",
-            fingerprint=sha256(self._model.encode()).hexdigest(),
+            fingerprint=sha256(model.encode()).hexdigest(),
         )
 
     def forward(self, data: Sequence[Datum], loss: Loss, *, entropy: bool = False) -> PendingResult[ForwardOutput]:
@@ -119,7 +113,7 @@ class ScriptedModel:
             raise UnsupportedError("entropy=True: the scripted backend has no distribution")
         self._refuse_if_unloaded()
         check_data(data, loss)
-        tokens = sum(int(datum.mask.sum()) for datum in data)
+        tokens = sum(int(np.count_nonzero(datum.mask)) for datum in data)
         metrics = {"loss": 0.0, "tokens": float(tokens)}
         return _done("forward", ForwardOutput(logprobs=tuple(datum.logprobs for datum in data), metrics=metrics))
 
@@ -148,8 +142,11 @@ class ScriptedModel:
     def save_state(self, name: str) -> PendingResult[str]:
         self._refuse_if_unloaded()
         folder = Path(name)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "weights.json").write_text(json.dumps({"model": self._model, "weights": self._weights.hex()}))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "weights.json").write_text(json.dumps({"model": self._model, "weights": self._weights.hex()}))
+        except OSError as error:
+            raise BackendError(f"{name!r} cannot be written ({error}): make room, or give another folder") from error
         return _done("save_state", str(folder))
 
     def load_state(self, path: str, *, optimizer: bool = True) -> PendingResult[None]:
@@ -243,7 +240,7 @@ class ScriptedSampler:
         stopped = _up_to_stop(text, params.stop)
         whole = [*text.encode(), END] if stopped is None else [*stopped.encode()]
         tokens = np.array(whole[: params.max_tokens], np.int32)
-        logprobs = np.array([-rng.random() for _ in tokens], np.float32)
+        logprobs = np.array([-rng.random() for _ in range(len(tokens))], np.float32)
         top_tokens, top_logprobs = _top(tokens, logprobs, params.top_logprobs)
         return SampledSequence(
             tokens=tokens,

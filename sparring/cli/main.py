@@ -1,6 +1,7 @@
 """`sparring COMMAND ...`: finds the command's module, runs it, and turns what ends it into an exit code.
 
-0 it went well; 1 the run failed, with one line on stderr; 2 wrong usage; 130 interrupted; 141 nobody reads the output any more
+0 it went well; 1 the run failed, with one line on stderr; 2 wrong usage; 75 a call held the event loop for too long, its stack
+is on stderr; 130 interrupted; 141 nobody reads the output any more
 """
 
 from __future__ import annotations

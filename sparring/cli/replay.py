@@ -12,7 +12,8 @@ from sparring.learner.run import Run
 
 ABOUT = """\
 Recompute every admission, batch, advantage and deterministic metric of a run from its journal, and compare them with what the
-journal says was done. No model is loaded. Exit code 0 where all agree, 1 where anything differs.
+journal says was done; likewise every snapshot that a resume may start from. No model is loaded. Exit code 0 where all agree,
+1 where anything differs.
 
 examples:
   sparring replay runs/addition

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
+from functools import cache
 from importlib import import_module
 from operator import attrgetter
 from random import Random
@@ -47,12 +48,15 @@ class Environment(ABC, Generic[TaskT]):
         """Play one episode. `players` in the order of `seats`. A keyword-only `rng: Random` is given where it is declared: it
         is common to the episodes that are compared."""
 
-    async def begin(self, task: TaskT, players: Sequence[Seat], rng: Random) -> Rewards:
+    @property
+    def takes_rng(self) -> bool:
+        """Whether `play` declares `rng`."""
+        return _takes_rng(type(self).play)
+
+    async def begin(self, task: TaskT, players: Sequence[Seat], rng: Random | None) -> Rewards:
         """`play`, with `rng` if it takes it."""
         play = cast(Callable[..., Awaitable[Rewards]], self.play)
-        return await (
-            play(task, *players, rng=rng) if "rng" in inspect.signature(play).parameters else play(task, *players)
-        )
+        return await (play(task, *players, rng=rng) if self.takes_rng else play(task, *players))
 
     def described(self) -> dict[str, Any]:
         """Name and settings as JSON data, for `run.json`; a subclass with settings of its own adds them."""
@@ -77,7 +81,11 @@ class FunctionEnvironment(Environment[TaskT]):
     headline: str = ""
     gold: Callable[[TaskT], str] | None = None
     resumable: bool = True
-    takes_rng: bool = False
+    random: bool = False
+
+    @property
+    def takes_rng(self) -> bool:
+        return self.random
 
     @property
     def name(self) -> str:
@@ -181,10 +189,15 @@ def environment(
             headline=headline,
             gold=gold,
             resumable=resumable,
-            takes_rng=signature.takes_rng,
+            random=signature.takes_rng,
         )
 
     return made if function is None else made(function)
+
+
+@cache
+def _takes_rng(play: Callable[..., Any]) -> bool:
+    return "rng" in inspect.signature(play).parameters
 
 
 def _check_seats(name: str, seats: tuple[str, ...], hidden: Hidden, zero_sum: tuple[str, ...]) -> None:

@@ -79,7 +79,7 @@ def _by_seat(
                 known = ", ".join(repr(other) for other in family)
                 raise RewardError(f"a reward for {seat!r}, which is no seat of this episode: the seats are {known}")
         return dict(rewards)
-    if not isinstance(rewards, SupportsFloat):
+    if not isinstance(rewards, float | Score | SupportsFloat):
         raise RewardError(
             f"play returned {rewards!r}: return a number, a Score, a mapping from seats, an Outcome or None"
         )

@@ -5,6 +5,8 @@ from typing import Any
 
 import msgspec
 
+_encoder = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
 
 def canonical(value: Any) -> bytes:
     """The one JSON text of `value` (keys and sets sorted, dataclasses as objects), UTF-8.
@@ -13,7 +15,6 @@ def canonical(value: Any) -> bytes:
     """
     try:
         builtins = msgspec.to_builtins(value, str_keys=True, order="deterministic")
-        text = json.dumps(builtins, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-        return text.encode()
+        return _encoder.encode(builtins).encode()
     except (TypeError, RecursionError, msgspec.MsgspecError) as error:
         raise ValueError(str(error)) from error

@@ -11,7 +11,7 @@ from sparring.errors import RewardError, Unjudged
 def finite(what: str, value: object, remedy: str) -> float:
     """`value` as a finite float; raises `RewardError` naming it otherwise, and `Unjudged` for a `Score` without a value."""
     try:
-        number = float(value) if isinstance(value, SupportsFloat) else None
+        number = float(value) if isinstance(value, float | Score | SupportsFloat) else None
     except (TypeError, ValueError, OverflowError):  # an array, a tensor of several elements, an integer beyond floats
         number = None
     if number is None:

@@ -30,7 +30,9 @@ class Seat:
         self.picks = 0
         self._running = running
         self._contexts = [conversation or Conversation(Place(seat=name))]
-        self._family: list[Seat] = [self]
+        # None for the root: a seat in a circle would keep all of its episode until Python's collector comes by.
+        self._root: Seat | None = None
+        self._descendants: list[Seat] = []
         self._order: tuple[tuple[tuple[int, ...], int], ...] = ()
         self._turns = 0
         self._attempts = 0
@@ -62,7 +64,8 @@ class Seat:
     @property
     def family(self) -> Sequence[Seat]:
         """The seat, its forks and theirs, the same from each of them, in an order that no timing changes."""
-        return sorted(self._family, key=lambda seat: seat._order)
+        root = self._root or self
+        return sorted([root, *root._descendants], key=lambda seat: seat._order)
 
     @property
     def spoke(self) -> bool:
@@ -177,8 +180,8 @@ class Seat:
         copy = self.conversation.copied(Place(seat=place.seat, fork=f"{place.fork}.{piece}" if place.fork else piece))
         seat = Seat(self.name, self._running, label=label or self.label, conversation=copy)
         seat._order = (*self._order, (path, number))
-        seat._family = self._family
-        self._family.append(seat)
+        seat._root = self._root or self
+        seat._root._descendants.append(seat)
         return seat
 
     def new_context(self) -> None:
@@ -209,7 +212,8 @@ class Seat:
             raise SettingError(
                 f"{self!r} was {what} while it was still answering: wait for its reply, or fork() it before"
             )
-        if any(_apart(used, branches()) for used in before):
+        here = branches()
+        if here and any(_apart(used, here) for used in before):
             raise SettingError(
                 f"{self!r} was {what} in one branch of gather() after it was used in another: which came first would be "
                 f"chance; fork() it for each branch, or use it after gather()"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from sparring.errors import TooManyFaults
 from sparring.learner.run import Run
 from sparring.rollout import Coordinator
@@ -17,17 +19,19 @@ class Ceilings:
     def __init__(self, run: Run, coordinator: Coordinator) -> None:
         self._run = run
         self._coordinator = coordinator
-        self._faults_before, self._episodes_before = coordinator.faults, coordinator.episodes
+        self._kinds_before, self._attempts_before = Counter(coordinator.faults.kinds), coordinator.faults.attempts
         self._barren_before = {policy: barren.count for policy, barren in coordinator.barren.items()}
 
     def check(self) -> None:
-        """Raises `TooManyFaults` above `max_faults` of the episodes, or at `max_refill` groups in a row for nothing."""
-        faults = self._coordinator.faults - self._faults_before
-        episodes = self._coordinator.episodes - self._episodes_before
-        if faults >= _FEWEST_FAULTS and faults > self._run.max_faults * episodes:
+        """Raises `TooManyFaults` above `max_faults` of the attempts, or at `max_refill` groups in a row for nothing."""
+        counts = self._coordinator.faults
+        kinds, attempts = counts.kinds - self._kinds_before, counts.attempts - self._attempts_before
+        if kinds.total() >= _FEWEST_FAULTS and kinds.total() > self._run.max_faults * attempts:
+            ((kind, count),) = kinds.most_common(1)
+            what = "attempts at episodes" if counts.retried else "episodes"
             raise TooManyFaults(
-                f"{faults} of {episodes} episodes failed, more than max_faults={self._run.max_faults}; the first:\n"
-                f"{self._coordinator.fault_detail}"
+                f"{kinds.total()} of {attempts} {what} failed, more than max_faults={self._run.max_faults}; {count} of them "
+                f"with {kind}, the first of these:\n{counts.details[kind]}"
             )
         for policy, barren in self._coordinator.barren.items():
             if barren.count == 0:

@@ -57,6 +57,7 @@ def schedule_of(run: Run) -> Schedule:
                 tasks=size(episodes.tasks),
                 lineups=tuple(lineups),
                 curriculum=episodes.curriculum,
+                faults=episodes.faults,
             )
         )
     learning = {policy for source in sources for lineup in source.lineups for policy in lineup.values()}

@@ -16,6 +16,7 @@ import anyio.to_thread
 from sparring.learner.checked import schedule_of
 from sparring.learner.folder import RunFolder
 from sparring.learner.history import read_events
+from sparring.learner.lines import Lines
 from sparring.learner.replay import compare
 from sparring.learner.resume import fold, redo
 from sparring.learner.run import Run
@@ -74,10 +75,14 @@ def exactly_once(events: Sequence[AnyEvent], run: Run) -> list[Verdict]:
     ]
 
 
-def decided_again(events: Sequence[AnyEvent], run: Run | None = None) -> Verdict:
-    """Tier A: every admission, batch, advantage and deterministic metric follows from the events before it."""
-    compared = compare(events, run)
-    figure = f"{compared.admissions} admissions, {compared.batches} batches, {compared.steps} steps"
+def decided_again(
+    events: Sequence[AnyEvent], run: Run | None = None, snapshots: Iterable[tuple[int, bytes]] = ()
+) -> Verdict:
+    """Tier A: every admission, batch, advantage and deterministic metric follows from the events before it, and so does every
+    snapshot."""
+    compared = compare(events, run, snapshots)
+    decided = f"{compared.admissions} admissions, {compared.batches} batches, {compared.steps} steps"
+    figure = f"{decided}, {compared.snapshots} snapshots"
     return Verdict(name="decided again", figure=figure, wrong=compared.differences)
 
 
@@ -87,7 +92,9 @@ async def trained_again(run: Run) -> Verdict:
     Needs the run's backend; a deterministic run that ends otherwise raises `ReplayDiverged`, as a resume does.
     """
     begun, coordinator = dict.fromkeys(run.named_policies, 0), Coordinator(schedule_of(run))
-    steps = await anyio.to_thread.run_sync(lambda: fold(read_events(run.path), coordinator, begun))
+    _, steps = await anyio.to_thread.run_sync(
+        lambda: fold(read_events(run.path), coordinator, Lines(), lambda now: begun)
+    )
     wrong: list[str] = []
     async with run.backend.open(deterministic=run.deterministic) as backend:
         for name, policy in run.named_policies.items():

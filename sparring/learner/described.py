@@ -71,6 +71,7 @@ def described_episodes(episodes: Episodes) -> dict[str, Any]:
         "greedy": episodes.greedy,
         "seen": episodes.seen,
         "curriculum": plain(episodes.curriculum),
+        "faults": plain(episodes.faults),
     }
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 
 from sparring.learner.history import Step, estimate_mean, headline_name, note_of
-from sparring.rollout.events import SET_ASIDE, Accepted, AnyEvent, Ended, Evaluated, Noted, Stepped, Timed
+from sparring.rollout.events import SET_ASIDE, Accepted, AnyEvent, Ended, Evaluated, Noted, Retried, Stepped, Timed
 
 _HEADER_EVERY = 20
 _MISSING = "-"
@@ -116,7 +116,7 @@ class Display:
                 self._time(event)
             case Evaluated():
                 self._evaluate(event)
-            case Ended() if event.fault and event.fault not in self._faults:
+            case Ended() | Retried() if event.fault and event.fault not in self._faults:
                 self._faults.add(event.fault)
                 said = (event.detail.strip().splitlines() or [""])[-1]
                 what = "was dropped" if event.fault in SET_ASIDE else "failed"
@@ -234,7 +234,7 @@ def _policy_line(name: str, policy: Mapping[str, Any], model: Mapping[str, Any])
 def _episodes_line(name: str, episodes: Mapping[str, Any]) -> str:
     environment = episodes["environment"]
     tasks = "endless" if episodes["tasks"] is None else episodes["tasks"]
-    rest = {key: episodes[key] for key in ("lineups", "greedy", "seen", "curriculum")}
+    rest = {key: episodes[key] for key in ("lineups", "greedy", "seen", "curriculum", "faults")}
     return (
         f"{name}: {environment['name']} {_pairs(environment.get('settings', {}))} tasks={tasks} {_pairs(rest)}".replace(
             "  ", " "

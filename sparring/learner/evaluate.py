@@ -53,32 +53,38 @@ async def evaluate(
     The reward of a task is the mean return of the seats that learning policies play, of all seats where there is none:
     against a fixed opponent it is the policy's own, also in a zero-sum game. The seed of a task is the same at every
     version, so that versions differ by their weights alone. Nothing ends for the time it takes where there is no
-    `deadline`. `emit` is told of every reply; a held-out episode is journaled as its result, and played again if cut
-    off. `playing` holds the episodes under way, by name. `page` is told whose code runs; tasks that are `quarantined` are
-    not played, and have no verdict.
+    `deadline`. `emit` is told of every reply; a held-out episode is journaled as its result, and played again if it was
+    cut off, or if it failed and `episodes.faults` has a retry left. `playing` holds the episodes under way, by name.
+    `page` is told whose code runs; tasks that are `quarantined` are not played, and have no verdict.
     """
     players = episodes.lineups[0].players
+    where = f"held-out {name!r}"
     learners = [seat for seat in episodes.environment.seats if isinstance(players.get(seat, ""), str)]
     count = size(episodes.tasks)
     if count is None:
-        raise SettingError(f"held-out {name!r} is endless: give a finite list of tasks")
+        raise SettingError(f"{where} is endless: give a finite list of tasks")
     judged = [_Judged(transcript=[("fault", f"{QUARANTINED}: {ENDED_IT}")])] * count
 
     async def one(index: int) -> None:
         async with slots.at((_PRIORITY, version, index)):
-            task = task_at(episodes, index, f"held-out {name!r}")
+            task = task_at(episodes, index, where)
             plan = _plan(episodes, task, agents, index, seed=seeded(seed, "held-out", name), deadline=deadline)
             plan = replace(plan, page=page or Page(), held_out=(name, version))
-            ended, seats = await _run(f"held-out {name!r}, task {index},", plan, emit or _nobody_told, playing)
+            retries = episodes.faults.retries
+            ended, seats = await _run(f"{where}, task {index},", plan, emit or _nobody_told, playing, retries)
         judged[index] = _judged(ended, seats, learners, episodes.environment.headline)
 
     async with anyio.create_task_group() as group:
         for index in sorted(set(range(count)).difference(quarantined)):
             group.start_soon(one, index)
+    return _evaluated(name, version, episodes.environment.headline or "reward", judged)
+
+
+def _evaluated(name: str, version: int, headline: str, judged: Sequence[_Judged]) -> Evaluated:
     return Evaluated(
         name=name,
         version=version,
-        headline=episodes.environment.headline or "reward",
+        headline=headline,
         values=[one.value for one in judged],
         rewards=[one.reward for one in judged],
         transcripts=[one.transcript for one in judged],
@@ -86,14 +92,16 @@ async def evaluate(
 
 
 async def _run(
-    called: str, plan: EpisodePlan, emit: Emit, playing: dict[str, Episode] | None
+    called: str, plan: EpisodePlan, emit: Emit, playing: dict[str, Episode] | None, retries: int
 ) -> tuple[Ended, list[Seat]]:
+    """The last attempt: the first that does not fail, or that after so many `retries`."""
     under_way = {} if playing is None else playing
     episode = under_way[called] = Episode(plan, emit)
     try:
-        return await run_episode(episode, plan)
+        ended, seats = await run_episode(episode, plan)
     finally:
         del under_way[called]
+    return await _run(called, plan, emit, playing, retries - 1) if ended.fault and retries else (ended, seats)
 
 
 def _plan(

@@ -51,6 +51,11 @@ class RunFolder:
     def checkpoint(self, policy: str, step: int) -> Path:
         return self.path / "checkpoints" / policy / str(step)
 
+    def checkpoints(self, policy: str) -> set[int]:
+        """The steps after which the policy's checkpoints lie here, and 0, as what every run begins with needs no file."""
+        folder = self.path / "checkpoints" / policy
+        return {0} | {int(one.name) for one in folder.glob("*") if one.name.isdecimal()}
+
     def fresh_checkpoint(self, policy: str, step: int) -> Path:
         """Where a checkpoint may be written: what a crash left there half-journaled is deleted."""
         path = self.checkpoint(policy, step)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite, sqrt
 from pathlib import Path
 from statistics import fmean, stdev
@@ -12,7 +13,6 @@ from typing import Any
 from sparring.errors import SettingError
 from sparring.rollout.events import (
     LATE,
-    SET_ASIDE,
     Accepted,
     Admitted,
     AnyEvent,
@@ -21,9 +21,11 @@ from sparring.rollout.events import (
     Noted,
     Opened,
     Planned,
+    Retried,
     Stepped,
     Timed,
 )
+from sparring.rollout.faults import is_fault
 from sparring.rollout.journal import Journal, SqliteSegments
 
 _Z = 1.959964
@@ -85,11 +87,14 @@ def figures(steps: Iterable[Step], part: str, name: str) -> list[tuple[float, fl
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """Episodes that failed in one way: how many, and what the first one said."""
+    """Attempts at episodes that failed in one way: how many, and what the first one said. `retried` of them were made again,
+    `scored` episodes were trained on with the reward of those that fail."""
 
     kind: str
     count: int
     first: str
+    retried: int = 0
+    scored: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,20 +162,34 @@ def history(events: Iterable[AnyEvent]) -> History:
     return folding.result()
 
 
-def read_events(folder: Path) -> Iterable[AnyEvent]:
-    """The events in a run folder's journal. Raises `SettingError` where there is none, `JournalError` where it is damaged."""
+def read_events(folder: Path, after: int = 0) -> Iterable[AnyEvent]:
+    """The events in a run folder's journal, without its first `after` segments. Raises `SettingError` where there is none,
+    `JournalError` where it is damaged."""
+    return _events(_journal_of(folder), after)
+
+
+def read_snapshots(folder: Path) -> list[tuple[int, bytes]]:
+    """Likewise, (segments up to it, blob) of each of its snapshots, oldest first."""
+    store = SqliteSegments(_journal_of(folder))
+    try:
+        return store.snapshots()
+    finally:
+        store.close()
+
+
+def _journal_of(folder: Path) -> Path:
     path = folder / "journal.db"
     if not path.is_file():
         raise SettingError(
             f"run folder {str(folder)!r} has no journal.db: give the folder of a run, as in runs/addition"
         )
-    return _events(path)
+    return path
 
 
-def _events(path: Path) -> Iterable[AnyEvent]:
+def _events(path: Path, after: int) -> Iterable[AnyEvent]:
     store = SqliteSegments(path)
     try:
-        yield from Journal(store).read()
+        yield from Journal(store).read(after)
     finally:
         store.close()
 
@@ -215,10 +234,12 @@ class _Folding:
         self._steps: dict[tuple[str, int], Step] = {}
         self._evaluations: list[Evaluated] = []
         self._notes: list[Noted] = []
-        self._dispatched: dict[str, int] = {}
+        self._dispatched: Counter[str] = Counter()
         self._planned: dict[str, int] = {}
         self._trained: dict[str, int] = {}
         self._faults: dict[str, list[str]] = {}
+        self._retried: Counter[str] = Counter()
+        self._scored: Counter[str] = Counter()
         self._unjudged: dict[str, list[str]] = {}
         self._episodes = 0
         self._late = 0
@@ -228,8 +249,7 @@ class _Folding:
             case Opened():
                 self._run = event.run
             case Admitted():
-                for policy in event.trained:
-                    self._dispatched[policy] = self._dispatched.get(policy, 0) + 1
+                self._dispatched.update(event.trained)
             case Planned():
                 self._planned[event.policy] = len(event.groups)
             case Stepped():
@@ -240,6 +260,8 @@ class _Folding:
                 self._evaluations.append(event)
             case Ended():
                 self._end(event)
+            case Retried():
+                self._fail(event)
             case Noted() | Accepted():
                 self._notes.append(note_of(event))
             case _:
@@ -264,12 +286,17 @@ class _Folding:
     def _end(self, event: Ended) -> None:
         self._episodes += 1
         self._late += event.fault == LATE
-        if event.fault and event.fault not in SET_ASIDE:
-            detail = event.detail.strip().splitlines() or [""]
-            self._faults.setdefault(event.fault, []).append(detail[-1])
+        if is_fault(event):
+            self._fail(event)
+            self._scored[event.fault] += bool(event.results)
         for result in event.results:
             if result.unjudged:
                 self._unjudged.setdefault(result.unjudged, []).append(f"seat {result.seat}")
+
+    def _fail(self, event: Ended | Retried) -> None:
+        detail = event.detail.strip().splitlines() or [""]
+        self._faults.setdefault(event.fault, []).append(detail[-1])
+        self._retried[event.fault] += isinstance(event, Retried)
 
     def result(self) -> History:
         return History(
@@ -277,7 +304,10 @@ class _Folding:
             steps=tuple(self._steps.values()),
             evaluations=tuple(self._evaluations),
             units=tuple(self._whereabouts(policy) for policy in sorted(self._dispatched)),
-            faults=_counted(self._faults),
+            faults=tuple(
+                replace(fault, retried=self._retried[fault.kind], scored=self._scored[fault.kind])
+                for fault in _counted(self._faults)
+            ),
             unjudged=_counted(self._unjudged),
             notes=tuple(self._notes),
             episodes=self._episodes,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from sparring.agents import Player
 from sparring.backend import Backend
 from sparring.learner.folder import RunFolder
+from sparring.learner.resume import Snapshots
 from sparring.learner.run import Run
 from sparring.learner.tracker import Watcher
 from sparring.learner.versions import Versions
@@ -23,6 +24,7 @@ class Parts:
     backend: Backend
     journal: Journal
     coordinator: Coordinator
+    snapshots: Snapshots
     folder: RunFolder
     versions: Mapping[str, Versions]
     lineups: Sequence[Sequence[Mapping[str, Player]]]

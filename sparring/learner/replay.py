@@ -1,6 +1,7 @@
 """Deciding again: a run's journal held against the decisions that its own state leads to.
 
-Every admission, every batch, every advantage and every deterministic metric is computed anew from the events before it.
+Every admission, every batch, every advantage and every deterministic metric is computed anew from the events before it, and
+every snapshot of a state.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import msgspec
 
 from sparring.errors import SettingError
 from sparring.learner.advantages import Advantages, GroupMean, RoleBaseline
-from sparring.learner.history import note_of, read_events
+from sparring.learner.history import note_of, read_events, read_snapshots
 from sparring.learner.run import Run
+from sparring.learner.snapshot_check import SnapshotCheck
 from sparring.learner.step import Priority, mean_advantage, prepare
 from sparring.rollout import Coordinator, Schedule
 from sparring.rollout.comparable import Scope
-from sparring.rollout.events import Accepted, Admitted, AnyEvent, Opened, Planned, Stepped
+from sparring.rollout.events import Accepted, Admitted, AnyEvent, Ended, Opened, Planned, Retried, Stepped
 
 _KNOWN: Mapping[str, type[GroupMean | RoleBaseline]] = {"GroupMean": GroupMean, "RoleBaseline": RoleBaseline}
 
@@ -29,7 +31,8 @@ Credit = tuple[Advantages, Mapping[str, Scope]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """How many decisions were made again, and each that came out otherwise, as a sentence.
+    """How many decisions were made again, and how many snapshots are what the events before them come to; each that came out
+    otherwise, as a sentence.
 
     `drops` are the lines of the drop-bias table: what was trained and what was not, where anything was dropped. `accepted`
     says since when the run went on with changed code: its decisions follow from what was played, whoever's code it was.
@@ -38,6 +41,7 @@ class Comparison:
     admissions: int
     batches: int
     steps: int
+    snapshots: int
     differences: tuple[str, ...]
     drops: tuple[str, ...] = ()
     accepted: tuple[str, ...] = ()
@@ -50,7 +54,9 @@ class Comparison:
     def lines(self) -> list[str]:
         """What a person reads."""
         verdict = "all agree" if self.agrees else f"{len(self.differences)} differ"
-        counted = f"{self.admissions} admissions, {self.batches} batches, {self.steps} steps decided again: {verdict}"
+        decided = f"{self.admissions} admissions, {self.batches} batches, {self.steps} steps decided again"
+        folded = f"{self.snapshots} snapshot{'s' * (self.snapshots != 1)} folded again"
+        counted = f"{decided}, {folded}: {verdict}"
         return [counted, *self.differences, *self.accepted, *self.drops]
 
 
@@ -59,16 +65,20 @@ def replay(folder: Path, run: Run | None = None) -> Comparison:
 
     Raises `SettingError` for a folder without a journal.
     """
-    return compare(read_events(folder), run)
+    snapshots = read_snapshots(folder)  # first: the run may go on
+    return compare(read_events(folder), run, snapshots)
 
 
-def compare(events: Iterable[AnyEvent], run: Run | None = None) -> Comparison:
-    """The same over events. The first must be `Opened`."""
+def compare(
+    events: Iterable[AnyEvent], run: Run | None = None, snapshots: Iterable[tuple[int, bytes]] = ()
+) -> Comparison:
+    """The same over events, and over the snapshots of what they come to. The first event must be `Opened`."""
     history = iter(events)
     opened = next(history, None)
     if not isinstance(opened, Opened):
         raise SettingError("the journal does not begin with a run's settings: nothing was started in this folder")
     coordinator = Coordinator(msgspec.convert(opened.run["schedule"], Schedule))
+    check = SnapshotCheck(snapshots)
     crediting = credits_of(opened.run["settings"]["policies"], run)
     priority = _priority(opened.run["settings"].get("reuse"), run)
     counts: dict[type, int] = {Admitted: 0, Planned: 0, Stepped: 0}
@@ -87,6 +97,8 @@ def compare(events: Iterable[AnyEvent], run: Run | None = None) -> Comparison:
                 differences += _batch(event, coordinator)
             case Stepped():
                 differences += _step(event, coordinator, crediting[event.policy], priority)
+            case Ended() | Retried():
+                differences += _fault(event, coordinator)
             case Accepted():
                 accepted.append(f"after {counts[Admitted]} admissions: {note_of(event).text}")
             case _:
@@ -94,11 +106,13 @@ def compare(events: Iterable[AnyEvent], run: Run | None = None) -> Comparison:
         if type(event) in counts:
             counts[type(event)] += 1
         coordinator.apply(event)
+        differences += check.after(event, coordinator)
     return Comparison(
         admissions=counts[Admitted],
         batches=counts[Planned],
         steps=counts[Stepped],
-        differences=tuple(differences),
+        snapshots=check.agreed,
+        differences=(*differences, *check.left()),
         drops=tuple(coordinator.bias.lines),
         accepted=tuple(accepted),
     )
@@ -122,6 +136,12 @@ def _batch(event: Planned, coordinator: Coordinator) -> list[str]:
             f"step {event.step} of {event.policy!r} took {event.groups}, reused {event.reused}, decided again: {again}"
         ]
     )
+
+
+def _fault(event: Ended | Retried, coordinator: Coordinator) -> list[str]:
+    """Whether what became of the episode is what was to become of it."""
+    broken = coordinator.faults_of(event.group).broken_by(event)
+    return [f"episode {event.group}/{event.member} {broken}"] if broken else []
 
 
 def _step(event: Stepped, coordinator: Coordinator, credit: Credit, priority: Priority | None) -> list[str]:

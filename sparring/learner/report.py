@@ -243,7 +243,8 @@ def _said(lines: Transcript) -> str:
 
 def _accounts(told: History) -> str:
     rows = [(one.policy, str(one.dispatched), str(one.trained), str(one.outside)) for one in told.units]
-    failed, unjudged = (sum(fault.count for fault in faults) for faults in (told.faults, told.unjudged))
+    failed = sum(fault.count - fault.retried for fault in told.faults)
+    unjudged = sum(fault.count for fault in told.unjudged)
     return section(
         "Where the episodes went",
         f"<p>Training episodes that ended: {told.episodes}, of them failed: {failed}, dropped for their age: {told.late}. "
@@ -258,8 +259,10 @@ def _accounts(told: History) -> str:
 def _faults(title: str, faults: Sequence[Fault]) -> str:
     if not faults:
         return ""
-    rows = [(fault.kind, str(fault.count), fault.first) for fault in faults]
-    return f"<h3>{title}</h3>{table(('kind', 'count', 'the first'), rows)}"
+    rows = [(fault.kind, str(fault.count), str(fault.retried), str(fault.scored), fault.first) for fault in faults]
+    heads, more = ("kind", "count", "played again", "scored", "the first"), any(f.retried or f.scored for f in faults)
+    shown = rows if more else [(*row[:2], row[-1]) for row in rows]
+    return f"<h3>{title}</h3>{table(heads if more else (*heads[:2], heads[-1]), shown)}"
 
 
 def _notes(told: History) -> str:

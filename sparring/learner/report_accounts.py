@@ -36,6 +36,7 @@ def asynchrony(told: History, found: Accounts) -> str:
 def _ledger(found: Accounts) -> str:
     said = "<p>Units, with their action tokens; a unit that is played in two seats counts in both.</p>"
     reasons: list[DropReason] = [reason for reason in REASONS if any(row.dropped[reason].units for row in found.ledger)]
+    again = any(row.retried.units for row in found.ledger)
     heads = ["policy", "seat", "dispatched", "trained", "buffered", "in flight"]
     heads += [f"dropped ({reason})" for reason in reasons]
     reused = any(row.reused.units or row.expired.units for row in found.ledger)
@@ -49,8 +50,10 @@ def _ledger(found: Accounts) -> str:
             *(row.dropped[reason] for reason in reasons),
         ]
         counts += [row.reused, row.expired] if reused else []
+        counts += [row.retried] if again else []
         rows.append((row.policy, row.seat, *map(_count, counts)))
-    return said + table((*heads, *(("used again", "too old for it") if reused else ())), rows)
+    heads += ["used again", "too old for it"] if reused else []
+    return said + table((*heads, *(("failed attempts, played again",) if again else ())), rows)
 
 
 def _count(count: Count) -> str:

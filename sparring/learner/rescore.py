@@ -79,8 +79,9 @@ class _Rescorer:
                 seed=self._coordinator.schedule.seed,
                 deadline=settings["episode_deadline"],
                 effects=effects,
+                score=stored.faults.score,
             )
-            for source in self._sources
+            for source, stored in zip(self._sources, self._coordinator.schedule.sources, strict=True)
         ]
         self._credits = _credits(settings["policies"], changed)
         self._limit = anyio.CapacityLimiter(settings["max_concurrent"])

@@ -1,23 +1,30 @@
-"""Going on from the journal: fold it, then redo the steps since the newest checkpoint that is old enough.
+"""Going on from the journal: fold it from its newest snapshot that is old enough, then redo the steps since the checkpoint.
 
-A redone step trains the journaled plan from the journaled units and must reach the journaled digest.
+A snapshot is old enough where every step that has to be redone comes after it. A redone step trains the journaled plan from
+the journaled units and must reach the journaled digest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from sparring.environments import task_digest
 from sparring.errors import ReplayDiverged
 from sparring.learner.described import task_at
 from sparring.learner.folder import RunFolder
+from sparring.learner.lines import Lines
 from sparring.learner.run import Run
+from sparring.learner.snapshots import RunState, needed, readable
 from sparring.learner.take import due_versions, take_step
 from sparring.learner.versions import Versions
-from sparring.rollout import Batch, Coordinator
-from sparring.rollout.events import CHANGED, Accepted, AnyEvent, Ended, Restarted, Stepped
+from sparring.rollout import Batch, Coordinator, Journal, Schedule
+from sparring.rollout.events import CHANGED, Accepted, AnyEvent, Checkpointed, Restarted, Stepped
+from sparring.rollout.journal import Snapshot
+from sparring.rollout.snapshot import packed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,15 +36,93 @@ class Redone:
     stepped: Stepped
 
 
-def fold(events: Iterable[AnyEvent], coordinator: Coordinator, since: Mapping[str, int]) -> dict[str, list[Redone]]:
-    """Apply every event; returns each policy's committed steps from `since` on."""
+class Snapshots:
+    """The snapshots beside a run's journal: one is taken at each checkpoint."""
+
+    def __init__(self, run: Run, coordinator: Coordinator, lines: Lines, earlier: Iterable[RunState] = ()) -> None:
+        self._run, self._coordinator, self._lines = run, coordinator, lines
+        self._versions: dict[str, Mapping[str, int]] = {one.name: one.versions for one in earlier}
+
+    def after(self, event: AnyEvent) -> Snapshot | None:
+        """The snapshot to be written with this event, if it is a checkpoint; the coordinator has applied it. Every event that
+        makes a line is told here, once and in order."""
+        self._lines.of(event)
+        if not isinstance(event, Checkpointed):
+            return None
+        coordinator = self._coordinator
+        versions = {policy: coordinator.budget.version(policy) for policy in self._run.named_policies}
+        state = RunState(
+            policy=event.policy,
+            step=event.step,
+            versions=versions,
+            lines=self._lines.state(),
+            coordinator=msgspec.Raw(packed(coordinator.state())),
+        )
+        self._versions[state.name] = versions
+        since = bases(self._run, coordinator, coordinator.checkpoints)
+        kept = needed(self._versions, since, coordinator.checkpoints)
+        self._versions = {name: self._versions[name] for name in kept}
+        return Snapshot(name=state.name, blob=packed(state), beside=frozenset(kept) - {state.name})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Folded:
+    """The state where the journal ends, and the steps `since` each policy's checkpoint that bring its model there."""
+
+    coordinator: Coordinator
+    snapshots: Snapshots
+    since: Mapping[str, int]
+    steps: Mapping[str, Sequence[Redone]]
+
+
+def folded(run: Run, schedule: Schedule, journal: Journal, folder: RunFolder) -> Folded:
+    """Read the journal after its newest snapshot that is old enough; from the beginning where none is there."""
+    there = {policy: folder.checkpoints(policy) for policy in run.named_policies}
+    found = readable(journal.snapshots())
+    earlier = [state for _, state in found]
+    for segment, state in reversed(found):
+        coordinator = Coordinator(schedule)
+        try:
+            coordinator.restore(state.unpacked())
+        except msgspec.MsgspecError:  # damaged: the journal has all that it says
+            continue
+        lines = Lines(state.lines)
+        since, steps = fold(journal.read(segment), coordinator, lines, lambda now: bases(run, now, there))
+        if all(version <= since[policy] for policy, version in state.versions.items()):
+            snapshots = Snapshots(run, coordinator, lines, earlier)
+            return Folded(coordinator=coordinator, snapshots=snapshots, since=since, steps=steps)
+    coordinator, lines = Coordinator(schedule), Lines()
+    since, steps = fold(journal.read(), coordinator, lines, lambda now: bases(run, now, there))
+    snapshots = Snapshots(run, coordinator, lines, earlier)
+    return Folded(coordinator=coordinator, snapshots=snapshots, since=since, steps=steps)
+
+
+def fold(
+    events: Iterable[AnyEvent],
+    coordinator: Coordinator,
+    lines: Lines,
+    bases_of: Callable[[Coordinator], Mapping[str, int]],
+) -> tuple[Mapping[str, int], dict[str, list[Redone]]]:
+    """Apply every event; returns the bases of what they come to, and each policy's committed steps since its base.
+
+    A base never falls while events are applied, so steps before it are let go at each checkpoint.
+    """
+    since = bases_of(coordinator)
     steps: dict[str, list[Redone]] = {policy: [] for policy in since}
     for event in events:
-        if isinstance(event, Stepped) and event.step >= since[event.policy]:
+        if isinstance(event, Stepped):
             batch, state = coordinator.batches[event.policy], coordinator.durable[event.policy]
             steps[event.policy].append(Redone(batch=batch, state=state, stepped=event))
         coordinator.apply(event)
-    return steps
+        lines.of(event)
+        if isinstance(event, Checkpointed):
+            steps = _from(bases_of(coordinator), steps)
+    since = bases_of(coordinator)
+    return since, _from(since, steps)
+
+
+def _from(since: Mapping[str, int], steps: Mapping[str, Sequence[Redone]]) -> dict[str, list[Redone]]:
+    return {policy: [one for one in made if one.stepped.step >= since[policy]] for policy, made in steps.items()}
 
 
 def needed_versions(run: Run, coordinator: Coordinator, policy: str) -> list[int]:
@@ -60,13 +145,12 @@ def evaluated(run: Run, coordinator: Coordinator, version: int) -> bool:
     return all((name, version) in coordinator.evaluated for name in run.named_held_out)
 
 
-def bases(run: Run, events: Iterable[AnyEvent], coordinator: Coordinator, folder: RunFolder) -> dict[str, int]:
-    """For each policy, the checkpoint to start from: the newest on the disk that is not newer than any version still needed.
+def bases(run: Run, coordinator: Coordinator, there: Mapping[str, Collection[int]]) -> dict[str, int]:
+    """For each policy, the checkpoint to start from: the newest of those `there` that is not newer than any version still
+    needed.
 
     A pinned schedule needs the last k versions for groups that it has yet to admit.
     """
-    for event in events:
-        coordinator.apply(event)
     chosen = {}
     for policy in run.named_policies:
         newest = coordinator.budget.version(policy)
@@ -74,10 +158,9 @@ def bases(run: Run, events: Iterable[AnyEvent], coordinator: Coordinator, folder
         oldest = min(
             [max(0, lately), *(version for version in needed_versions(run, coordinator, policy) if version > 0)]
         )
-        there = [
-            step for step in coordinator.checkpoints[policy] if step == 0 or folder.checkpoint(policy, step).exists()
-        ]
-        chosen[policy] = max(step for step in there if step <= oldest)
+        chosen[policy] = max(
+            step for step in there[policy] if step <= oldest and step in coordinator.checkpoints[policy]
+        )
     return chosen
 
 
@@ -98,7 +181,7 @@ def accepting(
         task = task_digest(task_at(run.sources[source], index, f"train source {source}"))
         if task != live.admitted.task:
             detail = f"task {index} of train source {source} is not the one any more that the group was admitted with"
-            events += [Ended(group=number, member=member, fault=CHANGED, detail=detail) for member in playing]
+            events += live.cut_off(CHANGED, detail)
         else:
             events += [Restarted(group=number, member=member) for member in playing if live.members[member].past]
     return events
@@ -113,9 +196,10 @@ async def redo(
     folder: RunFolder,
     *,
     needed: Collection[int],
+    moved: Callable[[], None] = lambda: None,
 ) -> list[str]:
     """Bring the policy's model to where the journal stands, installing the versions that may still be played with: the
-    newest `max_staleness + 1`, and those that something `needed` waits for.
+    newest `max_staleness + 1`, and those that something `needed` waits for. `moved` is called after each step.
 
     A redone step that ends in other weights than the journaled one is a `ReplayDiverged` in a deterministic run; in any other
     the machine, its threads or a package may have changed, the journal's plans were trained all the same, and the steps are
@@ -140,4 +224,5 @@ async def redo(
         version = redone.stepped.step + 1
         if version in needed or version >= newest - run.max_staleness:
             await versions.install(version)
+        moved()
     return differences

@@ -16,7 +16,7 @@ from sparring.errors import SettingError, UnsupportedError
 from sparring.learner.algorithm import Algorithm, grpo
 from sparring.learner.pacing import Pace, Pacing, check_pacing
 from sparring.learner.reuse import Reuse, check_reuse
-from sparring.rollout import Curriculum
+from sparring.rollout import Curriculum, Faults
 
 DEFAULT_POLICY = "policy"
 
@@ -27,7 +27,8 @@ LearningRateSchedule = Literal["constant", "linear", "cosine"]
 class Episodes:
     """Tasks played in an environment by a line-up; several line-ups alternate from group to group. For training: a
     `curriculum` draws tasks by how often they are solved, else each pass over them has an order of its own. For held-out
-    episodes: `seen` allows tasks that are trained on, `greedy` plays at temperature 0."""
+    episodes: `seen` allows tasks that are trained on, `greedy` plays at temperature 0. `faults`: what becomes of episodes that
+    fail."""
 
     environment: Environment[Any]
     tasks: Tasks[Any]
@@ -35,6 +36,7 @@ class Episodes:
     seen: bool = field(default=False, kw_only=True)
     greedy: bool = field(default=False, kw_only=True)
     curriculum: Curriculum | None = field(default=None, kw_only=True)
+    faults: Faults = field(default=Faults(), kw_only=True)
 
     def __post_init__(self) -> None:
         if not isinstance(self.environment, Environment):
@@ -59,6 +61,9 @@ class Episodes:
             raise SettingError(
                 f"{name}: curriculum={self.curriculum!r}: an endless source never plays a task twice; give a finite list"
             )
+
+        if not isinstance(self.faults, Faults):
+            raise SettingError(f"{name}: faults={self.faults!r}: must be Faults(retries=..., score=...)")
 
     @property
     def lineups(self) -> Sequence[Lineup]:
@@ -127,12 +132,13 @@ class Run:
     deterministic     two runs end in the same weights: fp32, a pinned schedule, no clock faults; slower
     max_concurrent    episodes played at once
     episode_deadline  seconds after which an episode is given up and counted
-    max_faults        share of episodes that may fail before the run stops
+    max_faults        share of the attempts at episodes that may fail before the run stops
     max_refill        groups in a row that may leave a policy nothing to train on (all failed, or equal rewards where that is
                       filtered) and be replaced before the run stops; None: 32, or four steps' worth if that is more
     reuse             Reuse(...) trains on units once more, in places beyond the fresh ones; None does not
     pacing            what becomes of episodes that take long: Pace() waits for them, Drop(...) drops and counts them
-    stall_deadline    seconds without any event after which the run stops and says what it waits for
+    stall_deadline    seconds in which nothing happens, and the backend computes nothing, after which the run stops and says
+                      what it waits for; a call that holds the event loop for as long ends the process
     """
 
     name: str
@@ -304,6 +310,10 @@ def _check_held_out(held_out: object) -> None:
         if source.curriculum is not None:
             raise SettingError(
                 f"held_out[{name!r}]: curriculum={source.curriculum!r}: all held-out tasks are played; leave it out here"
+            )
+        if source.faults.score is not None:
+            raise SettingError(
+                f"held_out[{name!r}]: faults={source.faults!r}: a held-out episode that fails has no verdict; leave out score"
             )
 
 

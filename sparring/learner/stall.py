@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from time import monotonic
 
+import anyio
+
+from sparring.errors import Stalled
 from sparring.learner.run_statistics import RunStatistics
 from sparring.rollout.episode import Episode
 
@@ -16,11 +19,12 @@ class Waits:
     """Who waits for what, and since when. A task that is not here runs, or waits for what a decision of the run names."""
 
     def __init__(self) -> None:
-        self._now: dict[str, tuple[str, float]] = {}
+        self._now: dict[str, tuple[object, float]] = {}
 
     @contextmanager
-    def on(self, who: str, what: str) -> Iterator[None]:
-        """While inside, `who` waits for `what`; inside of that, for something more particular."""
+    def on(self, who: str, what: object) -> Iterator[None]:
+        """While inside, `who` waits for `what`, as its text says when it is asked for; inside of that, for something more
+        particular."""
         before = self._now.get(who)
         self._now[who] = (what, monotonic())
         try:
@@ -34,6 +38,25 @@ class Waits:
     @property
     def lines(self) -> list[str]:
         return [f"{who}: waits for {what}, for {monotonic() - since:.0f} s" for who, (what, since) in self._now.items()]
+
+
+@asynccontextmanager
+async def never_still(
+    deadline: float, progress: Callable[[], object], report: Callable[[], str]
+) -> AsyncIterator[None]:
+    """Raises `Stalled`, with what `report()` says then, when `progress()` has been the same for `deadline` seconds."""
+
+    async def watch() -> None:
+        last, now = None, progress()
+        while now != last:
+            await anyio.sleep(deadline)
+            last, now = now, progress()
+        raise Stalled(report())
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(watch)
+        yield
+        group.cancel_scope.cancel()
 
 
 def stall_report(

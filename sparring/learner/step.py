@@ -169,7 +169,7 @@ def _data(trajectory: Trajectory, values: Float32[F32, " A"], tokens: int) -> li
     data: list[Datum] = []
     start = 0
     for context in trajectory.contexts:
-        end = start + int(context.action_mask.sum())
+        end = start + context.action_tokens
         data.append(_datum(context, values[start:end], tokens))
         start = end
     return data
@@ -246,6 +246,8 @@ def _episode_metrics(batch: Batch) -> dict[str, float]:
     }
     if late := sum(ended.fault == LATE for ended in episodes):
         counts["late"] = float(late)
+    if retried := sum(ended.attempt for ended in episodes):
+        counts["retried"] = float(retried)
     return counts | {f"environment/{name}": _mean(values) for name, values in sorted(given.items())}
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from math import isfinite
 from typing import Any
 
+import anyio.lowlevel
 import numpy as np
 
 from sparring.arrays import F32
@@ -40,6 +41,7 @@ async def take_step(run: Run, policy: str, batch: Batch, durable: Mapping[str, A
         [source.environment.name for source in run.sources],
         None if run.reuse is None else run.reuse.priority,
     )
+    await anyio.lowlevel.checkpoint()  # a large batch holds the event loop in parts
     engine: dict[str, float] = {}
     if prepared.data or prepared.again:
         rate = settings.rate_at(batch.planned.step, run.steps)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import os
 import signal
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import anyio
@@ -17,19 +20,23 @@ from anyio.abc import TaskStatus
 from sparring.agents import Frozen
 from sparring.backend import Backend, TrainingClient
 from sparring.errors import JournalError, SparringError
+from sparring.learner.called import called
 from sparring.learner.checked import Checked, check_capabilities, checked
 from sparring.learner.described import check_code, check_settings, describe
 from sparring.learner.folder import RunFolder
 from sparring.learner.parts import Parts
 from sparring.learner.report import ReportFile
-from sparring.learner.resume import Redone, accepting, bases, fold, needed_versions, redo
+from sparring.learner.resume import Redone, accepting, folded, needed_versions, redo
 from sparring.learner.run import Run
+from sparring.learner.stall import never_still
 from sparring.learner.tracker import MetricsFile, Watcher
 from sparring.learner.trainer import Trainer
 from sparring.learner.versions import Versions
-from sparring.rollout import Coordinator, Journal, Schedule, SegmentStore, SqliteSegments
+from sparring.rollout import Journal, Schedule, SegmentStore, SqliteSegments
 from sparring.rollout.culprit import Page, found
 from sparring.rollout.events import AnyEvent, Died, Installed, Noted, Opened
+
+_log = logging.getLogger(__name__)
 
 
 def train(run: Run, *, watchers: Sequence[Watcher] = (), accept_changed_code: bool = False) -> bool:
@@ -56,28 +63,38 @@ async def train_async(
         ready = checked(run)
         async with RunFolder.held(run.path) as folder, run.backend.open(deterministic=run.deterministic) as backend:
             check_capabilities(run, backend)
-            models = {
-                name: await backend.create_model(policy.model, lora=policy.lora, seed=run.seed)
-                for name, policy in run.named_policies.items()
-            }
+            models = await _created(run, backend)
             segments = store if store is not None else await anyio.to_thread.run_sync(SqliteSegments, folder.journal)
             async with Journal.open(segments) as journal:
                 begun = await _begun(run, ready.schedule, models, journal)
-                folded = await _folded(run, ready, models, journal, folder, watchers, backend=backend)
-                changes = await _changed_code(begun, folded.parts, accept=accept_changed_code)
-                await _blamed(folded.parts)
+                resumed = await _ready(run, ready, models, journal, folder, watchers, backend=backend)
+                changes = await _changed_code(begun, resumed.parts, accept=accept_changed_code)
+                await _blamed(resumed.parts)
                 await anyio.to_thread.run_sync(folder.write_settings, begun.described)
                 await anyio.to_thread.run_sync(folder.sweep)
-                async with Page.kept(folder.page) as page, _told(watchers, begun.described):
-                    parts = replace(folded.parts, page=page)
+                async with Page.kept(folder.page) as page, _told(watchers, begun.described, run.stall_deadline):
+                    parts = replace(resumed.parts, page=page)
                     if changes:
                         await _accepted(parts, changes, begun.described["fingerprints"])
                     for policy in models:
-                        await _brought_up(parts, policy, folded.since[policy], folded.steps[policy])
+                        await _brought_up(parts, policy, resumed.since[policy], resumed.steps[policy])
                     trainer = Trainer(parts)
-                    async with _interruptible(trainer):
+                    async with _interruptible(trainer), _heap_set_aside():
                         await trainer.train()
             return trainer.complete
+
+
+async def _created(run: Run, backend: Backend) -> dict[str, TrainingClient]:
+    """The model of each policy. Waits for the backend, which may download one."""
+    models: dict[str, TrainingClient] = {}
+    for name, policy in run.named_policies.items():
+        late = (
+            f"model {policy.model!r} of {name!r} was not there after {run.stall_deadline} s, and its backend does nothing: "
+            f"if it needs longer (a download), raise stall_deadline"
+        )
+        async with never_still(run.stall_deadline, lambda: dict(backend.statistics()), partial(str, late)):
+            models[name] = await backend.create_model(policy.model, lora=policy.lora, seed=run.seed)
+    return models
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,15 +162,15 @@ async def _accepted(parts: Parts, changes: Sequence[str], fingerprints: Mapping[
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Folded:
-    """The state where the journal ends, and the steps `since` each policy's checkpoint that bring its model there."""
+class _Ready:
+    """The parts where the journal ends, and the steps `since` each policy's checkpoint that bring its model there."""
 
     parts: Parts
     since: Mapping[str, int]
     steps: Mapping[str, Sequence[Redone]]
 
 
-async def _folded(
+async def _ready(
     run: Run,
     ready: Checked,
     models: Mapping[str, TrainingClient],
@@ -162,12 +179,11 @@ async def _folded(
     watchers: Sequence[Watcher],
     *,
     backend: Backend,
-) -> _Folded:
+) -> _Ready:
     """Nothing is journaled here, and no model is touched."""
     policies = tuple(run.named_policies)
-    coordinator = Coordinator(ready.schedule)
-    since = await anyio.to_thread.run_sync(lambda: bases(run, journal.read(), Coordinator(ready.schedule), folder))
-    steps = await anyio.to_thread.run_sync(lambda: fold(journal.read(), coordinator, since))
+    found = await anyio.to_thread.run_sync(folded, run, ready.schedule, journal, folder)
+    coordinator = found.coordinator
     for ended in coordinator.quarantined():
         journal.append(ended)
         coordinator.apply(ended)
@@ -176,6 +192,7 @@ async def _folded(
         backend=backend,
         journal=journal,
         coordinator=coordinator,
+        snapshots=found.snapshots,
         folder=folder,
         versions={
             name: Versions(model, keep=run.max_staleness + 1, follow=run.weights == "inflight")
@@ -186,14 +203,15 @@ async def _folded(
         held_out_digests=ready.held_out_digests,
         watchers=watchers,
     )
-    return _Folded(parts=parts, since=since, steps=steps)
+    return _Ready(parts=parts, since=found.since, steps=found.steps)
 
 
 async def _brought_up(parts: Parts, policy: str, base: int, steps: Sequence[Redone]) -> None:
     """The policy's model where the journal stands, with every version that something still plays with."""
     versions, coordinator = parts.versions[policy], parts.coordinator
     needed = needed_versions(parts.run, coordinator, policy)
-    for difference in await redo(parts.run, policy, base, steps, versions, parts.folder, needed=needed):
+    again = partial(redo, parts.run, policy, base, steps, versions, parts.folder, needed=needed)
+    for difference in await _watched(parts, policy, base, again):
         noted = Noted(kind="diverged", text=difference)
         await parts.journal.commit(noted)
         await _tell(parts, noted)
@@ -209,24 +227,49 @@ async def _brought_up(parts: Parts, policy: str, base: int, steps: Sequence[Redo
         coordinator.apply(event)
 
 
+async def _watched(parts: Parts, policy: str, base: int, again: Callable[..., Awaitable[list[str]]]) -> list[str]:
+    """What `again` returns, which does steps of the policy again. Raises `Stalled` where the model does nothing for long."""
+    deadline, step = parts.run.stall_deadline, base
+
+    def moved() -> None:
+        nonlocal step
+        step += 1
+
+    def said() -> str:
+        return f"step {step} of {policy!r} is done again from the journal, and its model did nothing for {deadline} s"
+
+    async with never_still(deadline, lambda: (step, dict(parts.backend.statistics())), said):
+        return await again(moved=moved)
+
+
 async def _tell(parts: Parts, event: AnyEvent) -> None:
     for watcher in parts.watchers:
-        await anyio.to_thread.run_sync(watcher.event, event)
+        what = f"{type(watcher).__name__}.event"
+        await called(partial(watcher.event, event), what, patience=parts.run.stall_deadline)
 
 
 @asynccontextmanager
-async def _told(watchers: Sequence[Watcher], described: Mapping[str, Any]) -> AsyncIterator[None]:
-    """The watchers, told that the run begins; each that was is told of its end, whatever ends it."""
+async def _told(watchers: Sequence[Watcher], described: Mapping[str, Any], patience: float) -> AsyncIterator[None]:
+    """The watchers, told that the run begins; each that was is told of its end, whatever ends it. None may take longer than
+    `patience` seconds for either."""
     async with AsyncExitStack() as stack:
         for watcher in watchers:
-            await anyio.to_thread.run_sync(watcher.opened, described)
-            stack.push_async_callback(_close, watcher)
+            await called(partial(watcher.opened, described), f"{type(watcher).__name__}.opened", patience=patience)
+            stack.push_async_exit(partial(_close, watcher, patience))
         yield
 
 
-async def _close(watcher: Watcher) -> None:
-    with anyio.CancelScope(shield=True):
-        await anyio.to_thread.run_sync(watcher.closed)
+async def _close(watcher: Watcher, patience: float, kind: object, error: BaseException | None, trace: object) -> bool:
+    """What a watcher raises here is raised, unless the run failed before: then that is what people have to know."""
+    what = f"{type(watcher).__name__}.closed"
+    try:
+        with anyio.CancelScope(shield=True):
+            await called(watcher.closed, what, patience=patience)
+    except Exception as failure:
+        if error is None:
+            raise
+        _log.error("%s failed too, after what ended the run: %r", what, failure)
+    return False
 
 
 @asynccontextmanager
@@ -248,6 +291,17 @@ async def _interruptible(trainer: Trainer) -> AsyncIterator[None]:
         await group.start(listen)
         yield
         group.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _heap_set_aside() -> AsyncIterator[None]:
+    """Python's collector leaves alone what is there now: with torch loaded it would hold the event loop for a tenth of a second
+    each time that it went through all of it."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager

@@ -2,13 +2,13 @@
 
 Each task of the group waits for one thing, named where it waits: admission for room under the staleness rule (a step, a
 drop or an installed version), an episode for a slot and then its players, a learner for the units of its next step, the
-evaluation for a published version, the pump for the disk. Everything decided is journaled before anything that depends
+evaluation for a published version, the teller for the disk. Everything decided is journaled before anything that depends
 on it; a step goes plan, commit, publish.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from dataclasses import replace
 from time import monotonic
 from typing import Any
 
@@ -19,7 +19,7 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from sparring.environments import task_digest
-from sparring.errors import RunChanged, SettingError, Stalled
+from sparring.errors import RunChanged, SettingError
 from sparring.learner.ceilings import Ceilings
 from sparring.learner.described import task_at
 from sparring.learner.evaluate import evaluate
@@ -27,11 +27,12 @@ from sparring.learner.pacing import Drop
 from sparring.learner.parts import Parts
 from sparring.learner.players import Players
 from sparring.learner.resume import evaluated
-from sparring.learner.run_statistics import RunStatistics, WatcherStatistics, timed
-from sparring.learner.stall import Waits, stall_report
+from sparring.learner.run_statistics import RunStatistics, timed
+from sparring.learner.stall import Waits, never_still, stall_report
 from sparring.learner.take import due_versions, take_step
+from sparring.learner.teller import Teller
 from sparring.rollout import Choice, Slots, Waiting
-from sparring.rollout.episode import Episode, EpisodePlan, run_episode
+from sparring.rollout.episode import Episode, EpisodePlan, run_episode, scored
 from sparring.rollout.events import (
     DEADLINE,
     LATE,
@@ -40,18 +41,20 @@ from sparring.rollout.events import (
     Affected,
     AnyEvent,
     Checkpointed,
+    Ended,
     Installed,
     Noted,
     Planned,
     Restarted,
+    Retried,
     Stepped,
 )
 from sparring.rollout.live import LiveGroup
 from sparring.rollout.loop_watch import Held, LoopWatch
 from sparring.rollout.signal import Signal
 
-_MOST_UNTOLD = 1024
-"""Events that the watchers have not been told of above which no group is admitted."""
+_STARTED_AT_ONCE = 8
+"""Episodes after whose start the event loop comes round: it does not while all those of a step begin."""
 
 
 class Trainer:
@@ -65,26 +68,27 @@ class Trainer:
         self._players = Players(parts.run.named_policies, parts.versions)
         self._slots = Slots(parts.run.max_concurrent)
         self._changed = Signal()
-        self._unshown: deque[tuple[int, AnyEvent]] = deque()
         self._episodes: dict[tuple[int, int], Episode] = {}
         self._playing: dict[tuple[int, int], anyio.CancelScope] = {}
         self._evaluation = anyio.CancelScope()
         self._waits = Waits()
+        self._teller = Teller(
+            parts.watchers, parts.journal, self._waits, self._changed.notify, patience=parts.run.stall_deadline
+        )
         self._held_out: dict[str, Episode] = {}
         self._held_out_replies = 0
         self._ceilings = Ceilings(parts.run, parts.coordinator)
         self._loop = LoopWatch(deadline=parts.run.stall_deadline, on_held=self._note_held)
         self._stopping = False
-        self._done = False
         self._started = monotonic()
         self._first_step = dict.fromkeys(parts.versions, -1)
 
     async def train(self) -> None:
         """Waits until every policy has made its steps and every due version is evaluated, or `stop()` took effect."""
-        async with self._loop.watching(), anyio.create_task_group() as group:
-            group.start_soon(self._pump)
+        still = never_still(self._run.stall_deadline, self._progress, self._stalled)
+        async with self._loop.watching(), still, anyio.create_task_group() as group:
+            group.start_soon(self._teller.run)
             async with anyio.create_task_group() as work:
-                work.start_soon(self._watch_for_stall)
                 self._drop_late()
                 self._go_on(work)
                 work.start_soon(self._admit, work)
@@ -93,8 +97,7 @@ class Trainer:
                         learners.start_soon(self._learn, policy)
                     learners.start_soon(self._evaluate)
                 work.cancel_scope.cancel()
-            self._done = True
-            self._changed.notify()
+            self._teller.close()
 
     def stop(self) -> None:
         """Let the steps under way finish, write checkpoints, and end `train`. A resumed run makes up for an evaluation that is
@@ -126,12 +129,20 @@ class Trainer:
     def _record(self, event: AnyEvent) -> int:
         """Into the state, which refuses what breaks an invariant, then into the journal's queue."""
         self._coordinator.apply(event)
-        number = self._journal.append(event)
-        self._unshown.append((number, event))
-        self._changed.notify()
+        number = self._journal.append(event, self._parts.snapshots.after(event))
+        self._teller.add(number, event)
+        if not self._unblocks_nobody(event):
+            self._changed.notify()
         if isinstance(event, Stepped):
             self._drop_late()
         return number
+
+    def _unblocks_nobody(self, event: AnyEvent) -> bool:
+        """Most events: an admission, and the end of an episode whose group still plays."""
+        if isinstance(event, Ended):
+            live = self._coordinator.groups.get(event.group)
+            return live is not None and live.playing
+        return isinstance(event, Admitted | Retried)
 
     def _drop_late(self) -> None:
         """End the episodes that are too old by now, at once with the step that made them so."""
@@ -148,9 +159,10 @@ class Trainer:
 
     async def _admit(self, work: TaskGroup) -> None:
         """Waits for room under the staleness rule, and for watchers that are far behind; unblocked by steps, drops and
-        installed versions, and by the pump."""
+        installed versions, and by the teller."""
+        started = 0
         while True:
-            held_up = self._stopping or len(self._unshown) > _MOST_UNTOLD
+            held_up = self._stopping or self._teller.behind
             choice = None if held_up else self._coordinator.next_group()
             if not isinstance(choice, Choice):
                 await self._changed.wait()
@@ -178,6 +190,10 @@ class Trainer:
                     self._parts.versions[policy].hold(version)
             for member in range(self._run.group_size):
                 work.start_soon(self._play, choice.group, member)
+            started += self._run.group_size
+            if started >= _STARTED_AT_ONCE:
+                started = 0
+                await anyio.lowlevel.checkpoint()
 
     async def _play(self, number: int, member: int) -> None:
         """Waits for a slot, then for the episode; cut off by `_drop_late`, which may come before it began."""
@@ -217,16 +233,31 @@ class Trainer:
                 past=tuple(live.members[member].past),
                 page=self._parts.page,
             )
-            episode = self._episodes[number, member] = Episode(plan, self._emit)
-            ended, _ = await run_episode(episode, plan)
-            del self._episodes[number, member]
-        if ended.fault == DEADLINE and patience is not None:
-            ended = msgspec.structs.replace(ended, fault=LATE)
+            while (ended := await self._attempted(plan, live.members[member].attempt)) is None:
+                plan = replace(plan, past=())
         self._record(ended)
         self._ceilings.check()
         if not live.playing:
             for policy, version in live.admitted.pinned.items():
                 await self._parts.versions[policy].release(version)
+
+    async def _attempted(self, plan: EpisodePlan, attempt: int) -> Ended | None:
+        """How the episode ended; None where it failed and is to be played again. Waits for the episode."""
+        at, faults = (plan.group, plan.member), self._coordinator.faults_of(plan.group)
+        episode = self._episodes[at] = Episode(plan, self._emit)
+        ended, seats = await run_episode(episode, plan)
+        del self._episodes[at]
+        ended = msgspec.structs.replace(ended, attempt=attempt)
+        if ended.fault == DEADLINE and isinstance(self._run.pacing, Drop) and self._run.pacing.seconds is not None:
+            return msgspec.structs.replace(ended, fault=LATE)
+        if faults.retries_after(ended):
+            group, member = at
+            self._record(Retried(group=group, member=member, attempt=attempt, fault=ended.fault, detail=ended.detail))
+            self._ceilings.check()
+            return None
+        if ended.fault and faults.score is not None:
+            return scored(ended, seats, plan.trained, faults.score)
+        return ended
 
     def _task(self, source: int, index: int) -> tuple[Any, str]:
         """A training task, and the digest of its content."""
@@ -337,34 +368,19 @@ class Trainer:
     async def _held_out_reply(self, event: Acted | Affected) -> None:
         self._held_out_replies += 1
 
-    async def _pump(self) -> None:
-        """Waits for the disk, and tells the watchers of each event once it is there."""
-        while True:
-            if not self._unshown:
-                if self._done:
-                    return
-                await self._changed.wait()
-                continue
-            number, event = self._unshown.popleft()
-            if len(self._unshown) == _MOST_UNTOLD:
-                self._changed.notify()
-            with self._waits.on("watchers", f"the disk: event {number}"):
-                await self._journal.durable(number)
-            for watcher in self._parts.watchers:
-                with self._waits.on("watchers", f"{type(watcher).__name__} to take {type(event).__name__}"):
-                    await anyio.to_thread.run_sync(watcher.event, event)
+    def _progress(self) -> tuple[object, ...]:
+        """What stays the same where nothing happens: no event is appended, no held-out player replies, no watcher takes
+        anything, and the backend computes nothing that it counts."""
+        told, computed = self._teller.statistics(), dict(self._parts.backend.statistics())
+        return self._journal.statistics().appended, self._held_out_replies, told, computed
 
-    async def _watch_for_stall(self) -> None:
-        """Raises `Stalled` when no event was appended, and no held-out player replied, for `stall_deadline` seconds."""
-        last = (-1, -1)
-        while (now := (self._journal.statistics().appended, self._held_out_replies)) != last:
-            last = now
-            await anyio.sleep(self._run.stall_deadline)
+    def _stalled(self) -> str:
+        """Who waits for what."""
         training = {f"episode {number}/{member}": one for (number, member), one in self._episodes.items()}
         episodes, decisions = {**self._held_out, **training}, self._coordinator.waits()
-        if len(self._unshown) > _MOST_UNTOLD:
-            decisions.append(f"admission: watchers are {len(self._unshown)} events behind")
-        raise Stalled(stall_report(self._run.stall_deadline, decisions, self._waits, episodes, self.statistics()))
+        if self._teller.behind:
+            decisions.append(f"admission: watchers are {self._teller.statistics().untold} events behind")
+        return stall_report(self._run.stall_deadline, decisions, self._waits, episodes, self.statistics())
 
     def statistics(self) -> RunStatistics:
         """How everything that holds or waits stands now."""
@@ -373,7 +389,7 @@ class Trainer:
             slots=self._slots.statistics(),
             buffer=self._coordinator.buffer.statistics(),
             journal=self._journal.statistics(),
-            watchers=WatcherStatistics(untold=len(self._unshown), most=_MOST_UNTOLD),
+            watchers=self._teller.statistics(),
             budget=self._coordinator.budget.statistics(),
             versions={policy: versions.statistics() for policy, versions in self._parts.versions.items()},
             backend=self._parts.backend.statistics(),

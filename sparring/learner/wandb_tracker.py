@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import islice
 from pathlib import Path
 from secrets import token_hex
 from typing import Any, Literal
@@ -10,11 +11,13 @@ from typing import Any, Literal
 import msgspec
 
 from sparring.errors import SettingError, UnsupportedError
-from sparring.learner.tracker import Line, Lines, earlier_events
+from sparring.learner.lines import Line, Lines
+from sparring.learner.tracker import earlier_lines
 from sparring.rollout.events import AnyEvent
 
 try:
     import wandb
+    from wandb.errors import AuthenticationError, CommError
 except ModuleNotFoundError as missing:
     raise UnsupportedError(f"tracking to W&B needs {missing.name!r}: pip install 'sparring[wandb]'") from missing
 
@@ -42,8 +45,9 @@ class WandbTracker:
     run goes on. After a kill, online, it goes on from the last line that arrived; offline, the killed start's folder is put
     aside (`wandb/superseded-...`) and its lines are logged again, so that `wandb sync` sees each line once.
 
-    A tracker that cannot start is refused (`SettingError`). One that fails later does not stop the run: the failure is counted,
-    the first one is handed to `warn`, and `failures` tells how many there were.
+    A tracker that cannot start is refused (`SettingError`), but where W&B cannot be reached: then the lines are written as in
+    mode offline, for `wandb sync`. That, and what fails later, does not stop the run: each failure is counted, the first one
+    is handed to `warn`, and `failures` tells how many there were.
     """
 
     def __init__(
@@ -65,14 +69,15 @@ class WandbTracker:
     def opened(self, run: Mapping[str, Any]) -> None:
         self._several = len(run["settings"]["policies"]) > 1
         try:
-            self._start(run)
+            self._start_somehow(run)
         except (wandb.Error, OSError) as error:
             remedy = (
                 "mode offline needs no account (--wandb offline)" if self._mode == "online" else "leave tracking out"
             )
             raise SettingError(f"W&B tracking (mode {self._mode!r}) cannot start: {error}; {remedy}") from error
-        lines = [line for event in earlier_events(self._folder) for line in self._lines.of(event)]
-        for line in lines[self._next :]:
+        logged = self._next
+        self._lines, earlier = earlier_lines(self._folder, lambda state: state.count <= logged)
+        for line in islice(earlier, logged - self._lines.state().count, None):
             self._log(line)
 
     def event(self, event: AnyEvent) -> None:
@@ -94,7 +99,19 @@ class WandbTracker:
     def _memory(self) -> Path:
         return self._folder / "wandb" / "sparring.json"
 
-    def _start(self, run: Mapping[str, Any]) -> None:
+    def _start_somehow(self, run: Mapping[str, Any]) -> None:
+        try:
+            self._start(run, self._mode)
+        except CommError as error:
+            if self._mode == "offline" or isinstance(error, AuthenticationError):
+                raise
+            wandb.teardown()  # its service keeps the id for the run that did not start
+            self._start(run, "offline")
+            self._failed(
+                f"it cannot be reached ({error}); lines are kept for `wandb sync {self._folder}/wandb/offline-*`"
+            )
+
+    def _start(self, run: Mapping[str, Any], mode: Mode) -> None:
         self._memory.parent.mkdir(parents=True, exist_ok=True)
         if self._memory.is_file():
             self._kept = msgspec.json.decode(self._memory.read_bytes(), type=Kept)
@@ -106,7 +123,7 @@ class WandbTracker:
             name=self._name,
             id=self._kept.id,
             resume="allow",
-            mode=self._mode,
+            mode=mode,
             dir=self._folder,
             config=dict(run),
             settings=wandb.Settings(console="off", silent=True),
@@ -134,7 +151,7 @@ class WandbTracker:
         partial.replace(self._memory)
         self._kept = kept
 
-    def _failed(self, error: Exception) -> None:
+    def _failed(self, error: Exception | str) -> None:
         self.failures += 1
         if self.failures == 1:
             self._warn(f"W&B: {error}; the run goes on, metrics.jsonl has every figure")

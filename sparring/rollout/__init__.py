@@ -2,15 +2,16 @@
 
 from sparring.rollout.budget import Bound, StalenessBudget, Waiting
 from sparring.rollout.buffer import RolloutBuffer
-from sparring.rollout.coordinator import Batch, Choice, Coordinator
+from sparring.rollout.coordinator import Coordinator
 from sparring.rollout.curriculum import Curriculum
+from sparring.rollout.faults import Faults
 from sparring.rollout.journal import Journal, JournalStatistics, MemorySegments, SegmentStore, SqliteSegments
 from sparring.rollout.ledger import Ledger
 from sparring.rollout.play import Finished, play
-from sparring.rollout.schedule import Schedule, Source
+from sparring.rollout.schedule import Choice, Schedule, Source
 from sparring.rollout.slots import Slots
 from sparring.rollout.stored import StoredEpisode, read_episodes
-from sparring.rollout.trajectory import Context, Trajectory, Unit, trajectories
+from sparring.rollout.trajectory import Batch, Context, Trajectory, Unit, trajectories
 
 __all__ = [
     "Batch",
@@ -19,6 +20,7 @@ __all__ = [
     "Context",
     "Coordinator",
     "Curriculum",
+    "Faults",
     "Finished",
     "Journal",
     "JournalStatistics",

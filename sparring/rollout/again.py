@@ -9,7 +9,7 @@ from typing import Any
 from sparring.agents import Action
 from sparring.environments import Conversation, Environment, Request
 from sparring.errors import SparringError, UnsupportedError
-from sparring.rollout.episode import Episode, EpisodePlan, run_episode
+from sparring.rollout.episode import Episode, EpisodePlan, run_episode, scored
 from sparring.rollout.events import Acted, Admitted, Affected, Ended
 from sparring.rollout.past import Effects, NoReply, StoredAnswers
 from sparring.rollout.trajectory import Trajectory, trajectories
@@ -17,12 +17,14 @@ from sparring.rollout.trajectory import Trajectory, trajectories
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """What all episodes of a source are played again with. `deadline` is in seconds."""
+    """What all episodes of a source are played again with. `deadline` is in seconds; `score` is what those get that fail, if
+    they get anything."""
 
     environment: Environment[Any]
     seed: int
     deadline: float
     effects: Effects = "anew"
+    score: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,13 +85,15 @@ async def again(
         deadline=stage.deadline,
     )
     try:
-        ended, _ = await run_episode(Episode(plan, answers.keep, answers), plan)
+        ended, seats = await run_episode(Episode(plan, answers.keep, answers), plan)
     except NoReply as error:
         ended = Ended(group=admitted.group, member=before.member, fault="no reply", detail=str(error))
         return Again(ended=ended, no_reply=error, cut=error.more and bool(before.fault))
     except SparringError as error:
         ended = Ended(group=admitted.group, member=before.member, fault=type(error).__name__, detail=str(error))
         return Again(ended=ended)
+    if ended.fault and stage.score is not None:
+        ended = scored(ended, seats, plan.trained, stage.score)
     replies = sum(isinstance(event, Acted) for event in past)
     made = trajectories(answers.heard, ended, policies)
     return Again(ended=ended, trajectories=tuple(made), unasked=replies - len(answers.heard))

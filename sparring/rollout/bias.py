@@ -13,8 +13,9 @@ from typing import Literal
 
 from sparring.rollout.ledger import DropReason
 
-Fate = Literal["trained", "deadline"] | DropReason
-"""What became of one seat's part in one episode. `deadline` is a fault in the ledger, and a column of its own here."""
+Fate = Literal["trained", "deadline", "retried"] | DropReason
+"""What became of one seat's part in one episode. `deadline` is a fault in the ledger, and a column of its own here; `retried`
+is a failed attempt at an episode that was played again."""
 
 _MOST_REWARDS = 64
 OTHER = "other"
@@ -71,6 +72,14 @@ class DropBias:
             known = name in tally.rewards or len(tally.rewards) < _MOST_REWARDS
             tally.rewards[name if known else OTHER] += 1
 
+    def state(self) -> Mapping[tuple[str, str, Fate], Tally]:
+        """The table as data, in the order in which it came to be."""
+        return self._tallies
+
+    def restore(self, tallies: Mapping[tuple[str, str, Fate], Tally]) -> None:
+        """Become what `state` described."""
+        self._tallies = dict(tallies)
+
     def table(self) -> Mapping[tuple[str, str, Fate], Tally]:
         """{(policy, seat, fate): tally}, by name."""
         return dict(sorted(self._tallies.items()))
@@ -83,7 +92,7 @@ class DropBias:
         for (policy, seat, fate), tally in self.table().items():
             if (policy, seat) in dropped:
                 reward = "" if tally.mean_reward is None else f", mean reward {tally.mean_reward:.3g}"
-                what = "trained" if fate == "trained" else f"dropped ({fate})"
+                what = {"trained": "trained", "retried": "failed and played again"}.get(fate, f"dropped ({fate})")
                 tasks = f"{len(tally.tasks)} task{'s' * (len(tally.tasks) > 1)}"
                 lines.append(
                     f"{policy} in seat {seat}: {what} {tally.count}, of {tasks}, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice, pairwise
@@ -267,38 +268,38 @@ class ReadyBook(Book):
         return [name for due in late for name in chain(self._in_flight[due], self._finished[due])]
 
     def choose(self) -> tuple[str, ...] | Waiting:
-        size = self.bound.units_per_step
-        earliest = chain.from_iterable(self._finished[due] for due in sorted(self._finished))
-        chosen = list(islice(earliest, size))
-        broken = self.breaks_rule_3(chosen)
+        size = left = self.bound.units_per_step
+        taken: dict[int, int] = {}
+        for due in sorted(self._finished):
+            taken[due] = min(left, len(self._finished[due]))
+            left -= taken[due]
+        broken = self.breaks_rule_3(taken)
         step = f"{self.policy}: step {self.version}"
         if broken is not None:
             due, more = broken
             return Waiting(
                 units=self._awaited(due), reason=f"{step} needs {more} more of the units due at or before step {due}"
             )
-        if len(chosen) < size:
+        if left:
             waited = self._awaited(max(self._in_flight, default=0))
             missing = "of them in flight" if waited else "to be admitted"
             return Waiting(
-                units=waited, reason=f"{step} has {len(chosen)} of {size} units and waits for more {missing}"
+                units=waited, reason=f"{step} has {size - left} of {size} units and waits for more {missing}"
             )
+        chosen = [name for due, count in taken.items() for name in islice(self._finished[due], count)]
         return tuple(sorted(chosen, key=lambda name: self.units[name].number))
 
     def refused(self, units: Sequence[str]) -> str | None:
         if len(units) != self.bound.units_per_step:
             return f"{self.policy}: a batch of {len(units)} units, a step takes {self.bound.units_per_step}"
-        broken = self.breaks_rule_3(units)
+        broken = self.breaks_rule_3(Counter(self.units[name].due for name in units))
         if broken is not None:
             return f"{self.policy}: step {self.version} leaves {broken[1]} units too many due at or before step {broken[0]}"
         return None
 
-    def breaks_rule_3(self, units: Iterable[str]) -> tuple[int, int] | None:
-        """The first due step at which too many units would be left, and how many too many; None where rule 3 holds."""
-        taken: dict[int, int] = {}
-        for name in units:
-            due = self.units[name].due
-            taken[due] = taken.get(due, 0) + 1
+    def breaks_rule_3(self, taken: Mapping[int, int]) -> tuple[int, int] | None:
+        """The first due step at which too many units would be left, and how many too many; None where rule 3 holds. `taken`
+        is {due: how many of the finished units with that due step are taken}."""
         left = 0
         for j in range(self.bound.max_staleness + 1):
             due = self.version + j
@@ -308,7 +309,7 @@ class ReadyBook(Book):
         return None
 
     def _awaited(self, due: int) -> tuple[str, ...]:
-        return tuple(name for at in sorted(self._in_flight) if at <= due for name in self._in_flight[at])
+        return tuple(chain.from_iterable(self._in_flight[at] for at in sorted(self._in_flight) if at <= due))
 
 
 class PinnedBook(Book):

@@ -8,6 +8,8 @@ from itertools import accumulate
 from math import fsum
 from random import Random
 
+import numpy as np
+
 from sparring.rollout.budget import StalenessBudget, Waiting
 from sparring.rollout.trajectory import Unit
 
@@ -48,6 +50,14 @@ class BufferStatistics:
     units: int
     tokens: int
     kept: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BufferState:
+    """The units that wait, and {policy: {group: a trained one that may be used again}}."""
+
+    units: Sequence[Unit]
+    used: Mapping[str, Mapping[int, Used]]
 
 
 class RolloutBuffer:
@@ -123,6 +133,16 @@ class RolloutBuffer:
                 expired.append(kept.pop(group).unit)
         return tuple(expired)
 
+    def state(self) -> BufferState:
+        """All that it holds, as data."""
+        return BufferState(units=list(self._units.values()), used=self._used)
+
+    def restore(self, state: BufferState) -> None:
+        """Become what `state` described; the budget is restored apart."""
+        self._units = {(unit.policy, unit.group): unit for unit in state.units}
+        self._tokens = sum(unit.action_tokens for unit in state.units)
+        self._used = {policy: dict(kept) for policy, kept in state.used.items()}
+
     @property
     def groups(self) -> set[int]:
         """Whose units it holds, those that may be used again included."""
@@ -139,7 +159,8 @@ class RolloutBuffer:
 def oldest_version(unit: Unit, without: int) -> int:
     """The version of the unit's oldest action token; `without` where it has none."""
     made = [context.versions[context.action_mask] for one in unit.trajectories for context in one.contexts]
-    return min((int(versions.min()) for versions in made if len(versions)), default=without)
+    versions = np.concatenate(made) if made else np.zeros(0, np.int32)
+    return int(versions.min()) if len(versions) else without
 
 
 def draw(weights: Sequence[float], count: int, rng: Random) -> list[int]:

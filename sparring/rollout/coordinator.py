@@ -1,13 +1,13 @@
 """The coordinator: what a run has done, folded from its events, and what it may do next, as a function of that alone.
 
 It decides (`next_group`, `next_batch`); whoever runs the run writes the decision into the journal and applies it. Resuming is
-applying the journal; replaying is deciding again and comparing. No I/O, no clock, no chance but seeded.
+applying the journal, from its beginning or from a `state`; replaying is deciding again and comparing. No I/O, no clock, no
+chance but seeded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from random import Random
 from typing import Any
 
@@ -18,7 +18,6 @@ from sparring.rollout.comparable import all_equal
 from sparring.rollout.events import (
     LATE,
     QUARANTINED,
-    SET_ASIDE,
     Accepted,
     Acted,
     Admitted,
@@ -31,39 +30,21 @@ from sparring.rollout.events import (
     Installed,
     Planned,
     Restarted,
+    Retried,
     Stepped,
 )
+from sparring.rollout.faults import FaultCounts, Faults
 from sparring.rollout.ledger import DropReason, Ledger
-from sparring.rollout.live import Completed, LiveEpisode, LiveGroup, completed, count_lost, count_made
+from sparring.rollout.live import Completed, LiveEpisode, LiveGroup, completed, count_lost, count_made, count_retried
 from sparring.rollout.refill import Barren, nothing_left
-from sparring.rollout.schedule import Schedule
-from sparring.rollout.trajectory import Trajectory, Unit
+from sparring.rollout.schedule import Choice, Schedule
+from sparring.rollout.snapshot import CoordinatorState
+from sparring.rollout.trajectory import Batch, Trajectory, Unit, tokens_by_seat
 
 _FATAL = 2
 """Processes that an episode may end; then it is quarantined."""
 
 ENDED_IT = f"the process ended {_FATAL} times while its code ran"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """The next group: everything of `Admitted` but the task's digest, and when its units would be due."""
-
-    group: int
-    source: int
-    index: int
-    lineup: int
-    trained: tuple[str, ...]
-    pinned: Mapping[str, int]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """The units of a planned step: fresh ones, and those that are used `again`."""
-
-    planned: Planned
-    units: tuple[Unit, ...]
-    again: tuple[Unit, ...] = ()
 
 
 class Coordinator:
@@ -81,10 +62,9 @@ class Coordinator:
         self.evaluated: set[tuple[str, int]] = set()
         self.checkpoints: dict[str, set[int]] = {policy: {0} for policy in schedule.bounds}
         self.episodes = 0
-        self.faults = 0
-        self.fault_detail = ""
+        self.faults = FaultCounts()
         self.restarts = 0
-        self._deaths: dict[tuple[str, int, int, int], set[str]] = {}
+        self._deaths: dict[tuple[str, int, int, int], list[str]] = {}
         self.fingerprints: Mapping[str, Any] = {}
         """Those that were accepted last; empty where none were: then those hold that the run was started with."""
         self.barren = {policy: Barren() for policy in schedule.bounds}
@@ -131,21 +111,19 @@ class Coordinator:
         if after is None:
             return ()
         ends: list[Ended] = []
-        for number, live in self.groups.items():
+        for live in self.groups.values():
             ages = [self.budget.version(policy) - live.since[policy] for policy in sorted(live.left)]
             if max(ages) > after:
                 detail = f"under way while {max(ages)} versions were made; pacing drops after {after}"
-                playing = [member for member, one in enumerate(live.members) if one.ended is None]
-                ends += [Ended(group=number, member=member, fault=LATE, detail=detail) for member in playing]
+                ends += live.cut_off(LATE, detail)
         return tuple(ends)
 
     def quarantined(self) -> tuple[Ended, ...]:
         """The ends of the episodes that are not to be played again: their own code ran when the process ended, twice."""
-        return tuple(
-            Ended(group=group, member=member, fault=QUARANTINED, detail=ENDED_IT)
-            for held_out, _, group, member in self._fatal()
-            if not held_out and group in self.groups and self.groups[group].members[member].ended is None
-        )
+        fatal = {(group, member) for held_out, _, group, member in self._fatal() if not held_out}
+        live = [self.groups[group] for group in sorted({group for group, _ in fatal}) if group in self.groups]
+        ends = [ended for group in live for ended in group.cut_off(QUARANTINED, ENDED_IT)]
+        return tuple(ended for ended in ends if (ended.group, ended.member) in fatal)
 
     def quarantined_tasks(self, held_out: str, version: int) -> frozenset[int]:
         """Likewise, the tasks of a held-out set at a version."""
@@ -163,9 +141,12 @@ class Coordinator:
                 self._admit(event)
             case Acted() | Affected() | Restarted():
                 self._go_on(event)
+            case Retried():
+                self._retry(event)
             case Died():
                 which = (event.held_out, event.version, event.group, event.member)
-                self._deaths.setdefault(which, set()).add(event.life)
+                lives = self._deaths.setdefault(which, [])
+                lives += [] if event.life in lives else [event.life]
             case Ended():
                 self._finish(event)
             case Planned():
@@ -179,10 +160,53 @@ class Coordinator:
             case _:
                 """Opened, Timed and Noted change nothing that is decided."""
 
+    def state(self) -> CoordinatorState:
+        """All that was folded. It holds what goes on changing: pack it before anything else is applied."""
+        return CoordinatorState(
+            budget=self.budget.state(),
+            ledger=self.ledger.state(),
+            tallies=self.bias.state(),
+            buffer=self.buffer.state(),
+            groups=self.groups,
+            batches=self.batches,
+            durable=self.durable,
+            evaluated=sorted(self.evaluated),
+            checkpoints={policy: sorted(steps) for policy, steps in self.checkpoints.items()},
+            episodes=self.episodes,
+            faults=self.faults,
+            restarts=self.restarts,
+            deaths=self._deaths,
+            fingerprints=self.fingerprints,
+            barren=self.barren,
+            cursors=(self._admitted, self._turn, self._cursors),
+            successes=[None if one is None else one.state() for one in self._successes],
+        )
+
+    def restore(self, state: CoordinatorState) -> None:
+        """Become what `state` describes, which nobody else may go on using. Raises `RunChanged` for other bounds."""
+        self.budget.restore(state.budget)
+        self.ledger.restore(state.ledger)
+        self.bias.restore(state.tallies)
+        self.buffer.restore(state.buffer)
+        self.groups, self.batches, self.durable = state.groups, state.batches, dict(state.durable)
+        self.evaluated = set(state.evaluated)
+        self.checkpoints = {policy: set(steps) for policy, steps in state.checkpoints.items()}
+        self.episodes, self.faults = state.episodes, state.faults
+        self.restarts = state.restarts
+        self._deaths, self.fingerprints, self.barren = state.deaths, state.fingerprints, state.barren
+        self._admitted, self._turn, self._cursors = state.cursors
+        for successes, recent in zip(self._successes, state.successes, strict=True):
+            if successes is not None and recent is not None:
+                successes.restore(recent)
+
     def trained_seats(self, group: Admitted) -> dict[str, str]:
         """{seat: policy} of the seats whose play in this group is trained on."""
         lineup = self.schedule.sources[group.source].lineups[group.lineup]
         return {seat: policy for seat, policy in lineup.items() if policy in group.trained}
+
+    def faults_of(self, group: int) -> Faults:
+        """What becomes of the group's episodes that fail."""
+        return self.schedule.sources[self.groups[group].admitted.source].faults
 
     def waits(self) -> list[str]:
         """What everything that cannot go on waits for, as sentences."""
@@ -235,7 +259,7 @@ class Coordinator:
         due = self.budget.admit(str(event.group), event.trained)
         members = [LiveEpisode() for _ in range(self.schedule.group_size)]
         since = {policy: self.budget.version(policy) for policy in event.trained}
-        group = LiveGroup(admitted=event, due=due, since=since, members=members, left=set(event.trained))
+        group = LiveGroup(admitted=event, due=due, since=since, members=members, left=list(event.trained))
         self.groups[event.group] = group
         seats = self.trained_seats(event)
         for policy in event.trained:
@@ -248,6 +272,15 @@ class Coordinator:
             self.restarts += 1
         else:
             past.append(event)
+
+    def _retry(self, event: Retried) -> None:
+        group = self.groups[event.group]
+        member = group.members[event.member]
+        assert member.ended is None and member.attempt == event.attempt, (event, member.attempt)
+        self.faults.add(event)
+        count_retried(self.bias, self.ledger, member.past, self.trained_seats(group.admitted), self._task(group))
+        member.past.clear()
+        member.attempt += 1
 
     def _remember(self, event: Evaluated | Checkpointed | Accepted) -> None:
         match event:
@@ -264,9 +297,7 @@ class Coordinator:
         assert member.ended is None, f"group {event.group}, episode {event.member} ended twice"
         member.ended = event
         self.episodes += 1
-        if event.fault and event.fault not in SET_ASIDE:
-            self.faults += 1
-            self.fault_detail = self.fault_detail or f"{event.fault}: {event.detail}"
+        self.faults.add(event)
         if not group.playing:
             self._complete(group)
 
@@ -288,7 +319,7 @@ class Coordinator:
                 self._drop(group, policy, done.reason, tokens, nothing_left(done.episodes))
             elif self._filtered(policy, mine):
                 count_made(self.bias, mine, "filter", self._task(group))
-                self._drop(group, policy, "filter", _tokens_by_seat(mine), "all rewards that are compared are equal")
+                self._drop(group, policy, "filter", tokens_by_seat(mine), "all rewards that are compared are equal")
             else:
                 self._keep(group, policy, mine, done)
 
@@ -308,7 +339,7 @@ class Coordinator:
                 episodes=done.episodes,
             )
         )
-        self.ledger.finished(policy, str(admitted.group), _tokens_by_seat(made))
+        self.ledger.finished(policy, str(admitted.group), tokens_by_seat(made))
 
     def _drop(self, group: LiveGroup, policy: str, reason: DropReason, tokens: Mapping[str, int], detail: str) -> None:
         """The unit leaves the books; its place is free for another."""
@@ -338,9 +369,9 @@ class Coordinator:
             count_made(self.bias, unit.trajectories, "trained", self._task(self.groups[unit.group]))
             self._leave(self.groups[unit.group], event.policy)
         for unit in batch.again:
-            self.ledger.reused(event.policy, _tokens_by_seat(unit.trajectories))
+            self.ledger.reused(event.policy, tokens_by_seat(unit.trajectories))
         for unit in self.buffer.trained(event.policy, batch.units, batch.again, event.weights):
-            self.ledger.expired(event.policy, _tokens_by_seat(unit.trajectories))
+            self.ledger.expired(event.policy, tokens_by_seat(unit.trajectories))
         self.durable[event.policy] = event.durable
         self.ledger.assert_balanced(self.budget.statistics())
         assert not self.budget.overdue(), f"units that no step may train any more: {self.budget.overdue()}"
@@ -360,13 +391,6 @@ class Coordinator:
                 )
 
     def _leave(self, group: LiveGroup, policy: str) -> None:
-        group.left.discard(policy)
+        group.left.remove(policy)
         if not group.left:
             del self.groups[group.admitted.group]
-
-
-def _tokens_by_seat(made: Sequence[Trajectory]) -> dict[str, int]:
-    tokens: dict[str, int] = {}
-    for trajectory in made:
-        tokens[trajectory.seat] = tokens.get(trajectory.seat, 0) + trajectory.action_tokens
-    return tokens

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import AsyncIterator, Awaitable, Generator
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -92,17 +92,15 @@ class Own(Generic[T]):
         self._code, self._page, self._name = code, page, name
         self._asking = 0
 
-    @contextmanager
-    def asking(self) -> Generator[None]:
-        """What happens here is sparring's."""
+    def __enter__(self) -> None:
+        """What happens from here on is sparring's, until this is left as often as it was entered."""
         self._asking += 1
         self._page.wipe()
-        try:
-            yield
-        finally:
-            self._asking -= 1
-            if not self._asking:
-                self._page.write(self._name)
+
+    def __exit__(self, *error: object) -> None:
+        self._asking -= 1
+        if not self._asking:
+            self._page.write(self._name)
 
     def __await__(self) -> Generator[Any, Any, T]:
         """Steps the code as the event loop steps this."""
@@ -141,4 +139,4 @@ _OWN: ContextVar[Own[Any] | None] = ContextVar("sparring_own", default=None)
 def asking() -> AbstractContextManager[None]:
     """Where the code that runs asks sparring for something: until it is answered, it is not what runs."""
     own = _OWN.get()
-    return nullcontext() if own is None else own.asking()
+    return nullcontext() if own is None else own

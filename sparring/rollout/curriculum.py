@@ -38,7 +38,7 @@ class Curriculum:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Result:
+class Result:
     """What one group came to; `due` is each unit's step."""
 
     group: int
@@ -46,6 +46,14 @@ class _Result:
     due: Mapping[str, int]
     solved: int
     played: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recent:
+    """The results of one source that count, by task, and those that wait, in the order in which they came."""
+
+    counted: Mapping[int, Sequence[Result]]
+    waiting: Sequence[Result]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -56,15 +64,15 @@ class Successes:
     curriculum: Curriculum
     tasks: int
     pinned: bool
-    _recent: dict[int, deque[_Result]] = field(default_factory=dict[int, Any])
-    _waiting: dict[int, _Result] = field(default_factory=dict[int, Any])
+    _recent: dict[int, deque[Result]] = field(default_factory=dict[int, Any])
+    _waiting: dict[int, Result] = field(default_factory=dict[int, Any])
 
     def add(self, group: Admitted, due: Mapping[str, int], episodes: Sequence[Ended], seats: Mapping[str, str]) -> None:
         """A group's episodes have all ended; `seats` are those trained."""
         solved = [
             mean >= self.curriculum.success for ended in episodes if (mean := _mean_return(ended, seats)) is not None
         ]
-        result = _Result(group=group.group, index=group.index, due=due, solved=sum(solved), played=len(solved))
+        result = Result(group=group.group, index=group.index, due=due, solved=sum(solved), played=len(solved))
         if self.pinned:
             self._waiting[group.group] = result
         else:
@@ -80,6 +88,18 @@ class Successes:
         for group in known:
             self._count(self._waiting.pop(group))
 
+    def state(self) -> Recent:
+        """The results as data."""
+        counted = {index: list(results) for index, results in self._recent.items()}
+        return Recent(counted=counted, waiting=list(self._waiting.values()))
+
+    def restore(self, recent: Recent) -> None:
+        """Become what `state` described."""
+        self._recent = {
+            index: deque(results, maxlen=self.curriculum.window) for index, results in recent.counted.items()
+        }
+        self._waiting = {result.group: result for result in recent.waiting}
+
     def weight(self, index: int) -> float:
         """4 p (1 - p), at most 1."""
         recent = self._recent.get(index, ())
@@ -94,7 +114,7 @@ class Successes:
             if rng.random() < self.weight(index):
                 return index
 
-    def _count(self, result: _Result) -> None:
+    def _count(self, result: Result) -> None:
         self._recent.setdefault(result.index, deque(maxlen=self.curriculum.window)).append(result)
 
 

@@ -8,7 +8,8 @@ What `play` learns from outside is in the journal, or ends the episode: nothing 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
@@ -161,13 +162,14 @@ class Episode:
         seed = seeded(
             plan.seed, plan.group, plan.member, place.seat, place.fork, place.context, request.turn, request.attempt
         )
-        message = f"seat {place.seat!r} gave no reply within {request.timeout} s"
+        limited = request.timeout is not None and plan.clock
         try:
-            with anyio.fail_after(request.timeout if plan.clock else None):
+            with anyio.fail_after(request.timeout) if limited else nullcontext():
                 await anyio.lowlevel.checkpoint()  # a player that never waits must not keep `play` from its deadline
                 action = await plan.agents[place.seat].act(conversation, request, seed)
         except TimeoutError as error:  # ours, or the player's own
-            return msgspec.structs.replace(event, error="timeout", message=str(error) or message)
+            message = str(error) or f"seat {place.seat!r} gave no reply within {request.timeout} s"
+            return msgspec.structs.replace(event, error="timeout", message=message)
         except ContextFull as error:
             return msgspec.structs.replace(event, error="context_full", message=str(error))
         sample = Sampled.packed(action.sample) if action.sample is not None else None
@@ -191,7 +193,8 @@ async def played(episode: Episode, plan: EpisodePlan, seats: Sequence[Seat], run
     """What `play` returns; raises whatever it raises. `running` answers the seats, where that is not `episode` itself."""
     token, own = RUNNING.set(running or episode), OWN_CODE.set(episode.own)
     try:
-        rng = EpisodeRandom(f"{plan.seed}/{plan.task_digest}/{plan.group}")
+        chance = f"{plan.seed}/{plan.task_digest}/{plan.group}"
+        rng = EpisodeRandom(chance) if plan.environment.takes_rng else None
         returned: Rewards = await episode.own(plan.environment.begin(plan.task, seats, rng))
         return returned
     finally:
@@ -264,6 +267,16 @@ def _settled(plan: EpisodePlan, returned: Rewards, seats: Sequence[Seat]) -> End
         metrics={clean(name): value for name, value in settled.metrics.items()},
         notes={clean(name): clean(note) for name, note in settled.notes.items()},
     )
+
+
+def scored(ended: Ended, seats: Sequence[Seat], trained: Collection[str], score: float) -> Ended:
+    """The failed episode with that return for each of its trained seats and forks that spoke, in place of any other reward."""
+    family = [seat for root in seats if root.name in trained for seat in root.family if seat.spoke]
+    results = [
+        SeatResult(seat=seat.name, fork=seat.conversation.place.fork, label=clean(seat.label), value=float(score))
+        for seat in family
+    ]
+    return msgspec.structs.replace(ended, results=results)
 
 
 async def _affect(event: Affected, call: Callable[[], Awaitable[Any]], timeout: float | None) -> Affected:

@@ -15,7 +15,7 @@ import numpy as np
 from sparring.agents import Sample
 from sparring.environments import Reply
 
-SCHEMA = 3
+SCHEMA = 4
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", omit_defaults=True):
@@ -131,6 +131,17 @@ class Restarted(Event, frozen=True, kw_only=True, tag="restarted"):
     member: int
 
 
+class Retried(Event, frozen=True, kw_only=True, tag="retried"):
+    """An attempt at an episode failed, and the episode starts again, as it was told to: what it said and did before counts no
+    more. `attempt` is the number of the one that failed."""
+
+    group: int
+    member: int
+    attempt: int = 0
+    fault: str
+    detail: str = ""
+
+
 class Died(Event, frozen=True, kw_only=True, tag="died"):
     """The process ended while this episode's own code ran; `life` names that process, so that it counts once.
 
@@ -164,7 +175,8 @@ SET_ASIDE = frozenset({LATE, CHANGED})
 
 
 class Ended(Event, frozen=True, kw_only=True, tag="ended"):
-    """An episode ended. `fault` is empty, or says how it failed (an exception, a deadline): then nothing of it is trained.
+    """An episode ended, in its attempt number `attempt`. `fault` is empty, or says how it failed (an exception, a deadline):
+    then it has results only where failed episodes are scored, and without them nothing of it is trained.
 
     `LATE` is the fault of an episode that was dropped for its age because the run was told to, `CHANGED` of one whose task
     became another, which was accepted: nobody's failure. `QUARANTINED` is that of one that ended the process as often as it
@@ -178,6 +190,7 @@ class Ended(Event, frozen=True, kw_only=True, tag="ended"):
     notes: dict[str, str] = {}
     fault: str = ""
     detail: str = ""
+    attempt: int = 0
 
 
 class Planned(Event, frozen=True, kw_only=True, tag="planned"):
@@ -266,6 +279,7 @@ AnyEvent = (
     | Acted
     | Affected
     | Restarted
+    | Retried
     | Died
     | Ended
     | Planned
@@ -304,8 +318,8 @@ def segment(encoded: list[bytes]) -> bytes:
 
 
 def standing(events: Sequence[AnyEvent]) -> list[AnyEvent]:
-    """The events without what episodes said and did before they were restarted."""
-    again = {(one.group, one.member): place for place, one in enumerate(events) if isinstance(one, Restarted)}
+    """The events without what episodes said and did before they started again."""
+    again = {(one.group, one.member): place for place, one in enumerate(events) if isinstance(one, Restarted | Retried)}
     return [
         event
         for place, event in enumerate(events)
@@ -317,7 +331,7 @@ def canonical(events: Sequence[AnyEvent]) -> list[AnyEvent]:
     """The same history in one order that does not depend on what ran beside what: two deterministic runs are equal in it.
 
     Figures of the clock and of this process (timing, notes, checkpoints, installations) are left out, and what an episode
-    did before it was restarted; episodes follow one another, and within one its replies and effects are ordered by key.
+    did before it started again; episodes follow one another, and within one its replies and effects are ordered by key.
     """
     kept = [event for event in standing(events) if type(event) in _CANONICAL]
     return sorted(kept, key=_place)
@@ -328,6 +342,7 @@ _CANONICAL: dict[type, int] = {
     Admitted: 1,
     Acted: 2,
     Affected: 2,
+    Retried: 2,
     Ended: 2,
     Planned: 3,
     Stepped: 4,
@@ -340,8 +355,10 @@ def _place(event: AnyEvent) -> tuple[Any, ...]:
     match event:
         case Acted() | Affected():
             return (rank, event.group, event.member, 0, *event.key)
+        case Retried():
+            return (rank, event.group, event.member, 1, event.attempt)
         case Ended():
-            return (rank, event.group, event.member, 1)
+            return (rank, event.group, event.member, 2)
         case Planned() | Stepped():
             return (rank, event.policy, event.step)
         case Evaluated():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from sparring.rollout.events import Acted, Admitted, Affected, AnyEvent, Ended, Restarted
+from sparring.rollout.events import Acted, Admitted, Affected, AnyEvent, Ended, Restarted, Retried
 
 Past = Sequence[Acted | Affected]
 """What an episode asked for and was answered, in the journal's order."""
@@ -52,7 +52,7 @@ class Gathering:
                 self._groups[event.group] = _Group(admitted=event, left={member: [] for member in self._members})
             case Acted() | Affected():
                 self._groups[event.group].left[event.member].append(event)
-            case Restarted():
+            case Restarted() | Retried():
                 self._groups[event.group].left[event.member].clear()
             case Ended():
                 group = self._groups[event.group]

@@ -3,7 +3,8 @@
 Kept for each policy and each seat that it plays, in units and in tokens (a unit that is played in two seats counts in
 both). How many tokens a unit has is known when it ends, so tokens count as dispatched from its finish or drop on; in
 flight there are none. The columns are running counters; `assert_balanced` checks them against each other and against
-the units held one by one. Uses after the first stand in columns of their own and take no part in the balance.
+the units held one by one. Uses after the first, and attempts that failed and were made again, stand in columns of their
+own and take no part in the balance.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ DropReason = Literal["filter", "fault", "empty", "stop", "late", "changed"]
 could be trained on, the run was stopped, its episodes were dropped for their age, its task became another."""
 
 REASONS: tuple[DropReason, ...] = get_args(DropReason)
-_COLUMNS = ("dispatched", "trained", "buffered", "in_flight", *REASONS, "reused", "expired")
+_COLUMNS = ("dispatched", "trained", "buffered", "in_flight", *REASONS, "reused", "expired", "retried")
 _WHEREABOUTS = ("trained", "buffered", "in_flight", *REASONS)
 
 
@@ -36,7 +37,8 @@ class Count:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerRow:
-    """One policy in one seat. `reused` are uses after the first; `expired` are units that grew too old to be used again."""
+    """One policy in one seat. `reused` are uses after the first; `expired` are units that grew too old to be used again;
+    `retried` are attempts at single episodes that failed and were made again, with the tokens that were sampled in vain."""
 
     policy: str
     seat: str
@@ -47,6 +49,7 @@ class LedgerRow:
     dropped: Mapping[DropReason, Count]
     reused: Count
     expired: Count
+    retried: Count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +73,7 @@ class Ledger:
         assert seats, f"{policy}/{unit} was admitted without a seat"
         assert (policy, unit) not in self._held, f"{policy}/{unit} was admitted twice"
         self._held[policy, unit] = _Held(seats=tuple(sorted(set(seats))))
-        for seat in set(seats):
+        for seat in self._held[policy, unit].seats:
             self._add(policy, seat, "dispatched", 1, 0)
             self._add(policy, seat, "in_flight", 1, 0)
 
@@ -121,6 +124,10 @@ class Ledger:
         """A unit that was trained before has grown too old for further uses; `tokens` for each of its seats."""
         self._again("expired", policy, tokens)
 
+    def retried(self, policy: str, tokens: Mapping[str, int]) -> None:
+        """An attempt at an episode failed and is made again; `tokens` that it sampled in each of the policy's seats."""
+        self._again("retried", policy, tokens)
+
     def held(self, policy: str) -> Mapping[str, int]:
         """The policy's units that have neither been trained nor dropped: `in_flight` and `buffered`."""
         mine = [held.finished for (name, _), held in self._held.items() if name == policy]
@@ -161,6 +168,7 @@ class Ledger:
                 dropped={reason: columns[reason] for reason in REASONS},
                 reused=columns["reused"],
                 expired=columns["expired"],
+                retried=columns["retried"],
             )
             for (policy, seat), columns in sorted(self._rows.items())
         )
@@ -189,7 +197,9 @@ class Ledger:
         }
 
     def _add(self, policy: str, seat: str, column: str, units: int, tokens: int) -> None:
-        row = self._rows.setdefault((policy, seat), dict.fromkeys(_COLUMNS, Count()))
+        row = self._rows.get((policy, seat))
+        if row is None:
+            row = self._rows[policy, seat] = dict.fromkeys(_COLUMNS, Count())
         row[column] = row[column].plus(units, tokens)
 
     def _again(self, column: str, policy: str, tokens: Mapping[str, int]) -> None:

@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 
 from sparring.rollout.bias import DropBias, Fate
 from sparring.rollout.events import CHANGED, DEADLINE, LATE, SET_ASIDE, Acted, Admitted, Affected, Ended
-from sparring.rollout.ledger import DropReason
+from sparring.rollout.ledger import DropReason, Ledger
 from sparring.rollout.trajectory import Trajectory, trajectories
 
 
 @dataclass(slots=True, kw_only=True)
 class LiveEpisode:
-    """What the journal holds of an episode whose group is not done."""
+    """What the journal holds of an episode whose group is not done: of its `attempt` that is under way, and its end."""
 
+    attempt: int = 0
     past: list[Acted | Affected] = field(default_factory=list)
     ended: Ended | None = None
 
@@ -31,11 +32,19 @@ class LiveGroup:
     due: Mapping[str, int]
     since: Mapping[str, int]
     members: list[LiveEpisode]
-    left: set[str] = field(default_factory=set)
+    left: list[str]
 
     @property
     def playing(self) -> bool:
         return any(member.ended is None for member in self.members)
+
+    def cut_off(self, fault: str, detail: str) -> list[Ended]:
+        """The ends of the episodes that are playing, if they end now and for this."""
+        return [
+            Ended(group=self.admitted.group, member=member, fault=fault, detail=detail, attempt=one.attempt)
+            for member, one in enumerate(self.members)
+            if one.ended is None
+        ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +103,8 @@ def _lost(acted: Sequence[Acted], ended: Ended, made: Sequence[Trajectory], seat
     if ended.fault:
         fate = _FATES.get(ended.fault, "fault")
         for seat in seats:
-            sampled.setdefault((seat, ""), 0)
+            if (seat, "") not in judged:
+                sampled.setdefault((seat, ""), 0)
     return [Part(seat=seat, fate=fate, tokens=count) for (seat, _), count in sampled.items()]
 
 
@@ -105,6 +115,17 @@ def count_lost(bias: DropBias, done: Completed, seats: Mapping[str, str], task: 
     """Count the parts that made no trajectory; `seats` are those trained, {seat: policy}."""
     for part in done.lost:
         bias.add(seats[part.seat], part.seat, part.fate, tokens=part.tokens, reward=None, task=task)
+
+
+def count_retried(
+    bias: DropBias, ledger: Ledger, past: Sequence[Acted | Affected], seats: Mapping[str, str], task: tuple[int, int]
+) -> None:
+    """Count an attempt that is made again, in each of the seats that are trained, {seat: policy}."""
+    for seat, policy in seats.items():
+        acted = [event for event in past if isinstance(event, Acted) and event.seat == seat]
+        tokens = sum(event.sample.count for event in acted if event.sample is not None)
+        bias.add(policy, seat, "retried", tokens=tokens, reward=None, task=task)
+        ledger.retried(policy, {seat: tokens})
 
 
 def count_made(bias: DropBias, made: Sequence[Trajectory], fate: Fate, task: tuple[int, int]) -> None:

@@ -3,12 +3,14 @@
 A task asks to be woken every 50 ms; how much later it is, is the *lag*: what everything else on the loop waits too, beside
 what it waits for. A thread looks whether the task still comes round. Where it does not, some call computes or blocks
 without awaiting, and the thread names it from the stack of the loop's thread. It cannot stop it: nothing in Python stops a
-running call from outside.
+running call from outside. Where that lasts for too long, it has the process ended.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import logging
+import os
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -22,10 +24,13 @@ import anyio.from_thread
 import anyio.to_thread
 
 from sparring.backend.totals import bin_of, quantile
-from sparring.errors import Stalled
 from sparring.rollout.stack import Place, culprit, stack_of, still_running, told
 
+STUCK = 75
+"""The exit code of a process that was ended because its event loop was held (EX_TEMPFAIL: it may be tried again)."""
+
 _BEAT = 0.05
+_LEAST = 3.0
 _log = logging.getLogger(__name__)
 
 
@@ -60,15 +65,25 @@ class LoopWatch:
 
     limit     seconds without coming round after which the call that holds the loop is named: at the latest after half as
               much again
-    deadline  seconds after which its stack is logged again, as an error; the loop that comes back later than that is
-              ended with `Stalled`
+    deadline  seconds after which its stack is logged again, as an error, and `on_stuck` is called
     on_held   called on the loop when it comes back from a place that held it for the first time
+    on_stuck  called then, in the watching thread. None: the process ends, with the exit code `STUCK`, though not before three
+              seconds, which a busy machine may take. Where a call keeps even the thread from running (a regular expression, a
+              huge number), a timer in C ends it some seconds later, with the stacks of all threads and exit code 1
     """
 
-    def __init__(self, *, deadline: float, on_held: Callable[[Held], None], limit: float = 0.5) -> None:
+    def __init__(
+        self,
+        *,
+        deadline: float,
+        on_held: Callable[[Held], None],
+        on_stuck: Callable[[], None] | None = None,
+        limit: float = 0.5,
+    ) -> None:
         self._limit = limit
-        self._deadline = deadline
+        self._deadline = deadline if on_stuck is not None else max(deadline, _LEAST)
         self._on_held = on_held
+        self._on_stuck = on_stuck
         self._loop = 0
         self._over = threading.Event()
         self._due = monotonic() + _BEAT
@@ -77,7 +92,7 @@ class LoopWatch:
         self._longest = 0.0
         self._held: dict[tuple[str, str], Held] = {}
         self._named: dict[int, list[tuple[float, Place]]] = {}
-        self._overdue: dict[int, Place] = {}
+        self._overdue = -1
         self._warned: set[tuple[str, str]] = set()
 
     @asynccontextmanager
@@ -88,6 +103,8 @@ class LoopWatch:
             group.start_soon(self._beat)
             looking = anyio.Event()
             group.start_soon(self._run_thread, looking)
+            if self._on_stuck is None:
+                group.start_soon(_keep_off, self._deadline * 1.1 + _LEAST)
             try:
                 await looking.wait()
                 yield
@@ -105,7 +122,7 @@ class LoopWatch:
         )
 
     async def _beat(self) -> None:
-        """Comes round every 50 ms. Raises `Stalled` where it does so after the deadline."""
+        """Comes round every 50 ms."""
         while True:
             self._due = monotonic() + _BEAT
             await anyio.sleep(_BEAT)
@@ -119,8 +136,6 @@ class LoopWatch:
         for index, (since, place) in enumerate(named):
             until = named[index + 1][0] if index + 1 < len(named) else lag
             self._count(place, until - (since if index else 0.0))
-        if overdue := self._overdue.pop(beat, None):
-            raise Stalled(f"the event loop did not come round for {lag:.1f} s: {overdue} held it; {_REMEDY}")
 
     def _count(self, place: Place, seconds: float) -> None:
         known = self._held.get(place.key, Held(place=place, times=0, seconds=0.0, longest=0.0))
@@ -166,14 +181,30 @@ class LoopWatch:
         if place.key not in self._warned:
             self._warned.add(place.key)
             _log.warning("%s holds the event loop for %.1f s so far; %s\n%s", place, late, _REMEDY, told(stack))
-        if late > self._deadline and beat not in self._overdue:
-            self._overdue[beat] = place
+        if late > self._deadline and beat != self._overdue:
+            self._overdue = beat
             _log.error(_OVERDUE, place, late, _REMEDY, told(stack))
+            if self._on_stuck is None:
+                os._exit(STUCK)
+            self._on_stuck()
 
+
+async def _keep_off(seconds: float) -> None:
+    """Until it is cancelled: a timer that no lock of the interpreter stops ends the process where this does not come round
+    for so long."""
+    try:
+        while True:
+            faulthandler.dump_traceback_later(seconds, exit=True, file=_STDERR)
+            await anyio.sleep(1.0)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+_STDERR = 2
 
 _OVERDUE = (
-    "%s holds the event loop for %.1f s, longer than the run may stand still, and a thread cannot stop it: kill the "
-    "process, mend what holds it, and resume; the journal has all that was done. %s\n%s"
+    "%s holds the event loop for %.1f s, longer than the run may stand still, and a thread cannot stop it: the process ends "
+    "now. Mend what holds it and resume; the journal has all that was done. %s\n%s"
 )
 _REMEDY = (
     "nothing else runs meanwhile, no deadline and no Ctrl-C: what computes or blocks belongs into an effect() that awaits a "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -24,13 +24,13 @@ class Barren:
 
     count: int = 0
     reasons: Counter[DropReason] = field(default_factory=Counter)
-    tasks: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=_TOLD))
+    tasks: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
     detail: str = ""
 
     def add(self, group: Admitted, reason: DropReason, detail: str) -> None:
         self.count += 1
         self.reasons[reason] += 1
-        self.tasks.append((group.source, group.index))
+        self.tasks = [*self.tasks, (group.source, group.index)][-_TOLD:]
         self.detail = detail
 
 

@@ -11,17 +11,20 @@ from sparring.rollout.budget import Bound
 from sparring.rollout.buffer import ReuseRule
 from sparring.rollout.comparable import Scope
 from sparring.rollout.curriculum import Curriculum, Successes
+from sparring.rollout.faults import Faults
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
     """One `Episodes` of the run: how many tasks (None: endless) and, for each of its line-ups, {seat: policy} of those
-    trained. `curriculum`: tasks are drawn by it, else each pass over them has an order of its own."""
+    trained. `curriculum`: tasks are drawn by it, else each pass over them has an order of its own. `faults`: what becomes of
+    episodes that fail."""
 
     environment: str
     tasks: int | None
     lineups: tuple[Mapping[str, str], ...]
     curriculum: Curriculum | None = None
+    faults: Faults = Faults()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +72,18 @@ class Schedule:
             return cursor
         epoch, offset = divmod(cursor, count)
         return _order(self.seed, source, epoch, count)[offset]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """The next group: everything of `Admitted` but the task's digest, and when its units would be due."""
+
+    group: int
+    source: int
+    index: int
+    lineup: int
+    trained: tuple[str, ...]
+    pinned: Mapping[str, int]
 
 
 @lru_cache(maxsize=8)

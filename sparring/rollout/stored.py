@@ -130,7 +130,7 @@ class StoredEpisode(Stored, frozen=True, kw_only=True):
     lineup        which line-up; `players` says who played each seat, `trained` is {seat: policy} of those that learn
     steps         {policy: the steps that trained on it}; a policy that is not there did not
     whole         whether `messages` are whole conversations; else they are the players' replies alone
-    fault         how it failed, if it did (then there are no results), and `detail`
+    fault         how it failed, if it did (then there are results only where failed episodes are scored), and `detail`
     """
 
     schema: int = msgspec.field(default_factory=lambda: SCHEMA)  # by a factory, as a plain default would not be written
@@ -157,8 +157,6 @@ class StoredEpisode(Stored, frozen=True, kw_only=True):
     def trajectories(self) -> list[Trajectory]:
         """What a learner trains on: the judged seats and forks of its policies, as the run itself had them. Raises
         `SettingError` where the episode was stored without its tokens."""
-        if self.fault:
-            return []
         made: list[Trajectory] = []
         for result in sorted(self.results, key=lambda result: (result.seat, result.fork)):
             policy = self.trained.get(result.seat)

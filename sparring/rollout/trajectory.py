@@ -9,7 +9,7 @@ import numpy as np
 
 from sparring.agents import Sample
 from sparring.arrays import F32, I16, I32, Bools
-from sparring.rollout.events import Acted, Ended, SeatResult
+from sparring.rollout.events import Acted, Ended, Planned, SeatResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +31,10 @@ class Context:
     turn: I16
     temperature: float
 
+    @property
+    def action_tokens(self) -> int:
+        return int(np.count_nonzero(self.action_mask))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trajectory:
@@ -49,7 +53,7 @@ class Trajectory:
 
     @property
     def action_tokens(self) -> int:
-        return sum(int(context.action_mask.sum()) for context in self.contexts)
+        return sum(context.action_tokens for context in self.contexts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,13 +72,20 @@ class Unit:
         return sum(trajectory.action_tokens for trajectory in self.trajectories)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """The units of a planned step: fresh ones, and those that are used `again`."""
+
+    planned: Planned
+    units: tuple[Unit, ...]
+    again: tuple[Unit, ...] = ()
+
+
 def trajectories(acted: Sequence[Acted], finished: Ended, policies: Mapping[str, str]) -> list[Trajectory]:
     """The judged trajectories of one episode, for the seats that `policies` (seat -> policy) trains.
 
-    A seat that never spoke, was not judged, or belongs to an episode that failed makes none.
+    A seat that never spoke, was not judged, or belongs to an episode that failed and was not scored makes none.
     """
-    if finished.fault:
-        return []
     spoken: dict[tuple[str, str], list[Acted]] = {}
     for event in acted:
         if event.sample is not None:
@@ -114,25 +125,36 @@ def _trajectory(turns: Sequence[Acted], result: SeatResult, policy: str) -> Traj
 
 def context_of(samples: Sequence[tuple[int, Sample]]) -> Context:
     """The tokens of one context from the turns that were sampled in it, (number, sample), in order."""
-    tokens: list[I32] = []
-    masks: list[Bools] = []
-    logprobs: list[F32] = []
-    versions: list[I32] = []
-    turns: list[I16] = []
+    length = sum(len(sample.prompt) + len(sample.tokens) for _, sample in samples)
+    tokens, mask, logprobs = np.empty(length, np.int32), np.zeros(length, np.bool_), np.zeros(length, np.float32)
+    versions, turn = np.empty(length, np.int32), np.empty(length, np.int16)
+    versions.fill(-1)
+    turn.fill(-1)
+    at = 0
     for number, sample in samples:
-        before, after = len(sample.prompt), len(sample.tokens)
-        assert not sample.whole or not tokens, "a sample with its whole context comes first in it"
-        tokens += [sample.prompt, sample.tokens]
-        masks += [np.zeros(before, np.bool_), np.ones(after, np.bool_)]
-        logprobs += [np.zeros(before, np.float32), sample.logprobs]
-        made_by = np.repeat(*np.array(sample.versions, np.int32).reshape(-1, 2).T)
-        versions += [np.full(before, -1, np.int32), made_by.astype(np.int32)]
-        turns += [np.full(before, -1, np.int16), np.full(after, number, np.int16)]
+        assert not sample.whole or not at, "a sample with its whole context comes first in it"
+        start = at + len(sample.prompt)
+        end = start + len(sample.tokens)
+        tokens[at:start], tokens[start:end] = sample.prompt, sample.tokens
+        mask[start:end], logprobs[start:end], turn[start:end] = True, sample.logprobs, number
+        at = end
+        for version, count in sample.versions:
+            versions[start : start + count] = version
+            start += count
+        assert start == end, (sample.versions, len(sample.tokens))
     return Context(
-        tokens=np.concatenate(tokens),
-        action_mask=np.concatenate(masks),
-        logprobs=np.concatenate(logprobs),
-        versions=np.concatenate(versions),
-        turn=np.concatenate(turns),
+        tokens=tokens,
+        action_mask=mask,
+        logprobs=logprobs,
+        versions=versions,
+        turn=turn,
         temperature=samples[0][1].temperature,
     )
+
+
+def tokens_by_seat(made: Sequence[Trajectory]) -> dict[str, int]:
+    """The action tokens of all of them, by seat."""
+    tokens: dict[str, int] = {}
+    for trajectory in made:
+        tokens[trajectory.seat] = tokens.get(trajectory.seat, 0) + trajectory.action_tokens
+    return tokens

@@ -15,6 +15,7 @@ from sparring.backend.local.checkpoint import State, adapter_files, read_state, 
 from sparring.backend.local.lora import Adapter
 from sparring.backend.training import Lora
 from sparring.errors import BackendError, SettingError
+from tests.disks import grow, small_disk
 
 CPU = torch.device("cpu")
 FILES = ["adapter_config.json", "adapter_model.safetensors", "manifest.json", "optimizer.safetensors"]
@@ -86,6 +87,18 @@ def test_a_write_that_fails_half_way_keeps_the_older_folder(tmp_path: Path) -> N
         write_folder(tmp_path / "state", {"a": b"new", "missing/b": b"new"})
     assert {path.name: path.read_bytes() for path in (tmp_path / "state").iterdir()} == {"a": b"old", "b": b"old"}
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
+
+
+def test_a_disk_that_is_full_keeps_the_older_folder_until_there_is_room(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "small", 64) as disk:
+        write_folder(disk / "state", {"a": b"old" * 10_000})
+        with pytest.raises(BackendError, match=rf"'{disk}/state' cannot be written \(.*No space left.*make room"):
+            write_folder(disk / "state", {"a": b"new" * 15_000})
+        assert [path.name for path in disk.iterdir()] == ["state"]
+        assert (disk / "state" / "a").read_bytes() == b"old" * 10_000
+        grow(disk, 1000)
+        write_folder(disk / "state", {"a": b"new" * 15_000})
+        assert (disk / "state" / "a").read_bytes() == b"new" * 15_000
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.safetensors", "manifest.json"])

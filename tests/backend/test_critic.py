@@ -319,7 +319,7 @@ async def test_a_gradient_that_is_not_finite_changes_nothing(critic: TorchCritic
 async def test_a_failure_while_computing_breaks_the_buffer_until_it_is_discarded(
     critic: TorchCritic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: ValueScorer, call: object, loss: object, batch: MicroBatch, values: object) -> torch.Tensor:
+    def fail(self: ValueScorer, loss: object, batch: MicroBatch, values: object) -> torch.Tensor:
         raise ZeroDivisionError("planted")
 
     with monkeypatch.context() as patch:

@@ -102,7 +102,7 @@ def test_the_matrix_gradient_equals_autograds(monkeypatch: pytest.MonkeyPatch) -
     logprobs = torch.log_softmax(states @ leaf.T / temperature[:, None], dim=-1).gather(1, targets)
     (logprobs * scale * temperature[:, None]).sum().backward()
     assert leaf.grad is not None
-    monkeypatch.setattr("sparring.backend.local.readout.CHUNK_BYTES", 4 * 11 * 2)
+    monkeypatch.setattr("sparring.backend.local.head.CHUNK_BYTES", 4 * 11 * 2)
     buffer = torch.ones(11, 3)
     add_matrix_gradient(buffer, matrix, states, targets=targets, scale=scale, temperature=temperature)
     torch.testing.assert_close(buffer - 1, leaf.grad[:, 2:], rtol=1e-4, atol=1e-5)

@@ -70,7 +70,7 @@ def _evaluated(
     )
     result = objective(loss, leaf, scored)
     (slope,) = torch.autograd.grad(result.loss, leaf)
-    return result, _by_datum(data, batch, slope), measures(loss, leaf, scored.q, result)
+    return result, _by_datum(data, batch, slope), measures(loss, leaf, scored.q, result).fetched()
 
 
 def _cast(scored: Scored, dtype: torch.dtype) -> Scored:

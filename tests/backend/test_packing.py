@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -44,7 +45,8 @@ def _calls(draw: st.DrawFn) -> list[Datum]:
 
 def _seen(batch: MicroBatch, row: int, column: int) -> list[int]:
     """The tokens that the state at a place may depend on, in order: what attention and positions make of a row."""
-    (seen,) = seen_by(batch.rows.end[row : row + 1], batch.rows.positions[row : row + 1], None)
+    end, positions = (torch.from_numpy(field[row : row + 1]) for field in (batch.rows.end, batch.rows.positions))
+    (seen,) = seen_by(end, positions, None)
     places = np.flatnonzero(seen[column].numpy())
     assert batch.rows.positions[row, places].tolist() == list(range(len(places)))
     return [int(token) for token in batch.rows.tokens[row, places]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from time import monotonic
 
 import anyio
 import pytest
@@ -333,7 +334,10 @@ async def test_statistics_count_what_waits() -> None:
         assert freed.wait(20)
 
     async with EngineThread() as engine:
-        assert engine.statistics() == EngineStatistics(waiting=0, undelivered=0, background=0)
+        at_rest = EngineStatistics(
+            waiting=0, undelivered=0, background=0, operation_seconds=0.0, background_seconds=0.0, parts=0
+        )
+        assert engine.statistics() == at_rest
         first = engine.submit(holds, "holds")
         await to_thread.run_sync(begun.wait)
         second, third = engine.submit(lambda: 2, "second"), engine.submit(lambda: 3, "third")
@@ -342,3 +346,45 @@ async def test_statistics_count_what_waits() -> None:
         await first
         assert (await second, await third) == (2, 3)
         assert engine.statistics().waiting == 0
+
+
+async def test_a_long_operation_is_seen_to_go_on() -> None:
+    """Between its parts too, where no step waits: whoever watches tells it from one that hangs."""
+    async with EngineThread() as engine:
+        seen: list[int] = []
+
+        def operation() -> None:
+            for _ in range(3):
+                engine.interleave()
+                seen.append(engine.statistics().parts)
+
+        await engine.submit(operation, "operation")
+        assert seen == [1, 2, 3] and engine.statistics().parts == 4
+
+
+def work(seconds: float) -> None:
+    """Compute for so long."""
+    until = monotonic() + seconds
+    while monotonic() < until:
+        pass
+
+
+async def test_it_counts_how_long_it_worked_and_on_what() -> None:
+    async with EngineThread() as engine:
+        background = Countdown([], 2)
+        background.on_step = lambda: work(0.05)
+
+        def operation() -> None:
+            work(0.02)
+            engine.interleave()
+
+        engine.register(background)
+        await engine.submit(operation, "one")
+        await engine.submit(operation, "another")
+        before = engine.statistics()
+        await anyio.sleep(0.05)
+        stands = engine.statistics()
+    assert background.left == 0, "both steps ran, before an operation or inside of one"
+    assert 0.04 <= stands.operation_seconds < 0.1, "the steps between an operation's parts are not its own"
+    assert 0.1 <= stands.background_seconds < 0.3
+    assert stands == before, "who waits does not work"

@@ -10,10 +10,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparring.backend.local.measures import distances, histogram, measures, value_measures
+from sparring.backend.local.measures import Sums, distances, histogram, measures, value_measures
 from sparring.backend.local.objectives import Objective
 from sparring.backend.losses import PPO, CrossEntropy
 from sparring.backend.totals import BIN, LAST_BIN, NARROWEST, add_up, rates
+
+
+def _bins(log_ratio: torch.Tensor) -> dict[str, float]:
+    found = Sums(tokens=0, scalars={}, bins=histogram(log_ratio)).fetched()
+    del found["tokens"]
+    return found
 
 
 def test_metrics_by_hand() -> None:
@@ -21,7 +27,7 @@ def test_metrics_by_hand() -> None:
     flags = torch.tensor([False, True])
     result = Objective(loss=torch.tensor(-0.2), low=flags, high=~flags, truncated=flags)
     ratio = math.exp(-1)
-    assert measures(PPO(), lp, q, result) == pytest.approx(
+    assert measures(PPO(), lp, q, result).fetched() == pytest.approx(
         {
             "loss": -0.2,
             "tokens": 2,
@@ -43,7 +49,7 @@ def test_metrics_by_hand() -> None:
 
 def test_cross_entropy_needs_no_sampler() -> None:
     found = measures(CrossEntropy(), torch.tensor([-1.0]), torch.zeros(1), Objective(loss=torch.tensor(1.0)))
-    assert found == {"tokens": 1, "loss": 1, "nll_sum": 1}
+    assert found.fetched() == {"tokens": 1, "loss": 1, "nll_sum": 1}
 
 
 def test_rates_by_hand() -> None:
@@ -84,7 +90,7 @@ def test_a_critics_metrics_by_hand() -> None:
     values, returns = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([2.0, 2.0, 1.0])
     low, high = torch.tensor([True, False, False]), torch.tensor([True, False, True])
     result = Objective(loss=torch.tensor(5.0, dtype=torch.float64), low=low, high=high)
-    assert value_measures(values, returns, result) == {
+    assert value_measures(values, returns, result).fetched() == {
         "tokens": 3,
         "loss": 5,
         "value_sum": 7,
@@ -95,8 +101,8 @@ def test_a_critics_metrics_by_hand() -> None:
         "value_clipped_low": 1,
         "value_clipped_high": 2,
     }
-    assert value_measures(values) == {"tokens": 3, "value_sum": 7}
-    found = rates(value_measures(values, returns, result))
+    assert value_measures(values).fetched() == {"tokens": 3, "value_sum": 7}
+    found = rates(value_measures(values, returns, result).fetched())
     assert found == pytest.approx(
         {
             "value_mean": 7 / 3,
@@ -115,7 +121,7 @@ def test_a_critics_metrics_by_hand() -> None:
 def test_explained_variance_of_calls_added_up_is_that_of_the_whole(pairs: list[tuple[float, float]], cut: int) -> None:
     loss = Objective(loss=torch.zeros(()))
     parts = [torch.tensor(part, dtype=torch.float64).reshape(-1, 2) for part in (pairs[:cut], pairs[cut:])]
-    found = rates(add_up(value_measures(part[:, 0], part[:, 1], loss) for part in parts))
+    found = rates(add_up(value_measures(part[:, 0], part[:, 1], loss).fetched() for part in parts))
     values, returns = (np.array(column) for column in zip(*pairs, strict=True))
     assert found["value_error"] == pytest.approx(np.sqrt(np.mean((values - returns) ** 2)), abs=1e-9)
     if np.var(returns) > 1e-3:
@@ -127,15 +133,15 @@ def test_explained_variance_of_calls_added_up_is_that_of_the_whole(pairs: list[t
 def test_values_that_tell_returns_explain_them_and_others_do_not() -> None:
     returns, loss = torch.tensor([1.0, 2.0, 3.0]), Objective(loss=torch.zeros(()))
     for values, want in ((returns, 1.0), (returns + 7, 1.0), (torch.full((3,), 9.0), 0.0), (4 - returns, -3.0)):
-        assert rates(value_measures(values, returns, loss))["explained_variance"] == pytest.approx(want)
+        assert rates(value_measures(values, returns, loss).fetched())["explained_variance"] == pytest.approx(want)
     alike = torch.full((3,), 0.1)
-    assert "explained_variance" not in rates(value_measures(returns, alike, loss))
+    assert "explained_variance" not in rates(value_measures(returns, alike, loss).fetched())
 
 
 @given(st.lists(st.tuples(st.floats(-20, 0), st.floats(-20, 0)), min_size=1, max_size=30))
 def test_k3_is_never_negative_and_ess_is_a_share(pairs: list[tuple[float, float]]) -> None:
     lp, q = (torch.tensor(values, dtype=torch.float64) for values in zip(*pairs, strict=True))
-    found = rates({"tokens": float(len(pairs)), **distances(lp, q)})
+    found = rates(distances(lp, q).fetched())
     assert found["kl"] >= 0
     assert found["kl_k2"] >= 0
     assert 0 < found["ess"] <= 1 + 1e-9
@@ -144,15 +150,15 @@ def test_k3_is_never_negative_and_ess_is_a_share(pairs: list[tuple[float, float]
 
 @given(st.lists(st.floats(-40, 40), min_size=1, max_size=200), st.integers(0, 200))
 def test_histograms_of_parts_add_up_to_that_of_the_whole(values: list[float], cut: int) -> None:
-    parts = [histogram(torch.tensor(part, dtype=torch.float64)) for part in (values[:cut], values[cut:])]
-    whole = histogram(torch.tensor(values, dtype=torch.float64))
+    parts = [_bins(torch.tensor(part, dtype=torch.float64)) for part in (values[:cut], values[cut:])]
+    whole = _bins(torch.tensor(values, dtype=torch.float64))
     assert add_up(parts) == whole
     assert sum(whole.values()) == len(values)
 
 
 @given(st.floats(-31, 31))
 def test_a_bin_holds_what_it_says(value: float) -> None:
-    ((name, count),) = histogram(torch.tensor([value], dtype=torch.float64)).items()
+    ((name, count),) = _bins(torch.tensor([value], dtype=torch.float64)).items()
     number = int(name.removeprefix(BIN))
     assert count == 1
     if number == 0:
@@ -166,22 +172,22 @@ def test_a_bin_holds_what_it_says(value: float) -> None:
 
 
 def test_what_is_far_beyond_is_in_the_last_bins() -> None:
-    found = histogram(torch.tensor([-1e4, 1e4, 32.0]))
+    found = _bins(torch.tensor([-1e4, 1e4, 32.0]))
     assert found == {f"{BIN}{-LAST_BIN}": 1, f"{BIN}{LAST_BIN}": 2}
 
 
 def test_quantiles_are_near_those_of_the_values() -> None:
     values = np.random.default_rng(0).normal(0, 0.1, 10_000)
-    found = rates({"tokens": 1e4, **histogram(torch.tensor(values))})
+    found = rates({"tokens": 1e4, **_bins(torch.tensor(values))})
     for share in (1, 50, 99):
         want = np.quantile(values, share / 100)
         assert math.log(found[f"ratio_p{share:02d}"]) == pytest.approx(want, rel=0.1, abs=5e-3)
 
 
 def test_the_histogram_of_agreement_is_one_bin() -> None:
-    assert histogram(torch.zeros(5)) == {f"{BIN}0": 5}
-    assert rates({"tokens": 5.0, **histogram(torch.zeros(5))})["ratio_p99"] == 1
-    assert histogram(torch.zeros(0)) == {}
+    assert _bins(torch.zeros(5)) == {f"{BIN}0": 5}
+    assert rates({"tokens": 5.0, **_bins(torch.zeros(5))})["ratio_p99"] == 1
+    assert _bins(torch.zeros(0)) == {}
 
 
 def test_shapes_are_asserted() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from sparring.backend.vllm.files import IN_MEMORY, WeightsFolder, usual_parent
 from sparring.errors import BackendError
+from tests.disks import small_disk
 
 FILES = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"weights"}
 
@@ -70,3 +71,15 @@ def test_a_full_disk_says_so_and_leaves_nothing(tmp_path: Path) -> None:
         folder.write({"no/such/folder": b"1"}, version=0)
     assert [path.name for path in folder.path.iterdir()] == ["lock"]
     folder.close()
+
+
+def test_a_version_that_does_not_fit_is_named_and_the_next_has_its_place(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "small", 64) as disk:
+        folder = WeightsFolder(disk)
+        first = folder.write({"adapter": bytes(30_000)})
+        with pytest.raises(BackendError, match=rf"cannot be written to '{folder.path}/.*No space left.*make room"):
+            folder.write({"adapter": bytes(45_000)})
+        folder.remove(first)
+        second = folder.write({"adapter": bytes(45_000)})
+        assert (second.folder / "adapter").stat().st_size == 45_000 and second.number == 3
+        folder.close()

@@ -127,7 +127,7 @@ def test_replay_agrees_and_sees_what_was_changed(tmp_path: Path) -> None:
     sparring("train", "words.py", folder=tmp_path)
     done = sparring("replay", "runs/letters", folder=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[0].endswith("6 steps decided again: all agree")
+    assert done.stdout.splitlines()[0].endswith("6 steps decided again, 1 snapshot folded again: all agree")
     database = sqlite3.connect(tmp_path / "runs" / "letters" / "journal.db")
     needle = b"\xa6reward\xcb"  # a msgpack key and the head of its float
     number, blob = next(row for row in database.execute("SELECT number, blob FROM segments") if needle in row[1])

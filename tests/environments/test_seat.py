@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from math import inf, nan
 from typing import Any
+from weakref import ref
 
 import anyio
 import pytest
@@ -31,6 +33,19 @@ async def test_a_conversation_of_asks_and_tells() -> None:
     assert solver.spoke
     records = [(entry.number, entry.record) for entry in solver.conversation.entries if isinstance(entry, Turn)]
     assert records == [(0, ("record", 0)), (1, ("record", 1))]
+
+
+async def test_a_seat_that_nobody_holds_is_gone_at_once() -> None:
+    """In a circle it would keep all of its episode until Python's collector, which holds the event loop, comes by."""
+    solver = seat("a")
+    await solver.ask("one")
+    gone = ref(solver)
+    gc.disable()
+    try:
+        del solver
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 async def test_what_is_asked_for_reaches_the_player() -> None:

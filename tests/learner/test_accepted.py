@@ -29,6 +29,7 @@ from sparring.rollout.events import (
     Stepped,
     decode_segment,
 )
+from sparring.rollout.journal import Snapshot
 from tests.learner.worlds import Crash, CrashingSegments, events_of
 
 HERE = __name__
@@ -91,8 +92,8 @@ class EndingSegments(MemorySegments):
         super().__init__()
         self._enough = enough
 
-    def append(self, blob: bytes) -> None:
-        super().append(blob)
+    def append(self, blob: bytes, snapshot: Snapshot | None = None) -> None:
+        super().append(blob, snapshot)
         if self._enough(events_of(self)):
             raise Crash
 

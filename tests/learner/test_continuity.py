@@ -138,7 +138,7 @@ async def test_uses_that_are_not_allowed_are_found(tmp_path: Path) -> None:
 async def test_other_decisions_are_found(tmp_path: Path) -> None:
     events = await told(duel_run(tmp_path))
     assert decided_again(events).holds and "3 steps" not in decided_again(events).figure
-    assert decided_again(events).figure == "6 admissions, 6 batches, 6 steps"
+    assert decided_again(events).figure == "6 admissions, 6 batches, 6 steps, 0 snapshots"
     assert not decided_again(changed(events, Stepped, setting(advantages=""))).holds
 
 

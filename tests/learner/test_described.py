@@ -232,6 +232,7 @@ def test_a_description_is_complete() -> None:
         "greedy": False,
         "seen": False,
         "curriculum": None,
+        "faults": {"is": "Faults", "retries": 0, "score": None},
     }
     assert data["episodes"]["held_out/x"]["greedy"]
     assert data["models"]["alice"]["dtype"] == "float32"

@@ -32,6 +32,7 @@ from sparring.rollout.events import (
     canonical,
     decode_segment,
 )
+from sparring.rollout.journal import Snapshot
 from tests.learner.moods import WELL, run_of, trained
 from tests.learner.slow_run import SlowModel
 from tests.learner.worlds import Crash, CrashingSegments, duel_run, events_of
@@ -42,11 +43,11 @@ class KilledBy(MemorySegments):
 
     def __init__(self, kept: MemorySegments, fatal: Callable[[AnyEvent], bool]) -> None:
         super().__init__()
-        self.blobs = kept.blobs
+        self.blobs, self.kept = kept.blobs, kept.kept
         self.fatal = fatal
 
-    def append(self, blob: bytes) -> None:
-        super().append(blob)
+    def append(self, blob: bytes, snapshot: Snapshot | None = None) -> None:
+        super().append(blob, snapshot)
         if any(self.fatal(event) for event in decode_segment(blob)):
             raise Crash
 

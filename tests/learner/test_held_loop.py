@@ -10,16 +10,14 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import anyio
 import pytest
 
 from sparring import Seat, environment
-from sparring.errors import Stalled
-from sparring.learner import train_async
-from sparring.learner.history import history
+from sparring.learner.history import history, read_events
 from sparring.learner.report import page
-from sparring.rollout import MemorySegments
-from sparring.rollout.events import Noted, Timed
+from sparring.rollout.culprit import found
+from sparring.rollout.events import QUARANTINED, Died, Ended, Noted, Timed
+from sparring.rollout.loop_watch import STUCK
 from tests.learner.moods import WELL, run_of, trained
 
 SEEN = {logging.WARNING: threading.Event(), logging.ERROR: threading.Event()}
@@ -64,12 +62,6 @@ async def test_an_environment_that_computes_is_named_wherever_people_look(tmp_pa
     assert timed[-1].timing["run/loop/lag_max"] >= 0.25
 
 
-async def test_a_run_that_was_held_for_too_long_ends_when_it_comes_back(tmp_path: Path) -> None:
-    run = run_of(tmp_path, hasty(until=logging.ERROR), stall_deadline=0.5)
-    with anyio.fail_after(30), pytest.raises(Stalled, match=rf"search \({__file__}:\d+\)"):
-        await train_async(run, store=MemorySegments())
-
-
 async def test_the_figures_of_a_run_stand_under_one_prefix(tmp_path: Path) -> None:
     events = await trained(run_of(tmp_path, WELL))
     timed = [event for event in events if isinstance(event, Timed)]
@@ -81,52 +73,77 @@ async def test_the_figures_of_a_run_stand_under_one_prefix(tmp_path: Path) -> No
     assert last["run/versions/newest"] == 3 and last["run/journal/appended"] >= last["run/journal/durable"] > 0
 
 
-ENDLESS = """
+PROGRAM = """
+import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
 
-from sparring import Seat, environment
+from sparring import Episodes, Policy, Seat, environment, rae
 from sparring.learner import train_async
 from tests.learner.moods import run_of
 
 
-@environment
-async def endless(task: int, only: Seat) -> float:
-    await only.ask(f"task {task}")
+def spin() -> None:
     while True:
         pass
 
 
+def match() -> None:
+    re.match("(a+)+$", "a" * 60 + "b")
+
+
+HOLD = {"spin": spin, "match": match}[sys.argv[3]]
+
+
+@environment
+async def endless(task: int, only: Seat) -> float:
+    text = (await only.ask(f"task {task}")).text
+    if task == 3:
+        HOLD()
+    return float(len(text))
+
+
 async def main() -> None:
-    await train_async(run_of(Path(sys.argv[1]), endless, stall_deadline=0.5))
+    run = run_of(Path(sys.argv[1]), endless, stall_deadline=0.5, steps=3, train=Episodes(endless, range(7)))
+    await train_async(replace(run, group_size=1, policies=Policy("model", rae())))
 
 
 anyio.run(main, backend=sys.argv[2])
 """
 
 
-@pytest.mark.parametrize("loop", ["asyncio", "trio"])
-def test_an_environment_that_never_ends_leaves_its_stack(tmp_path: Path, loop: str) -> None:
-    """Nothing can end the run but the end of its process; what it says before is all that there will be."""
-    program = tmp_path / "endless.py"
-    program.write_text(ENDLESS)
-    command = [sys.executable, str(program), str(tmp_path), loop]
+def held(folder: Path, loop: str, how: str) -> subprocess.CompletedProcess[str]:
+    program = folder / "endless.py"
+    program.write_text(PROGRAM)
     root = Path(__file__).parents[2]
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(root)}
-    with subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True, env=environment) as process:
-        assert process.stderr is not None
-        too_late = threading.Timer(60, process.kill)
-        too_late.start()
-        try:
-            said = [next(process.stderr)]
-            while "a thread cannot stop it" not in said[-1]:
-                said.append(next(process.stderr))
-            said += [next(process.stderr) for _ in range(2)]
-        finally:
-            too_late.cancel()
-            process.kill()
-    line = ENDLESS.splitlines().index("    while True:") + 1
-    assert said[0].startswith(f"endless ({program}:{line}") or said[0].startswith(f"endless ({program}:{line + 1}")
-    assert "holds the event loop for" in said[0] and "File" in said[-2]
+    command = [sys.executable, str(program), str(folder), loop, how]
+    return subprocess.run(command, check=False, cwd=root, env=environment, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+def test_an_environment_that_never_ends_leaves_its_stack_and_ends_its_process(tmp_path: Path, loop: str) -> None:
+    """The second time it is quarantined, and the run ends without it."""
+    for _ in range(2):
+        done = held(tmp_path, loop, "spin")
+        assert done.returncode == STUCK, done.stderr
+        first = done.stderr.splitlines()[0]
+        assert first.startswith(f"spin ({tmp_path / 'endless.py'}:") and "holds the event loop for" in first
+        assert "a thread cannot stop it: the process ends now" in done.stderr and "File" in done.stderr
+    done = held(tmp_path, loop, "spin")
+    assert (done.returncode, done.stderr) == (0, "")
+    events = list(read_events(tmp_path / "run"))
+    assert len([event for event in events if isinstance(event, Died)]) == 2
+    faults = [event.fault for event in events if isinstance(event, Ended) and event.fault]
+    assert faults == [QUARANTINED]
+
+
+def test_a_call_that_no_thread_can_watch_ends_its_process_too(tmp_path: Path) -> None:
+    """A regular expression that backtracks for ever keeps every Python thread from running."""
+    done = held(tmp_path, "asyncio", "match")
+    assert done.returncode == 1
+    assert "Timeout (0:00:06" in done.stderr and "in match" in done.stderr
+    assert found(tmp_path / "run" / ".running") is not None, "whose code ran is known"

@@ -43,6 +43,7 @@ from sparring.learner import train_async
 from sparring.learner.checked import schedule_of
 from sparring.learner.continuity import decided_again, equal, exactly_once
 from sparring.learner.parts import Parts
+from sparring.learner.snapshots import readable
 from sparring.learner.trainer import Trainer
 from sparring.rollout import Coordinator, MemorySegments
 from sparring.rollout.events import (
@@ -54,9 +55,12 @@ from sparring.rollout.events import (
     Evaluated,
     Planned,
     Stepped,
+    decode_segment,
     standing,
 )
-from tests.learner.worlds import Crash, CrashingSegments, events_of
+from sparring.rollout.journal import Snapshot
+from sparring.rollout.snapshot import differing, packed
+from tests.learner.worlds import Crash, CrashingSegments, Recorded, events_of
 
 CLOCK = Random(0)
 """How long things take: never the same twice, whatever the seeds of the run."""
@@ -191,16 +195,16 @@ class Stopping(CrashingSegments):
         super().__init__(kept, -1, after=False)
         self.commit, self.trainers = commit, trainers
 
-    def append(self, blob: bytes) -> None:
-        super().append(blob)
+    def append(self, blob: bytes, snapshot: Snapshot | None = None) -> None:
+        super().append(blob, snapshot)
         self.commit -= 1
         if self.commit < 0 and self.trainers:
             anyio.from_thread.run_sync(self.trainers[-1].stop)
 
 
-async def lived(world: World, ends: Sequence[tuple[int, str]]) -> list[AnyEvent]:
-    """The events of a run that is killed or stopped at the given commits of its successive starts."""
-    kept = MemorySegments()
+async def lived(world: World, ends: Sequence[tuple[int, str]]) -> Recorded:
+    """The journal of a run that is killed or stopped at the given commits of its successive starts."""
+    kept = Recorded()
     trainers: list[Trainer] = []
 
     class Seen(Trainer):
@@ -221,7 +225,7 @@ async def lived(world: World, ends: Sequence[tuple[int, str]]) -> list[AnyEvent]
             except Crash:
                 pass
         assert await train_async(run, store=kept)
-    return events_of(kept)
+    return kept
 
 
 def check_exactly_once(events: list[AnyEvent], run: Run) -> None:
@@ -261,13 +265,35 @@ def check_fresh(events: list[AnyEvent], run: Run) -> None:
             assert all(event.step - version <= run.reuse.max_age for version in further if run.reuse)
 
 
-def history(world: World, ends: Sequence[tuple[int, str]], backend: str) -> list[AnyEvent]:
+def check_snapshots(kept: Recorded, run: Run) -> None:
+    """Each is what the events before it come to, and leads with those after it to where all of them lead."""
+    assert len(kept.all) >= len(run.named_policies), "each policy is checkpointed, at the latest at its end"
+    verdict = decided_again(events_of(kept), snapshots=kept.all)
+    assert verdict.holds and f" {len(kept.all)} snapshots" in verdict.figure, verdict
+    whole = Coordinator(schedule_of(run))
+    for event in events_of(kept):
+        whole.apply(event)
+    for segments, state in readable(kept.all):
+        rest = Coordinator(schedule_of(run))
+        rest.restore(state.unpacked())
+        for blob in kept.read(segments):
+            for event in decode_segment(blob):
+                rest.apply(event)
+        assert packed(rest.state()) == packed(whole.state()), differing(rest.state(), whole.state())
+
+
+def journal(world: World, ends: Sequence[tuple[int, str]], backend: str) -> Recorded:
     return anyio.run(lived, world, ends, backend=backend)
 
 
+def history(world: World, ends: Sequence[tuple[int, str]], backend: str) -> list[AnyEvent]:
+    return events_of(journal(world, ends, backend))
+
+
 def check(world: World, backend: str) -> None:
-    events = history(world, world.ends, backend)
-    run = run_of(world, Path("nowhere"))
+    kept, run = journal(world, world.ends, backend), run_of(world, Path("nowhere"))
+    check_snapshots(kept, run)
+    events = events_of(kept)
     check_exactly_once(events, run)
     check_conserved(events, run)
     check_fresh(events, run)
@@ -326,6 +352,19 @@ def test_whatever_is_lost_is_found(kind: type) -> None:
     events = history(PLAIN, PLAIN.ends, "asyncio")
     with pytest.raises(AssertionError):
         check_exactly_once(lost(events, kind), run_of(PLAIN, Path("nowhere")))
+
+
+def test_a_snapshot_that_forgets_something_is_found() -> None:
+    """Each part of the first snapshot in place of the last one's, wherever these differ, is named."""
+    kept, run = journal(PLAIN, PLAIN.ends, "asyncio"), run_of(PLAIN, Path("nowhere"))
+    (_, first), *_, (segment, last) = readable(kept.all)
+    parts = differing(first.unpacked(), last.unpacked())
+    assert {"budget", "ledger", "tallies", "checkpoints", "faults"} <= set(parts)
+    for part in parts:
+        forgetful = msgspec.structs.replace(last.unpacked(), **{part: getattr(first.unpacked(), part)})
+        kept.all[-1] = (segment, packed(msgspec.structs.replace(last, coordinator=msgspec.Raw(packed(forgetful)))))
+        with pytest.raises(AssertionError, match=f"come to: {part}"):
+            check_snapshots(kept, run)
 
 
 def test_a_unit_that_is_left_over_is_found() -> None:

@@ -1,6 +1,8 @@
 """A replay agrees with the run it replays, and says where a journal was tampered with."""
 
-from collections.abc import Mapping
+import sqlite3
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,13 @@ import pytest
 
 from sparring import Comparable, F, Run, grpo
 from sparring.errors import SettingError
-from sparring.learner import train_async
+from sparring.learner import train, train_async
+from sparring.learner.lines import LinesState
 from sparring.learner.replay import compare, replay
+from sparring.learner.snapshots import RunState, readable
 from sparring.rollout import MemorySegments
 from sparring.rollout.events import Admitted, AnyEvent, Ended, Planned, Stepped
+from sparring.rollout.snapshot import packed
 from tests.learner.worlds import duel_run, events_of
 
 
@@ -122,3 +127,63 @@ async def test_a_run_of_other_policies_is_refused(tmp_path: Path) -> None:
         SettingError, match=r"\['alice', 'carol'\], the journal those of \['alice', 'bob'\]: name the file"
     ):
         compare(await history(tmp_path), other)
+
+
+async def recorded(tmp_path: Path) -> MemorySegments:
+    store = MemorySegments()
+    await train_async(duel_run(tmp_path, k=2, deterministic=False, steps=5), store=store)
+    return store
+
+
+async def test_every_snapshot_is_folded_again(tmp_path: Path) -> None:
+    store = await recorded(tmp_path)
+    comparison = compare(events_of(store), snapshots=store.snapshots())
+    assert comparison.agrees, comparison.lines
+    assert comparison.snapshots == len(store.snapshots()) >= 1
+    assert "folded again: all agree" in comparison.lines[0]
+
+
+def changed_state(state: RunState, change: Mapping[str, object]) -> RunState:
+    """The same with something else in it."""
+    coordinator = msgspec.structs.replace(state.unpacked(), **change)
+    return msgspec.structs.replace(state, coordinator=msgspec.Raw(packed(coordinator)))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda state: packed(changed_state(state, {"restarts": 7})), "come to: restarts"),
+        (lambda state: packed(changed_state(state, {"restarts": 7, "groups": {}, "barren": {}})), "come to: "),
+        (lambda state: packed(msgspec.structs.replace(state, versions={"alice": 0, "bob": 9})), "come to: versions"),
+        (lambda state: packed(msgspec.structs.replace(state, lines=LinesState())), "come to: lines"),
+        (lambda state: packed(msgspec.structs.replace(state, step=99)), "no such checkpoint"),
+        (lambda state: packed(msgspec.structs.replace(state, coordinator=msgspec.Raw(packed(7)))), "is damaged"),
+        (lambda state: packed(state)[:-1], "is damaged"),
+    ],
+)
+async def test_a_planted_difference_in_a_snapshot_is_named(
+    tmp_path: Path, change: Callable[[RunState], bytes], said: str
+) -> None:
+    store = await recorded(tmp_path)
+    (segment, state) = readable(store.snapshots())[-1]
+    others = store.snapshots()[:-1]
+    comparison = compare(events_of(store), snapshots=[*others, (segment, change(state))])
+    assert not comparison.agrees and comparison.snapshots == len(others)
+    (difference,) = comparison.differences
+    assert said in difference, difference
+
+
+async def test_a_snapshot_of_another_schema_is_not_looked_at(tmp_path: Path) -> None:
+    store = await recorded(tmp_path)
+    foreign = [(segment, packed({"schema": 99})) for segment, _ in store.snapshots()]
+    comparison = compare(events_of(store), snapshots=foreign)
+    assert comparison.agrees and comparison.snapshots == 0
+
+
+def test_a_folder_s_snapshots_are_replayed(tmp_path: Path) -> None:
+    run = duel_run(tmp_path)
+    train(run)
+    assert replay(run.path).agrees and replay(run.path).snapshots >= 1
+    with closing(sqlite3.connect(run.path / "journal.db")) as database, database:
+        database.execute("UPDATE snapshots SET blob = ?", (b"nothing",))
+    assert any("is damaged" in line for line in replay(run.path).differences)

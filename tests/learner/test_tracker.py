@@ -1,15 +1,21 @@
 """`metrics.jsonl`: every step and evaluation once, whatever interrupted the run."""
 
 import json
+import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from sparring.errors import JournalError
-from sparring.learner.tracker import Lines, MetricsFile, evaluation_line
+from sparring.learner.lines import Lines, LinesState, evaluation_line
+from sparring.learner.snapshots import RunState
+from sparring.learner.tracker import MetricsFile
 from sparring.rollout.events import AnyEvent, Evaluated, Opened, Stepped, Timed, encode, segment
-from sparring.rollout.journal import SqliteSegments
+from sparring.rollout.journal import Snapshot, SqliteSegments
+from sparring.rollout.snapshot import packed
 from tests.learner.story import story
 
 
@@ -108,7 +114,7 @@ def test_a_full_disk_is_one_error_that_names_the_file(tmp_path: Path) -> None:
     watcher._file.close()
     with (
         pytest.raises(OSError, match="No space left"),
-        Path("/dev/full").open("a") as full,
+        Path("/dev/full").open("ab") as full,
     ):  # it cannot be closed either
         watcher._file = full
         with pytest.raises(JournalError, match="free some disk space"):
@@ -169,3 +175,90 @@ def test_other_events_make_no_lines() -> None:
     quiet = [event for event in story(3) if not isinstance(event, Stepped | Timed | Evaluated)]
     assert [line for event in quiet for line in lines.of(event)] == []
     assert any(isinstance(event, Opened) for event in quiet)
+
+
+def journaled(folder: Path, events: Sequence[AnyEvent], *snapshots: int) -> None:
+    """A segment for each event, and a snapshot of the state after so many of them."""
+    folder.mkdir()
+    store, lines = SqliteSegments(folder / "journal.db"), Lines()
+    for count, event in enumerate(events, 1):
+        lines.of(event)
+        state = RunState(
+            policy="alice", step=count, versions={}, lines=lines.state(), coordinator=msgspec.Raw(packed(None))
+        )
+        shot = Snapshot(name=state.name, blob=packed(state), beside=frozenset(f"alice/{n}" for n in snapshots))
+        store.append(segment([encode(event)]), shot if count in snapshots else None)
+    store.close()
+
+
+def gone_on_with(folder: Path, events: Sequence[AnyEvent]) -> str:
+    """The file after one more start of the run, which adds these events."""
+    watcher = MetricsFile(folder)
+    watcher.opened({})
+    for event in events:
+        watcher.event(event)
+    watcher.closed()
+    return (folder / "metrics.jsonl").read_text()
+
+
+def test_wherever_the_file_ends_it_is_gone_on_with_from_a_snapshot(tmp_path: Path) -> None:
+    """A file that is behind the journal, beyond the snapshot, torn, foreign or not there: it ends as the same lines."""
+    events = story(4, policies=("alice", "bob"))
+    whole = tmp_path / "whole"
+    journaled(whole, events)
+    expected = gone_on_with(whole, ())
+    cut = len(events) - 5
+    between = expected.index("\n", len(expected) // 2) + 1
+    files = [expected[:end] for end in range(0, len(expected), 97)]
+    files += [expected[:between], expected, "x" * len(expected), expected.replace('"version":1', '"version":7')]
+    for number, file in enumerate([None, *files]):
+        folder = tmp_path / f"{number}"
+        journaled(folder, events[:cut], 5, cut // 2, cut - 1)
+        if file is not None:
+            (folder / "metrics.jsonl").write_text(file)
+        told = gone_on_with(folder, events[cut:])
+        if number < len(files):
+            assert told == expected, file
+        else:
+            assert told.replace('"version":7', '"version":1') == expected, "what is before a snapshot is not looked at"
+
+
+def test_what_a_snapshot_stands_for_is_not_read_again(tmp_path: Path) -> None:
+    events = story(4)
+    whole = tmp_path / "whole"
+    journaled(whole, events)
+    expected = gone_on_with(whole, ())
+    folder = tmp_path / "other"
+    journaled(folder, events, 9, 12)
+    with closing(sqlite3.connect(folder / "journal.db")) as database, database:
+        database.execute("UPDATE segments SET blob = x'00' WHERE number <= 9")
+    (folder / "metrics.jsonl").write_text(expected[: size_after(events, 9)])
+    assert gone_on_with(folder, ()) == expected, "the second snapshot is beyond the file, the first one is not"
+    (folder / "metrics.jsonl").unlink()
+    with pytest.raises(JournalError, match="segment 1"):
+        MetricsFile(folder).opened({})
+
+
+def size_after(events: Sequence[AnyEvent], count: int) -> int:
+    lines = Lines()
+    for event in events[:count]:
+        lines.of(event)
+    return lines.state().size
+
+
+@pytest.mark.parametrize("policies", [("policy",), ("alice", "bob")])
+def test_lines_go_on_from_any_state(policies: tuple[str, ...]) -> None:
+    events = story(5, policies=policies)
+    whole = Lines()
+    expected = [line for event in events for line in whole.of(event)]
+    assert expected and whole.state().count == len(expected)
+    running, made = Lines(), 0
+    for at, event in enumerate(events):
+        made += len(running.of(event))
+        state = msgspec.msgpack.decode(packed(running.state()), type=LinesState)
+        assert state == running.state() and state.count == made
+        again = Lines(state)
+        assert [line for later in events[at + 1 :] for line in again.of(later)] == expected[made:]
+        assert again.state() == whole.state()
+        told_twice = Lines(state)
+        assert not [line for earlier in events[: at + 1] for line in told_twice.of(earlier)]

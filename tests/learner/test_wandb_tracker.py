@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -79,7 +80,9 @@ print(json.dumps(told))
 """
 
 
-def python(program: str, *arguments: object, blocked: bool = False) -> "subprocess.CompletedProcess[str]":
+def python(
+    program: str, *arguments: object, blocked: bool = False, more: Mapping[str, str] | None = None
+) -> "subprocess.CompletedProcess[str]":
     head = "import sys; sys.modules['wandb'] = None\n" if blocked else ""
     command = [sys.executable, "-c", head + program, *map(str, arguments)]
     environment = {
@@ -87,6 +90,7 @@ def python(program: str, *arguments: object, blocked: bool = False) -> "subproce
         "HOME": "/nonexistent",
         "PYTHONPATH": str(ROOT),
         "WANDB_ERROR_REPORTING": "false",
+        **(more or {}),
     }
     return subprocess.run(
         command, check=False, capture_output=True, text=True, timeout=120, env=environment, stdin=subprocess.DEVNULL
@@ -174,6 +178,17 @@ def test_without_an_account_online_is_refused_at_start(tmp_path: Path) -> None:
         "sparring.errors.SettingError: W&B tracking (mode 'online') cannot start: No API key configured"
     )
     assert last.endswith("mode offline needs no account (--wandb offline)")
+
+
+def test_a_server_that_cannot_be_reached_stops_nothing(tmp_path: Path) -> None:
+    """The lines are there for a later sync."""
+    away = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "a" * 40, "WANDB_INIT_TIMEOUT": "3"}
+    done = python(PROGRAM, tmp_path, "online", "policy", 0, 0, "", more=away)
+    assert done.returncode == 0, done.stderr
+    warned = "".join(done.stdout.partition("warned: ")[1:])
+    assert warned.startswith("warned: W&B: it cannot be reached (") and "; lines are kept for `wandb sync " in warned
+    assert done.stdout.splitlines()[-1] == "failures: 1"
+    assert [row["version"] for row in told(tmp_path)["rows"]] == [0, 1, 2, 3, 4, 4]
 
 
 def test_without_the_extra_one_message_names_it() -> None:

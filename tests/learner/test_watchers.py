@@ -16,6 +16,7 @@ from sparring.errors import TooManyFaults
 from sparring.learner import train_async
 from sparring.rollout import MemorySegments
 from sparring.rollout.events import Acted, Admitted, Affected, AnyEvent, Noted, Opened, decode_segment
+from sparring.rollout.journal import Snapshot
 from tests.learner.moods import WELL, always, run_of
 from tests.learner.worlds import events_of
 
@@ -106,12 +107,12 @@ async def test_watchers_are_told_of_a_bad_end(tmp_path: Path) -> None:
 
 
 async def test_a_watcher_that_is_far_behind_holds_up_admission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sparring.learner.trainer._MOST_UNTOLD", 10)
+    monkeypatch.setattr("sparring.learner.teller._MOST_UNTOLD", 10)
     go, begun = threading.Event(), threading.Event()
 
     class Store(MemorySegments):
-        def append(self, blob: bytes) -> None:
-            super().append(blob)
+        def append(self, blob: bytes, snapshot: Snapshot | None = None) -> None:
+            super().append(blob, snapshot)
             if any(isinstance(event, Admitted) for event in decode_segment(blob)):
                 begun.set()
 

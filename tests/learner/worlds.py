@@ -10,6 +10,7 @@ from sparring import Episodes, Frozen, Lineup, Policy, Run, ScriptedModels, Seat
 from sparring.learner import train_async
 from sparring.rollout import MemorySegments
 from sparring.rollout.events import AnyEvent, Stepped, canonical, decode_segment, encode
+from sparring.rollout.journal import Snapshot
 
 
 @environment
@@ -59,6 +60,19 @@ def digests_of(store: MemorySegments) -> dict[tuple[str, int], str]:
     return {(event.policy, event.step): event.digest for event in events_of(store) if isinstance(event, Stepped)}
 
 
+class Recorded(MemorySegments):
+    """Segments with `all` the snapshots that were ever taken, also those that no longer stay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.all: list[tuple[int, bytes]] = []
+
+    def append(self, blob: bytes, snapshot: Snapshot | None = None) -> None:
+        super().append(blob, snapshot)
+        if snapshot is not None:
+            self.all.append((len(self.blobs), snapshot.blob))
+
+
 class Crash(BaseException):
     """The process dies here."""
 
@@ -71,16 +85,19 @@ class CrashingSegments:
         self._left = commit
         self._after = after
 
-    def append(self, blob: bytes) -> None:
+    def append(self, blob: bytes, snapshot: Snapshot | None = None) -> None:
         if self._left == 0 and not self._after:
             raise Crash
-        self._kept.append(blob)
+        self._kept.append(blob, snapshot)
         if self._left == 0:
             raise Crash
         self._left -= 1
 
-    def read(self) -> Iterator[bytes]:
-        return self._kept.read()
+    def read(self, after: int = 0) -> Iterator[bytes]:
+        return self._kept.read(after)
+
+    def snapshots(self) -> list[tuple[int, bytes]]:
+        return self._kept.snapshots()
 
     def close(self) -> None:
         """Memory needs no closing."""

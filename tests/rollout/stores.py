@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from sparring.errors import JournalError
 from sparring.rollout import SegmentStore
 from sparring.rollout.events import Noted, decode_segment
+from sparring.rollout.journal import Snapshot
 
 
 def numbered(number: int) -> Noted:
@@ -16,7 +17,11 @@ def numbered(number: int) -> Noted:
 
 def numbers(store: SegmentStore) -> list[int]:
     """The numbers of the events on the disk."""
-    events = [event for blob in store.read() for event in decode_segment(blob)]
+    return numbers_in(store.read())
+
+
+def numbers_in(blobs: Iterable[bytes]) -> list[int]:
+    events = [event for blob in blobs for event in decode_segment(blob)]
     assert all(isinstance(event, Noted) for event in events)
     return [int(event.text) for event in events if isinstance(event, Noted)]
 
@@ -38,13 +43,13 @@ class Held:
         self.done = threading.Semaphore(0)
         self.free = False
 
-    def append(self, blob: bytes) -> None:
+    def append(self, blob: bytes, snapshot: Snapshot | None = None) -> None:
         if not self.free:
             assert self.go.acquire(timeout=20)
         try:
             if self.mode.endswith("before"):
                 self._break()
-            self.inner.append(blob)
+            self.inner.append(blob, snapshot)
             if self.mode.endswith("after"):
                 self._break()
         finally:
@@ -53,8 +58,11 @@ class Held:
     def _break(self) -> None:
         raise JournalError("no space left") if self.mode.startswith("fails") else Died
 
-    def read(self) -> Iterator[bytes]:
-        return self.inner.read()
+    def read(self, after: int = 0) -> Iterator[bytes]:
+        return self.inner.read(after)
+
+    def snapshots(self) -> list[tuple[int, bytes]]:
+        return self.inner.snapshots()
 
     def close(self) -> None:
         """The inner one is read after the journal is closed."""
@@ -66,11 +74,14 @@ class Fixed:
     def __init__(self, blobs: list[bytes]) -> None:
         self.blobs = blobs
 
-    def append(self, blob: bytes) -> None:
+    def append(self, blob: bytes, snapshot: Snapshot | None = None) -> None:
         raise AssertionError("nothing is written here")
 
-    def read(self) -> Iterator[bytes]:
-        return iter(self.blobs)
+    def read(self, after: int = 0) -> Iterator[bytes]:
+        return iter(self.blobs[after:])
+
+    def snapshots(self) -> list[tuple[int, bytes]]:
+        return []
 
     def close(self) -> None:
         """Nothing is held."""

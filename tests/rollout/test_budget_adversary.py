@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from random import Random
 
 import pytest
@@ -194,7 +195,7 @@ class DueByCommitted(ReadyBook):
 class TakesAnything(ReadyBook):
     """Rule 3 removed, first finished first."""
 
-    def breaks_rule_3(self, units: Iterable[str]) -> tuple[int, int] | None:
+    def breaks_rule_3(self, taken: Mapping[int, int]) -> tuple[int, int] | None:
         return None
 
     def choose(self) -> tuple[str, ...] | Waiting:
@@ -208,8 +209,8 @@ class TakesAnything(ReadyBook):
 class LooksOneStepAhead(ReadyBook):
     """Rule 3 for j = 0 alone."""
 
-    def breaks_rule_3(self, units: Iterable[str]) -> tuple[int, int] | None:
-        broken = super().breaks_rule_3(units)
+    def breaks_rule_3(self, taken: Mapping[int, int]) -> tuple[int, int] | None:
+        broken = super().breaks_rule_3(taken)
         return broken if broken is not None and broken[0] == self.version else None
 
 
@@ -219,7 +220,8 @@ class LatestDueFirst(ReadyBook):
     def choose(self) -> tuple[str, ...] | Waiting:
         done = [name for name, unit in self.units.items() if unit.finished is not None]
         chosen = done[-self.bound.units_per_step :]
-        if len(chosen) < self.bound.units_per_step or self.breaks_rule_3(chosen) is not None:
+        taken = Counter(self.units[name].due for name in chosen)
+        if len(chosen) < self.bound.units_per_step or self.breaks_rule_3(taken) is not None:
             return Waiting(units=(), reason=f"{self.policy}: waits")
         return tuple(sorted(chosen, key=lambda name: self.units[name].number))
 

@@ -45,7 +45,7 @@ def test_a_group_lives_while_a_unit_of_it_is_left() -> None:
     story.end(1)
     story.plan("alice")
     story.step("alice")
-    assert {group: live.left for group, live in story.state.groups.items()} == {0: {"bob"}, 1: {"bob"}}
+    assert {group: live.left for group, live in story.state.groups.items()} == {0: ["bob"], 1: ["bob"]}
     story.plan("bob")
     story.step("bob")
     assert story.state.groups == {}
@@ -96,7 +96,7 @@ def test_a_group_that_failed_is_replaced() -> None:
     story = Story(schedule([TWO_SEATS], steps=1))
     story.admit_all()
     story.end(0, fault="all")
-    assert 0 not in story.state.groups and story.state.faults == 2 and story.state.episodes == 2
+    assert 0 not in story.state.groups and story.state.faults.kinds.total() == 2 and story.state.episodes == 2
     assert story.admit_all() == [2], "its places are free again"
     story.end(1, fault="KeyError")
     story.end(2)
@@ -105,14 +105,14 @@ def test_a_group_that_failed_is_replaced() -> None:
     assert rows["alice"].dropped["fault"].units == 1, rows["alice"]
     assert rows["alice"].dropped["fault"].tokens == rows["alice"].dispatched.tokens - rows["alice"].buffered.tokens > 0
     assert [len(unit.trajectories) for unit in story.state.batches["alice"].units] == [1, 2]
-    assert story.state.fault_detail == "all: because"
+    assert story.state.faults.details == {"all": "because", "KeyError": "because"}
 
 
 def test_a_policy_that_never_spoke_is_dropped_alone() -> None:
     story = Story(schedule([TWO_SEATS], steps=1, batch=1))
     story.admit()
     story.end(0, silent=["two"])
-    assert story.state.groups[0].left == {"alice"}
+    assert story.state.groups[0].left == ["alice"]
     rows = {row.policy: row for row in story.state.ledger.table()}
     assert rows["bob"].dropped["empty"].units == 1 and rows["alice"].buffered.units == 1
     again = story.admit()

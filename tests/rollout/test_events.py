@@ -27,6 +27,7 @@ from sparring.rollout.events import (
     Opened,
     Planned,
     Restarted,
+    Retried,
     Sampled,
     SeatResult,
     Stepped,
@@ -45,6 +46,7 @@ EVERY_KIND: list[AnyEvent] = [
     Affected(group=0, member=1, name="m:f (branch 0-1)", arguments=b"\x01", occurrence=2, result=b"[1]"),
     Died(life="0123456789ab", group=1, member=0, held_out="held-out", version=2),
     Restarted(group=0, member=1),
+    Retried(group=0, member=1, attempt=2, fault="KeyError", detail="'x'"),
     Ended(group=0, member=1, results=[SeatResult(seat="s", value=0.0), SeatResult(seat="t", unjudged="why")]),
     Ended(group=0, member=0, fault="KeyError", detail="'x'", metrics={"m": float("inf")}, notes={"n": "\u2028"}),
     Planned(policy="a", step=0, groups=[0, 2]),
@@ -114,8 +116,8 @@ def acted(group: int, member: int, turn: int) -> Acted:
 
 @given(st.permutations(EVERY_KIND))
 def test_the_canonical_order_does_not_depend_on_the_order(events: list[AnyEvent]) -> None:
-    events = [event for event in events if not isinstance(event, Restarted)]
-    expected = canonical([event for event in EVERY_KIND if not isinstance(event, Restarted)])
+    events = [event for event in events if not isinstance(event, Restarted | Retried)]
+    expected = canonical([event for event in EVERY_KIND if not isinstance(event, Restarted | Retried)])
     assert canonical(events) == expected
     assert {type(event) for event in expected} == {
         Opened,
@@ -134,6 +136,20 @@ def test_the_canonical_order_keeps_what_differs() -> None:
         "a reply twice is not a reply once"
     )
     assert canonical([acted(0, 0, 0)]) != canonical([acted(0, 0, 1)])
+
+
+def test_an_attempt_that_was_made_again_is_kept_without_what_was_said_in_it() -> None:
+    again = Retried(group=0, member=0, fault="KeyError")
+    twice: list[AnyEvent] = [
+        acted(0, 0, 0),
+        acted(0, 0, 1),
+        again,
+        acted(0, 0, 0),
+        msgspec.structs.replace(again, attempt=1),
+    ]
+    ended = Ended(group=0, member=0, attempt=2)
+    found = canonical([*twice, acted(0, 0, 0), ended])
+    assert found == [acted(0, 0, 0), again, twice[-1], ended]
 
 
 def test_what_was_before_a_restart_is_forgotten() -> None:

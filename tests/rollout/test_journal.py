@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import anyio
@@ -14,7 +16,8 @@ import pytest
 
 from sparring.errors import JournalError
 from sparring.rollout import Journal, MemorySegments, SqliteSegments
-from sparring.rollout.events import Opened, decode_segment, encode, segment
+from sparring.rollout.events import Noted, Opened, decode_segment, encode, segment
+from sparring.rollout.journal import Snapshot
 from tests.rollout.stores import Fixed, Held, numbered, numbers
 
 
@@ -228,3 +231,77 @@ def test_kill_9(tmp_path: Path) -> None:
         store.close()
         assert found == list(range(len(found))) and len(found) >= told
         begin = len(found)
+
+
+def shot(number: int, *beside: int) -> Snapshot:
+    """A snapshot that says of which event it is."""
+    return Snapshot(name=f"{number}", blob=f"{number}".encode(), beside=frozenset(f"{one}" for one in beside))
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_a_snapshot_is_of_the_end_of_its_segment(tmp_path: Path, on_disk: bool) -> None:
+    """However much was queued with it: what is read after it is what came after it."""
+    store = SqliteSegments(tmp_path / "journal.db") if on_disk else MemorySegments()
+    held = Held(store)
+    held.free = True
+
+    async def written() -> None:
+        async with Journal.open(held) as journal:
+            for number in range(9):
+                journal.append(numbered(number), shot(number, 2) if number in (2, 5, 6) else None)
+
+    anyio.run(written)
+    found = store.snapshots()
+    assert [blob for _, blob in found] == [b"2", b"6"], "5 was not to stay beside 6"
+    for segments, blob in found:
+        rest = [event for event in Journal(store).read(segments) if isinstance(event, Noted)]
+        assert [event.text for event in rest] == [f"{number}" for number in range(int(blob) + 1, 9)]
+    assert numbers(store) == list(range(9))
+    store.close()
+
+
+@pytest.mark.parametrize("mode", ["fails before", "dies after"])
+async def test_a_snapshot_is_written_with_its_segment_or_not_at_all(mode: str) -> None:
+    store = MemorySegments()
+    held = Held(store)
+    held.free, held.mode = True, mode
+    with pytest.raises(ExceptionGroup):
+        async with Journal.open(held) as journal:
+            await journal.commit(numbered(0), shot(0))
+    assert len(store.snapshots()) == len(store.blobs) == (mode == "dies after")
+
+
+def test_a_snapshot_that_cannot_be_written_leaves_no_segment(tmp_path: Path) -> None:
+    store = SqliteSegments(tmp_path / "journal.db")
+    store.append(segment([encode(numbered(0))]), shot(0))
+    store.append(segment([encode(numbered(1))]), shot(1, 0))
+    with pytest.raises(JournalError, match="cannot be written"):
+        store.append(segment([encode(numbered(2))]), shot(1, 0, 1))
+    store.append(segment([encode(numbered(3))]))
+    assert numbers(store) == [0, 1, 3] and [blob for _, blob in store.snapshots()] == [b"0", b"1"]
+    store.close()
+
+
+def test_a_snapshot_of_a_segment_that_is_not_there_is_none(tmp_path: Path) -> None:
+    store = SqliteSegments(tmp_path / "journal.db")
+    store.append(segment([encode(numbered(0))]), shot(0))
+    store.append(segment([encode(numbered(1))]), shot(1, 0))
+    store.close()
+    with closing(sqlite3.connect(tmp_path / "journal.db")) as database, database:
+        database.execute("DELETE FROM segments WHERE number = 2")
+    store = SqliteSegments(tmp_path / "journal.db")
+    assert store.snapshots() == [(1, b"0")]
+    store.close()
+
+
+def test_a_journal_of_before_there_were_snapshots_is_read_and_gone_on_with(tmp_path: Path) -> None:
+    store = SqliteSegments(tmp_path / "journal.db")
+    store.append(segment([encode(numbered(0))]))
+    store.close()
+    with closing(sqlite3.connect(tmp_path / "journal.db")) as database, database:
+        database.execute("DROP TABLE snapshots")
+    store = SqliteSegments(tmp_path / "journal.db")
+    assert store.snapshots() == []
+    store.append(segment([encode(numbered(1))]), shot(1))
+    assert numbers(store) == [0, 1] and store.snapshots() == [(2, b"1")]
+    store.close()

@@ -20,7 +20,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from sparring.errors import JournalError
 from sparring.rollout import Journal, MemorySegments, SegmentStore, SqliteSegments
 from sparring.rollout.events import segment
-from tests.rollout.stores import MODES, Died, Held, numbered, numbers
+from sparring.rollout.journal import Snapshot
+from tests.rollout.stores import MODES, Died, Held, numbered, numbers, numbers_in
 
 
 class JournalMachine(RuleBasedStateMachine):
@@ -35,6 +36,7 @@ class JournalMachine(RuleBasedStateMachine):
         self.disk = self.store()
         self.next = 0
         self.appended: list[int] = []
+        self.last_shot = ""
         self.open()
 
     def store(self) -> SegmentStore:
@@ -60,10 +62,16 @@ class JournalMachine(RuleBasedStateMachine):
     def pending(self) -> bool:
         return self.written < len(self.appended)
 
-    @rule(count=st.integers(1, 4))
-    def append(self, count: int) -> None:
-        for _ in range(count):
-            number = self.portal.call(self.journal.append, numbered(self.next))
+    @rule(count=st.integers(1, 4), shot=st.sampled_from([-1, -1, 0, 1, 2]))
+    def append(self, count: int, shot: int) -> None:
+        """`shot`: which of them has a snapshot, beside which the last one stays."""
+        for at in range(count):
+            snapshot = None
+            if at == shot:
+                name = f"{self.next}"
+                snapshot = Snapshot(name=name, blob=name.encode(), beside=frozenset([self.last_shot]))
+                self.last_shot = name
+            number = self.portal.call(self.journal.append, numbered(self.next), snapshot)
             self.appended.append(self.next)
             self.next += 1
             assert number == len(self.appended) - self.before
@@ -141,6 +149,13 @@ class JournalMachine(RuleBasedStateMachine):
         assert found == self.appended[: len(found)]
 
     @invariant()
+    def snapshots_are_of_the_end_of_their_segments(self) -> None:
+        blobs, found = list(self.disk.read()), self.disk.snapshots()
+        assert len(found) <= 2
+        for segments, blob in found:
+            assert numbers_in(blobs[:segments])[-1] == int(blob)
+
+    @invariant()
     def nobody_was_told_early(self) -> None:
         self.settle()
         on_disk = len(numbers(self.disk))
@@ -209,6 +224,20 @@ async def kept_back(self: Journal) -> None:
         self._written.notify()
 
 
+async def run_together(self: Journal) -> None:
+    """Another: a snapshot goes with everything that is queued, also what came after it."""
+    while not self._closing or self._queue:
+        if not self._queue:
+            await self._queued.wait()
+            continue
+        batch, self._queue, self._queued_bytes = self._queue, [], 0
+        snapshot = self._snapshots.popleft()[1] if self._snapshots else None
+        await anyio.to_thread.run_sync(self._store.append, segment(batch), snapshot)
+        self._durable += len(batch)
+        self._segments += 1
+        self._written.notify()
+
+
 async def turned_round(self: Journal) -> None:
     """Another: what is queued together is written in the wrong order."""
     while not self._closing or self._queue:
@@ -222,7 +251,7 @@ async def turned_round(self: Journal) -> None:
         self._written.notify()
 
 
-@pytest.mark.parametrize("defect", [told_before, kept_back, turned_round])
+@pytest.mark.parametrize("defect", [told_before, kept_back, turned_round, run_together])
 def test_the_machine_finds_planted_defects(defect: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Journal, "_write", defect)
     with pytest.raises(AssertionError):

@@ -73,14 +73,15 @@ class Books(RuleBasedStateMachine):
         self.where[unit] = "trained"
 
     @precondition(lambda self: self.units("trained"))
-    @rule(data=st.data(), reused=st.booleans())
-    def use_again(self, data: st.DataObject, reused: bool) -> None:
+    @rule(data=st.data(), column=st.sampled_from(["reused", "expired", "retried"]))
+    def use_again(self, data: st.DataObject, column: str) -> None:
         policy, unit = data.draw(st.sampled_from(self.units("trained")))
         tokens = self.tokens[policy, unit]
-        (self.ledger.reused if reused else self.ledger.expired)(policy, tokens)
+        columns = {"reused": self.ledger.reused, "expired": self.ledger.expired, "retried": self.ledger.retried}
+        columns[column](policy, tokens)
         for seat, count in tokens.items():
-            self.again[policy, seat, "reused" if reused else "expired"] += 1
-            self.again_tokens[policy, seat, "reused" if reused else "expired"] += count
+            self.again[policy, seat, column] += 1
+            self.again_tokens[policy, seat, column] += count
 
     @rule()
     def reload(self) -> None:
@@ -118,6 +119,7 @@ class Books(RuleBasedStateMachine):
             dropped={reason: column(reason) for reason in REASONS},
             reused=further("reused"),
             expired=further("expired"),
+            retried=further("retried"),
         )
 
 
@@ -153,6 +155,7 @@ def test_a_unit_of_two_seats_counts_in_both() -> None:
         dropped=dict.fromkeys(REASONS, one),
         reused=one,
         expired=Count(),
+        retried=Count(),
     )
     assert con.dispatched == Count(units=3 + len(REASONS), tokens=7 * (2 + len(REASONS)))
 

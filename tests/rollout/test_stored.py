@@ -202,7 +202,7 @@ def test_a_good_line_gives_its_trajectory(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"fault": "deadline"},
+        {"fault": "deadline", "results": []},
         {"trained": {}},
         {"results": []},
         {"results": [{"seat": "one", "unjudged": "nobody knows"}]},
@@ -212,6 +212,11 @@ def test_a_good_line_gives_its_trajectory(tmp_path: Path) -> None:
 def test_what_no_learner_was_given_gives_no_trajectory(tmp_path: Path, changes: dict[str, Any]) -> None:
     (episode,) = read_episodes(written(tmp_path, spoken(**changes)))
     assert episode.trajectories() == []
+
+
+def test_a_failed_episode_that_was_scored_gives_its_trajectory(tmp_path: Path) -> None:
+    (episode,) = read_episodes(written(tmp_path, spoken(fault="deadline")))
+    assert [one.seat for one in episode.trajectories()] == ["one"]
 
 
 def test_an_episode_without_tokens_says_how_to_get_them(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from sparring.backend.datum import Datum
 from sparring.backend.local.base import BaseModel, load_base
 from sparring.backend.local.checkpoint import describe, state_folder
 from sparring.backend.local.critic import TorchCritic
+from sparring.backend.local.device import choose_device, choose_token_budget
 from sparring.backend.local.dtype import Dtype, choose_dtype
 from sparring.backend.local.full import FullModel
 from sparring.backend.local.lora import Adapter, Trained
@@ -55,12 +56,12 @@ class LocalBackend:
     """A `Backend` in this process. Everything happens between entering and leaving its `async with` block.
 
     dtype           "auto" (bfloat16 where it is faster, float32 elsewhere and under `deterministic`), "bfloat16", "float32"
-    device          "auto" (CUDA if there is any), or what torch takes: "cpu", "cuda:1"
+    device          "auto" (CUDA if there is any, and not under `deterministic`), "cpu", "cuda" or one of several, "cuda:1"
     threads         for matrix products on a CPU; None leaves torch's choice (2 under `deterministic`)
     slots           how many sequences a base model samples at once
-    deterministic   float32, a fixed number of threads: the same calls give the same digests
+    deterministic   float32 on the CPU, a fixed number of threads: the same calls give the same digests
     cache_dir       where named states and converted models are kept; None is the user's cache folder
-    token_budget    tokens of one micro-batch; None chooses by device. It bounds memory and changes no result
+    token_budget    tokens of one micro-batch; None chooses by device and model. It bounds memory and changes no result
     decode_share    decode steps between two training micro-batches
     sampler         "torch" (in this process) or "vllm" (in processes of its own: not deterministic). Without an adapter, vLLM
                     holds one version's weights at a time; where several are drawn from, they take turns
@@ -88,12 +89,12 @@ class LocalBackend:
         _at_least(1, {"threads": threads, "slots": slots, "token_budget": token_budget})
         _at_least(1, {"max_loras": max_loras, "replicas": replicas})
         _at_least(0, {"decode_share": decode_share, "prefix_bytes": prefix_bytes})
-        self._device = _device(device)
+        self._device = choose_device(device, deterministic=deterministic)
         self._dtype = choose_dtype(dtype, device=self._device, deterministic=deterministic)
         self._threads = DETERMINISTIC_THREADS if threads is None and deterministic else threads
         self._slots, self._deterministic = slots, deterministic
         self._cache = default_cache() if cache_dir is None else Path(cache_dir).absolute()
-        self._token_budget = token_budget or (16384 if self._device.type == "cuda" else 1024)
+        self._token_budget = token_budget
         self._engine = EngineThread(decode_share=decode_share, on_start=self._on_start)
         self._loaded: dict[Path, _Loaded] = {}
         self._prefix_bytes = prefix_bytes
@@ -226,7 +227,7 @@ class LocalBackend:
         adapter = _trained(base, lora, seed)
         return TorchModel(
             Trainer(passes, adapter),
-            Scorer(base, adapter.weights, token_budget=self._token_budget),
+            Scorer(base, adapter.weights, token_budget=passes.token_budget),
             self._engine,
             renderer=loaded.renderer,
             info=_info(name, base, adapter),
@@ -236,17 +237,18 @@ class LocalBackend:
 
     def _create_critic(self, name: str, folder: Path, lora: Lora | None, seed: int) -> TorchCritic:
         base = self._load(folder).base
-        trained = _trained(base, lora, seed, tail=base.hidden + 1)
+        trained, passes = _trained(base, lora, seed, tail=base.hidden + 1), self._passes(base)
         return TorchCritic(
-            Trainer(self._passes(base), trained),
-            ValueScorer(base, trained, token_budget=self._token_budget),
+            Trainer(passes, trained),
+            ValueScorer(base, trained, token_budget=passes.token_budget),
             self._engine,
             info=_info(name, base, trained),
             states=self._cache / "states",
         )
 
     def _passes(self, base: BaseModel) -> Passes:
-        return Passes(base=base, token_budget=self._token_budget, between=self._engine.interleave)
+        budget = self._token_budget or choose_token_budget(base)
+        return Passes(base=base, token_budget=budget, between=self._engine.interleave)
 
     def _load(self, folder: Path) -> _Loaded:
         if folder not in self._loaded:
@@ -304,15 +306,3 @@ def _sampler(wanted: Literal["torch", "vllm"], *, deterministic: bool, replicas:
             "sampler='vllm' with deterministic=True: what vLLM draws depends on what else it draws; 'torch'"
         )
     return wanted
-
-
-def _device(wanted: str) -> torch.device:
-    if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(wanted)
-    except RuntimeError as error:
-        raise SettingError(f"device={wanted!r}: torch knows no such device; 'auto', 'cpu' or 'cuda'") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise SettingError(f"device={wanted!r}: torch sees no CUDA device here; 'auto' or 'cpu'")
-    return device

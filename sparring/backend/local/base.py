@@ -8,18 +8,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float
-from numpy.typing import NDArray
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from sparring.backend.local import row_attention
+from sparring.backend.local import kernel_attention, row_attention
+from sparring.backend.local.kernel_attention import KernelBias
 from sparring.backend.local.lora import AdapterCall, LoraLinear, Target
 from sparring.backend.local.norms import install_norms
 from sparring.backend.local.packing import Rows
+from sparring.backend.local.plugged import plugged
+from sparring.backend.local.row_attention import RowBias
 from sparring.backend.local.supported import layer_windows, part_of, refuse_unsupported
 from sparring.errors import SettingError
 
@@ -92,42 +93,38 @@ class BaseModel:
 
     def hidden_states(self, batch: Rows, *, train: bool) -> Float[Tensor, "R L D"]:
         """The last hidden states of a pass; inside `with call.rows(...)`. `train` lets gradients flow to adapters."""
-        embedded = self.model.get_input_embeddings()(torch.from_numpy(batch.tokens).to(self.device))
+        tokens, positions, end = (
+            torch.from_numpy(one).to(self.device) for one in (batch.tokens, batch.positions, batch.end)
+        )
+        embedded = self.model.get_input_embeddings()(tokens)
         if train:
             embedded.requires_grad_(True)  # the embedding is frozen: this is where the graph begins
-        if self.device.type == "cpu" and batch.tokens.shape[1] <= row_attention.LONGEST:
-            return self._by_products(embedded, batch)
-        if batch.plain:
-            return self.body(inputs_embeds=embedded, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
-        output = self.body(
-            inputs_embeds=embedded,
-            position_ids=torch.from_numpy(batch.positions).to(self.device),
-            attention_mask=self._masks(batch),
-            use_cache=False,
-        )
-        return output.last_hidden_state  # type: ignore[no-any-return]
-
-    def _by_products(self, embedded: Tensor, batch: Rows) -> Tensor:
-        end, positions = batch.end, batch.positions
+        length = tokens.shape[1]
+        exact = self.device.type == "cpu" or self.dtype == torch.float32
+        name = row_attention.NAME if exact and length <= row_attention.LONGEST else kernel_attention.NAME
         if batch.plain:  # one row stands for all
-            end, positions = np.full_like(end[:1], end.shape[1]), np.arange(end.shape[1])[None]
-        seen = {window: seen_by(end, positions, window) for window in self.windows}
-        with row_attention.use_row_attention(self.config):
+            end, places = torch.full_like(end[:1], length), torch.arange(length, device=self.device)[None]
+        else:
+            places = positions
+        with plugged(self.config, name):
             output = self.body(
                 inputs_embeds=embedded,
-                position_ids=torch.from_numpy(batch.positions),
+                position_ids=positions,
                 attention_mask=embedded.new_zeros((1, 1, 1, 1)),  # four dimensions: transformers makes none of its own
-                sparring_bias={w: row_attention.row_bias(mask, self.config, self.dtype) for w, mask in seen.items()},
+                sparring_bias={w: self._bias(name, end, places, w, plain=batch.plain) for w in self.windows},
                 use_cache=False,
             )
         return output.last_hidden_state  # type: ignore[no-any-return]
 
-    def _masks(self, batch: Rows) -> Tensor | dict[str, Tensor]:
-        """In the form that transformers' models take: one mask, or one for each type of layer."""
-        masks = {w: seen_by(batch.end, batch.positions, w)[:, None].to(self.device) for w in self.windows}
-        if len(masks) == 1:
-            return masks[self.windows[0]]
-        return {"full_attention" if window is None else "sliding_attention": mask for window, mask in masks.items()}
+    def _bias(
+        self, name: str, end: Tensor, positions: Tensor, window: int | None, *, plain: bool
+    ) -> RowBias | KernelBias:
+        """What the attention of this name adds to the scores of layers with this window."""
+        if name == row_attention.NAME:
+            return row_attention.row_bias(seen_by(end, positions, window), self.config, self.dtype)
+        if plain and (window is None or window >= end.shape[1]):
+            return None
+        return kernel_attention.kernel_bias(seen_by(end, positions, window), self.dtype)
 
     def _install(self) -> tuple[Target, ...]:
         """Replace the linear layers and return them as targets."""
@@ -154,12 +151,11 @@ class BaseModel:
         return Target(name=name, inputs=head.in_features, outputs=head.out_features, part="unembedding")
 
 
-def seen_by(end: NDArray[np.int64], positions: NDArray[np.int64], window: int | None) -> Bool[Tensor, "R L L"]:
+def seen_by(end: Int[Tensor, "R L"], positions: Int[Tensor, "R L"], window: int | None) -> Bool[Tensor, "R L L"]:
     """Who (dimension 1) sees whom (2): each token those before it whose `end` it does not reach, `window` of them at most."""
-    until, place = torch.from_numpy(end), torch.from_numpy(positions)
-    earlier = torch.ones(end.shape[1], end.shape[1], dtype=torch.bool).tril()
-    seen = earlier & (torch.arange(end.shape[1])[:, None] < until[:, None, :])
-    return seen if window is None else seen & (place[:, :, None] - place[:, None, :] < window)
+    place = torch.arange(end.shape[1], device=end.device)
+    seen = (place[:, None] >= place) & (place[:, None] < end[:, None, :])
+    return seen if window is None else seen & (positions[:, :, None] - positions[:, None, :] < window)
 
 
 def load_base(folder: Path, *, dtype: torch.dtype, device: torch.device) -> BaseModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 from torch import Tensor
@@ -31,15 +32,17 @@ class Call:
     def keep(self, batch: MicroBatch, numbers: Tensor, what: str) -> None:
         """Take those of a micro-batch's scored tokens, f32[N]. Raises `NonFinite` naming the data where they cannot be used."""
         values = numbers.cpu().numpy()
-        if bad := not_finite(batch, numbers):
+        if bad := not_finite(batch, values):
             raise NonFinite(f"the {what} of data {bad} are not finite: the weights have diverged")
-        for place in range(len(values)):
-            self.found[batch.datum[place]][batch.token[place]] = values[place]
+        starts = np.flatnonzero(np.diff(batch.datum, prepend=-1)).tolist()
+        for start, end in pairwise([*starts, len(values)]):
+            self.found[batch.datum[start]][batch.token[start:end]] = values[start:end]
 
 
-def not_finite(batch: MicroBatch, numbers: Tensor) -> list[int]:
+def not_finite(batch: MicroBatch, values: F32) -> list[int]:
     """The data with a number that is none, of f32[N]."""
-    return sorted(set(batch.datum[~np.isfinite(numbers.cpu().numpy())].tolist()))
+    bad = ~np.isfinite(values)
+    return sorted(set(batch.datum[bad].tolist())) if bad.any() else []
 
 
 def nothing_yet(data: Sequence[Datum]) -> list[F32]:

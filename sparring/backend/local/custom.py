@@ -47,7 +47,7 @@ def decide(loss: Custom, data: Sequence[Datum], logprobs: Sequence[F32]) -> Deci
             whole[mask.numpy()] = slope.numpy()
         slopes.append(whole)
     q = torch.from_numpy(np.concatenate([datum.logprobs[datum.mask] for datum in data]))
-    own = measures(loss, torch.cat(leaves), q, Objective(loss=value.detach()))
+    own = measures(loss, torch.cat(leaves), q, Objective(loss=value.detach())).fetched()
     return Decided(slopes=slopes, metrics=own | _checked_metrics(metrics, own))
 
 

@@ -104,21 +104,30 @@ def draw(logits: Tensor, shapes: Sequence[Shape], uniform: F32) -> tuple[list[in
         if shape.cuts and shape.temperature:
             logits[i] = cut(logits[i], shape)
     probabilities = torch.softmax(logits, dim=-1)
-    cumulative = probabilities.cumsum(-1)
+    cumulative = _cumulative(probabilities)
     total = cumulative[:, -1:]
-    if not bool(torch.isfinite(total).all()):
-        raise ValueError("logits that are not finite: the weights are broken")
     point = torch.as_tensor(uniform, device=logits.device)[:, None] * total
     # Below the total even where the product rounds up to it: the first place above the point then has mass of its own.
     point = torch.minimum(point, torch.nextafter(total, torch.zeros_like(total)))
-    chosen = torch.searchsorted(cumulative, point, right=True)
+    chosen = torch.searchsorted(cumulative, point, right=True).clamp_(max=logits.shape[1] - 1)
     logprobs = probabilities.gather(1, chosen).log_()
     greedy = [shape.temperature == 0 for shape in shapes]
     if any(greedy):
         mask = torch.tensor(greedy, device=logits.device)[:, None]
         chosen = torch.where(mask, logits.argmax(-1, keepdim=True), chosen)
         logprobs = torch.where(mask, torch.zeros_like(logprobs), logprobs)
-    return chosen[:, 0].tolist(), logprobs[:, 0].cpu().numpy()
+    # In one transfer: float64 holds them all.
+    found = torch.cat([chosen.double(), logprobs.double(), total.double()], dim=1).cpu().numpy()
+    if not np.isfinite(found[:, 2]).all():
+        raise ValueError("logits that are not finite: the weights are broken")
+    return found[:, 0].astype(np.int64).tolist(), found[:, 1].astype(np.float32)
+
+
+def _cumulative(probabilities: Tensor) -> Tensor:
+    """Their running sums f32[B, V]; a token without mass has the sum of the one before it, also on a device whose parallel
+    sums are not monotone in the last bit. What is no number stays none."""
+    sums = probabilities.cumsum(-1)
+    return sums if sums.device.type == "cpu" else torch.where(probabilities == 0, 0, sums).cummax(-1).values
 
 
 def likeliest(shaped: Tensor, shape: Shape, count: int) -> tuple[list[int], list[float]]:

@@ -16,9 +16,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sparring.backend.local.shapes import rounded
+
 CHUNK_BYTES = 24 * 2**20
-"""How much the logits of one chunk take: enough rows for fast products, little enough to come from memory that was used before
-(fresh pages cost more than the arithmetic)."""
+"""How much the logits of one chunk take, on a CPU: enough rows for fast products, little enough to come from memory that was
+used before (fresh pages cost more than the arithmetic)."""
+
+CUDA_CHUNK_BYTES = 2**28
+"""The same on CUDA: a thousand rows at 128,000 tokens in bfloat16, which fill the device; with what fp32 needs, 1 GiB."""
 
 BLOCK_BYTES = 3 * 2**20
 """How much the fp32 logits take that are worked on at a time, on a CPU: all passes over them stay in a cache."""
@@ -26,12 +31,14 @@ BLOCK_BYTES = 3 * 2**20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadInput:
-    """What is scored: the states that predict, the targets, and each target's weight in its token's value."""
+    """What is scored: the states that predict, the targets, and each target's weight in its token's value. `tempered` says
+    whether any temperature is not 1, so that nobody has to wait for the device to find out."""
 
     hidden: Float[Tensor, "N D"]
     targets: Int[Tensor, "N K"]
     weights: Float[Tensor, "N K"]
     temperature: Float[Tensor, " N"]
+    tempered: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,27 +69,39 @@ class HeadOutput(TokenScores):
 def score(head: Float[Tensor, "V D"], given: HeadInput, *, gradient: bool, entropy: bool = False) -> HeadOutput:
     """Log-probs at the temperatures given, the values, and what else was asked for."""
     count, vocabulary = given.hidden.shape[0], head.shape[0]
-    chunk = max(1, CHUNK_BYTES // (head.element_size() * vocabulary))
+    chunk = rows_at_once(head.device, head.element_size() * vocabulary)
     block = max(1, BLOCK_BYTES // (4 * vocabulary)) if head.device.type == "cpu" else chunk
     logprobs = torch.empty(count, dtype=torch.float32, device=head.device)
     values = torch.empty_like(logprobs)
     entropies = torch.empty_like(logprobs) if entropy else None
     gradients = torch.empty_like(given.hidden) if gradient else None
     for start in range(0, count, chunk):
-        logits = given.hidden[start : start + chunk] @ head.T
-        for first in range(0, len(logits), block):
-            part = logits[first : first + block]
+        hidden = given.hidden[start : start + chunk]
+        logits = _padded(hidden) @ head.T
+        for first in range(0, len(hidden), block):
+            part = logits[first : min(first + block, len(hidden))]
             rows = slice(start + first, start + first + len(part))
             temperature, targets, weights = given.temperature[rows, None], given.targets[rows], given.weights[rows]
-            lp, softmax = _log_softmax(part, targets, temperature)
+            lp, softmax = _log_softmax(part, targets, temperature, tempered=given.tempered)
             logprobs[rows], values[rows] = lp[:, 0], (weights * lp).sum(-1)
             if entropies is not None:
                 entropies[rows] = _entropy(softmax)
             if gradients is not None:
                 part.copy_(_grad_logits(softmax, weights / temperature, targets))
         if gradients is not None:
-            gradients[start : start + chunk] = logits @ head
+            gradients[start : start + chunk] = (logits @ head)[: len(hidden)]
     return HeadOutput(logprobs=logprobs, values=values, gradient=gradients, entropy=entropies)
+
+
+def _padded(hidden: Float[Tensor, "N D"]) -> Float[Tensor, "M D"]:
+    """With rows of zeros up to a number that comes up often."""
+    missing = rounded(len(hidden)) - len(hidden)
+    return hidden if not missing else torch.cat([hidden, hidden.new_zeros(missing, hidden.shape[1])])
+
+
+def rows_at_once(device: torch.device, row_bytes: int) -> int:
+    """How many rows of logits make a chunk."""
+    return max(1, (CHUNK_BYTES if device.type == "cpu" else CUDA_CHUNK_BYTES) // row_bytes)
 
 
 class _Softmax(NamedTuple):
@@ -92,12 +111,12 @@ class _Softmax(NamedTuple):
     total: Tensor
 
 
-def _log_softmax(logits: Tensor, targets: Tensor, temperature: Tensor) -> tuple[Tensor, _Softmax]:
+def _log_softmax(logits: Tensor, targets: Tensor, temperature: Tensor, *, tempered: bool) -> tuple[Tensor, _Softmax]:
     """The targets' log-probs f32[n, K], and what the gradient needs. In as few passes over [n, V] as it takes."""
     peak = logits.amax(-1, keepdim=True).float()
     chosen = logits.gather(1, targets).float()
     exps = torch.sub(logits, peak)  # fp32 from here on, also where the product was bfloat16
-    if not bool((temperature == 1).all()):
+    if tempered:
         exps.div_(temperature)
     total = exps.exp_().sum(-1, keepdim=True)
     return (chosen - peak) / temperature - total.log(), _Softmax(exps, total)

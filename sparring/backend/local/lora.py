@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -122,39 +122,52 @@ class AdapterCall:
             self._segments = None
 
 
+class _Part(NamedTuple):
+    """Neighbouring tokens, `start` to `end` of the flattened input, that go through one adapter: its `place`-th layer."""
+
+    adapter: AdapterWeights
+    place: int
+    start: int
+    end: int
+
+
 class _LoraFunction(Function):
-    """The layer with one adapter. The adapter's gradients are added to fp32 buffers in place: no cast nodes, no copies."""
+    """The layer with adapters: the base once for all tokens, then each adapter on its own ones. The adapters' gradients are
+    added to fp32 buffers in place: no cast nodes, no copies."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, adapter: AdapterWeights, index: int
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, parts: Sequence[_Part]) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
-        kept = None if adapter.dropout is None else adapter.dropout.mask(flat)
-        low = (flat if kept is None else flat * kept) @ adapter.a[index].T
         y = functional.linear(flat, weight, bias)
-        y.addmm_(low, adapter.b[index].T, alpha=adapter.scale)
-        ctx.save_for_backward(flat, low, weight, kept)
-        ctx.adapter, ctx.index, ctx.shape = adapter, index, x.shape
+        lows, masks = [], []
+        for adapter, place, start, end in parts:
+            rows = flat[start:end]
+            kept = None if adapter.dropout is None else adapter.dropout.mask(rows)
+            low = (rows if kept is None else rows * kept) @ adapter.a[place].T
+            y[start:end].addmm_(low, adapter.b[place].T, alpha=adapter.scale)
+            lows.append(low)
+            masks.append(kept)
+        ctx.save_for_backward(flat, weight, *lows, *masks)
+        ctx.parts, ctx.shape = parts, x.shape
         return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        flat, low, weight, kept = ctx.saved_tensors
-        adapter, index = ctx.adapter, ctx.index
-        grad = grads[0].reshape(-1, grads[0].shape[-1])
-        grad_low = (grad @ adapter.b[index]).mul_(adapter.scale)
-        if adapter.trains:
-            adapter.grad_b[index].add_(grad.T @ low, alpha=adapter.scale)
-            adapter.grad_a[index].add_(grad_low.T @ (flat if kept is None else flat * kept))
-        if not ctx.needs_input_grad[0]:
-            return None, None, None, None, None
-        grad_x = grad @ weight
-        if kept is None:
-            grad_x.addmm_(grad_low, adapter.a[index])
-        else:
-            grad_x.add_((grad_low @ adapter.a[index]).mul_(kept))
-        return grad_x.view(ctx.shape), None, None, None, None
+        flat, weight, *kept_ones = ctx.saved_tensors
+        lows, masks = kept_ones[: len(ctx.parts)], kept_ones[len(ctx.parts) :]
+        whole = grads[0].reshape(-1, grads[0].shape[-1])
+        grad_x = whole @ weight if ctx.needs_input_grad[0] else None
+        for (adapter, place, start, end), low, kept in zip(ctx.parts, lows, masks, strict=True):
+            grad, rows = whole[start:end], flat[start:end]
+            grad_low = grad @ adapter.b[place]  # but for the scale
+            if adapter.trains:
+                adapter.grad_b[place].add_(grad.T @ low, alpha=adapter.scale)
+                adapter.grad_a[place].add_(grad_low.T @ (rows if kept is None else rows * kept), alpha=adapter.scale)
+            if grad_x is not None and kept is None:
+                grad_x[start:end].addmm_(grad_low, adapter.a[place], alpha=adapter.scale)
+            elif grad_x is not None:
+                grad_x[start:end].add_((grad_low @ adapter.a[place]).mul_(kept), alpha=adapter.scale)
+        return None if grad_x is None else grad_x.view(ctx.shape), None, None, None
 
 
 class LoraLinear(nn.Module):
@@ -169,33 +182,24 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "B *T D"]) -> Float[Tensor, "B *T O"]:
         """One pass through base and adapters; gradients flow to `x` and to the buffers of adapters that train."""
-        segments = self._call.segments
-        if len(segments) == 1:
-            assert segments[0][1] == x.shape[0], (segments[0][1], x.shape)
-            return self._one(x, segments[0][0])
-        if not torch.is_grad_enabled():
-            return self._without_gradient(x, segments)
-        parts = torch.split(x, [count for _, count in segments])
-        return torch.cat([self._one(part, segments[i][0]) for i, part in enumerate(parts)])
+        parts = self._parts(x)
+        if not parts:
+            return functional.linear(x, self.weight, self.bias)
+        return _LoraFunction.apply(x, self.weight, self.bias, parts)  # type: ignore[no-any-return, no-untyped-call]
 
-    def _without_gradient(self, x: Tensor, segments: Sequence[AdapterSegment]) -> Tensor:
-        """The base once for all rows, then each adapter on its own: rows of several versions cost hardly more than of one."""
+    def _parts(self, x: Tensor) -> list[_Part]:
+        segments = self._call.segments
         assert sum(count for _, count in segments) == x.shape[0], (segments, x.shape)
-        y = functional.linear(x, self.weight, self.bias)
+        tokens = x.numel() // (x.shape[0] * x.shape[-1])
+        parts: list[_Part] = []
         start = 0
         for adapter, count in segments:
+            end = start + count * tokens
             place = None if adapter is None else adapter.places[self._index]
             if adapter is not None and place is not None:
-                rows, out = (whole[start : start + count].view(-1, whole.shape[-1]) for whole in (x, y))
-                out.addmm_(rows @ adapter.a[place].T, adapter.b[place].T, alpha=adapter.scale)
-            start += count
-        return y
-
-    def _one(self, x: Tensor, adapter: AdapterWeights | None) -> Tensor:
-        place = None if adapter is None else adapter.places[self._index]
-        if place is None:
-            return functional.linear(x, self.weight, self.bias)
-        return _LoraFunction.apply(x, self.weight, self.bias, adapter, place)  # type: ignore[no-any-return, no-untyped-call]
+                parts.append(_Part(adapter, place, start, end))
+            start = end
+        return parts
 
 
 class Adapter:

@@ -33,6 +33,9 @@ value_clipped        the sum of both
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -41,44 +44,65 @@ from sparring.backend.losses import CrossEntropy, Loss
 from sparring.backend.totals import BIN, BINS_PER_DECADE, LAST_BIN, NARROWEST
 
 
-def measures(loss: Loss, lp: Tokens, q: Tokens, result: Objective) -> dict[str, float]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sums:
+    """Metrics whose values may still be computed, on a device that works by itself: scalars by name, and counts of the bins."""
+
+    tokens: int
+    scalars: Mapping[str, Tensor]
+    bins: Tensor | None = None
+
+    def fetched(self) -> dict[str, float]:
+        """The numbers, in one transfer; waits for the device. Of the bins, those that are not empty."""
+        parts = [torch.stack([one.detach().double() for one in self.scalars.values()])] if self.scalars else []
+        if self.bins is not None:
+            parts.append(self.bins.double())
+        values: list[float] = torch.cat(parts).tolist() if parts else []
+        counts = values[len(self.scalars) :]
+        return (
+            {"tokens": float(self.tokens)}
+            | dict(zip(self.scalars, values[: len(self.scalars)], strict=True))
+            | {f"{BIN}{number - LAST_BIN}": count for number, count in enumerate(counts) if count}
+        )
+
+
+def measures(loss: Loss, lp: Tokens, q: Tokens, result: Objective) -> Sums:
     """The metrics above, but for the entropy; `lp` are the scored tokens' own log-probs."""
     lp = lp.detach()
-    found = {"tokens": float(len(lp)), "loss": result.loss.item(), "nll_sum": -lp.sum().item()}
-    if not isinstance(loss, CrossEntropy):
-        found |= distances(lp, q)
-    found |= _clips(result)
+    scalars = {"loss": result.loss, "nll_sum": -lp.sum()} | _clips(result)
     if result.truncated is not None:
-        found["truncated"] = float(result.truncated.sum())
-    return found
+        scalars["truncated"] = result.truncated.sum()
+    if isinstance(loss, CrossEntropy):
+        return Sums(tokens=len(lp), scalars=scalars)
+    found = distances(lp, q)
+    return Sums(tokens=len(lp), scalars=scalars | dict(found.scalars), bins=found.bins)
 
 
-def value_measures(values: Tokens, returns: Tokens | None = None, result: Objective | None = None) -> dict[str, float]:
+def value_measures(values: Tokens, returns: Tokens | None = None, result: Objective | None = None) -> Sums:
     """A critic's metrics above; without returns and what the loss made of them, those of the values alone."""
     v = values.detach().double()
-    found = {"tokens": float(len(v)), "value_sum": v.sum().item()}
+    scalars = {"value_sum": v.sum()}
     if returns is None or result is None:
-        return found
+        return Sums(tokens=len(v), scalars=scalars)
     exact = returns.double()
     assert v.ndim == 1 and v.shape == exact.shape, (v.shape, exact.shape)
-    sums = {
+    scalars |= {
         "loss": result.loss,
         "return_sum": exact.sum(),
         "return_squared_sum": exact.square().sum(),
         "value_error_squared_sum": (v - exact).square().sum(),
     }
-    clips = {f"value_{name}": count for name, count in _clips(result).items()}
-    return found | {name: value.item() for name, value in sums.items()} | clips
+    return Sums(tokens=len(v), scalars=scalars | {f"value_{name}": count for name, count in _clips(result).items()})
 
 
-def _clips(result: Objective) -> dict[str, float]:
+def _clips(result: Objective) -> dict[str, Tensor]:
     if result.low is None or result.high is None:
         return {}
-    low, high = float(result.low.sum()), float(result.high.sum())
+    low, high = result.low.sum(), result.high.sum()
     return {"clipped": low + high, "clipped_low": low, "clipped_high": high}
 
 
-def distances(lp: Tokens, q: Tokens) -> dict[str, float]:
+def distances(lp: Tokens, q: Tokens) -> Sums:
     """How far the trainer is from the sampler."""
     assert lp.ndim == 1 and lp.shape == q.shape, (lp.shape, q.shape)
     difference = lp - q
@@ -90,15 +114,16 @@ def distances(lp: Tokens, q: Tokens) -> dict[str, float]:
         "kl_k2_sum": difference.square().sum() / 2,
         "kl_k3_sum": (torch.expm1(difference) - difference).sum(),
     }
-    return {name: value.item() for name, value in sums.items()} | histogram(difference)
+    return Sums(tokens=len(lp), scalars=sums, bins=histogram(difference))
 
 
-def histogram(log_ratio: Tokens) -> dict[str, float]:
-    """Counts by bin: K = 0 up to `NARROWEST` on either side of 0, then `BINS_PER_DECADE` a decade, the sign being the side."""
-    size = torch.log10(log_ratio.abs().clamp_min(NARROWEST) / NARROWEST)
+def histogram(log_ratio: Tokens) -> Tensor:
+    """Counts by bin K, K = -`LAST_BIN` first: 0 up to `NARROWEST` on either side of 0, then `BINS_PER_DECADE` a decade, the
+    sign being the side. What is no number counts as 0; `Call.keep` refuses it."""
+    size = torch.log10(log_ratio.abs().clamp_min(NARROWEST) / NARROWEST).nan_to_num_(nan=0.0)
     bins = torch.ceil(size * BINS_PER_DECADE).clamp(max=LAST_BIN).to(torch.int64) * _sign(log_ratio)
-    counts = torch.bincount(bins + LAST_BIN, minlength=2 * LAST_BIN + 1).tolist()
-    return {f"{BIN}{number - LAST_BIN}": float(count) for number, count in enumerate(counts) if count}
+    counts = torch.zeros(2 * LAST_BIN + 1, dtype=torch.int64, device=log_ratio.device)
+    return counts.index_add_(0, bins + LAST_BIN, torch.ones_like(bins))
 
 
 def _sign(values: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """RMSNorm with a backward pass of its own: the same numbers as transformers' in fewer passes over memory.
 
 transformers writes it as eight operations, and autograd keeps an fp32 copy of the input for them; on a CPU that costs as much
-as attention. Letters: `D` hidden.
+as attention. On CUDA torch has one kernel for each direction, which rounds once where the formula does twice.
+Letters: `D` hidden.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.nn import functional
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.mistral.modeling_mistral import MistralRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
@@ -31,6 +33,8 @@ class RootMeanSquareNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
         """Gradients flow to `x`, and to the weight where it is trained."""
+        if x.is_cuda:
+            return functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
         return _Norm.apply(x, self.weight, self.eps)  # type: ignore[no-any-return, no-untyped-call]
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from sparring.arrays import F32, I32
 from sparring.backend.datum import Datum
+from sparring.backend.local.shapes import rounded
 
 I64 = NDArray[np.int64]
 
@@ -105,15 +106,15 @@ class MicroBatch:
 def plan(data: Sequence[Datum], *, token_budget: int, longest_tree: int = 1024) -> list[MicroBatch]:
     """Micro-batches that cover every datum once, in an order that depends on the data alone.
 
-    Rows are sorted by length, longest first, so that those of one micro-batch need little padding; R * L stays within
-    `token_budget` unless a single row exceeds it. A row of several data is at most `longest_tree` tokens, or its longest
-    datum, because attention over a row costs its length squared.
+    Rows are sorted by length, longest first, so that those of one micro-batch need little padding, up to a length that comes
+    up often (`rounded`); R * L stays within `token_budget` unless a single row exceeds it. A row of several data is at most
+    `longest_tree` tokens, or its longest datum, because attention over a row costs its length squared.
     """
     rows = _trees(data, min(longest_tree, token_budget))
     rows.sort(key=lambda row: (-row.length, row.data))
     batches: list[list[Row]] = []
     for row in rows:
-        if batches and (len(batches[-1]) + 1) * batches[-1][0].length <= token_budget:
+        if batches and (len(batches[-1]) + 1) * rounded(batches[-1][0].length) <= token_budget:
             batches[-1].append(row)
         else:
             batches.append([row])
@@ -162,7 +163,7 @@ def _seen_by_itself(length: int) -> I64:
 
 
 def _lay_out(data: Sequence[Datum], rows: Sequence[Row]) -> MicroBatch:
-    longest = max(row.length for row in rows)
+    longest = rounded(max(row.length for row in rows))
     tokens = np.zeros((len(rows), longest), np.int64)
     positions = np.zeros((len(rows), longest), np.int64)
     end = np.tile(_seen_by_itself(longest), (len(rows), 1))
@@ -192,8 +193,7 @@ def _scored(data: Sequence[Datum], rows: Rows, places: Sequence[_Place]) -> Micr
     targets = pick(lambda one: one.tokens).astype(np.int64)
     temperature = pick(lambda one: np.full(len(one.tokens), one.temperature, np.float32))
     soft = pick(lambda one: np.full(len(one.tokens), one.soft_targets is not None))
-    key = np.stack([source, targets, temperature.view(np.int32), np.where(soft, datum, -1)], axis=1)
-    _, distinct, like = np.unique(key, axis=0, return_index=True, return_inverse=True)
+    distinct, like = _distinct(source, targets, temperature.view(np.int32), np.where(soft, datum + 1, 0))
     return MicroBatch(
         rows=rows,
         source=source,
@@ -205,5 +205,17 @@ def _scored(data: Sequence[Datum], rows: Rows, places: Sequence[_Place]) -> Micr
         datum=datum,
         token=token,
         distinct=distinct,
-        like=like.reshape(-1),
+        like=like,
     )
+
+
+def _distinct(*fields: NDArray[np.integer[Any]]) -> tuple[I64, I64]:
+    """The first index of each combination of what the fields, [N] each and not negative, hold, and for each index which
+    combination it is. By sorting numbers, which is less work than sorting rows."""
+    key = np.zeros(len(fields[0]), np.int64)
+    for field in fields:
+        values = field.astype(np.int64)
+        if len(values) and values.max() != values.min():
+            _, key = np.unique(key * (int(values.max()) + 1) + values, return_inverse=True)
+    _, first, like = np.unique(key, return_index=True, return_inverse=True)
+    return first, like

@@ -22,13 +22,28 @@ from sparring.backend.local.packing import MicroBatch, Rows, stack
 from sparring.errors import SparringError
 
 T = TypeVar("T")
-Score = Callable[[Tensor], tuple[Tensor, Tensor] | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Graded:
+    """What was made of a micro-batch's hidden states: states [N, C] that were computed from them, and the loss's gradient with
+    respect to these; None where there is none.
+
+    `settle` takes what is wanted of it to the host, and raises what is wrong with it. That waits for the device, so it is
+    called when the backward pass is under way; gradients of numbers that cannot be used then are in the buffer, which is broken
+    either way.
+    """
+
+    settle: Callable[[], None]
+    slope: tuple[Tensor, Tensor] | None = None
+
+
+Score = Callable[[Tensor], Graded]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """A micro-batch that waits for its pass. `score` takes the hidden states [R, L, D]; where `train`, it returns states [N, C]
-    that were computed from them, and the loss's gradient with respect to these; None where there is none."""
+    """A micro-batch that waits for its pass. `score` takes the hidden states [R, L, D]; there is a slope where `train`."""
 
     batch: MicroBatch
     train: bool
@@ -114,7 +129,7 @@ def _pass(works: Sequence[Work[Any]], chosen: dict[int, Wanted], base: BaseModel
     parts: list[Rows] = [wanted.batch.rows for wanted in chosen.values()]
     segments = [(works[index].weights, len(wanted.batch.rows.tokens)) for index, wanted in chosen.items()]
     failed: dict[int, SparringError] = {}
-    slopes: list[tuple[Tensor, Tensor]] = []
+    graded: dict[int, Graded] = {}
     for index in chosen:
         works[index].before(train)
     with torch.set_grad_enabled(train), base.call.rows(segments):
@@ -123,12 +138,19 @@ def _pass(works: Sequence[Work[Any]], chosen: dict[int, Wanted], base: BaseModel
         for index, wanted in chosen.items():
             rows, length = wanted.batch.rows.tokens.shape
             try:
-                slope = wanted.score(hidden[start : start + rows, :length])
+                graded[index] = wanted.score(hidden[start : start + rows, :length])
             except SparringError as error:
                 failed[index] = error
-            else:
-                slopes += [slope] if slope is not None else []
             start += rows
-        if slopes:
-            torch.autograd.backward([states for states, _ in slopes], [gradient for _, gradient in slopes])
+        _backward([one.slope for one in graded.values() if one.slope is not None])
+    for index, one in graded.items():
+        try:
+            one.settle()
+        except SparringError as error:
+            failed[index] = error
     return failed
+
+
+def _backward(slopes: Sequence[tuple[Tensor, Tensor]]) -> None:
+    if slopes:
+        torch.autograd.backward([states for states, _ in slopes], [gradient for _, gradient in slopes])

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from sparring.backend.local.full import FullWeights
-from sparring.backend.local.head import CHUNK_BYTES
+from sparring.backend.local.head import rows_at_once
 from sparring.backend.local.lora import AdapterWeights, Segment, Weights, merged
 
 
@@ -82,7 +82,7 @@ def add_matrix_gradient(
 ) -> None:
     """Add d loss / d matrix of its last X columns: G^T states, G = d loss / d logits = onehot(scale) - softmax sum(scale)."""
     columns = states[:, states.shape[1] - buffer.shape[1] :]
-    chunk = max(1, CHUNK_BYTES // (4 * matrix.shape[0]))
+    chunk = rows_at_once(matrix.device, 4 * matrix.shape[0])
     for start in range(0, states.shape[0], chunk):
         rows = slice(start, start + chunk)
         logits = (states[rows] @ matrix.T).float().div_(temperature[rows, None])

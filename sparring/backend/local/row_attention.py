@@ -1,7 +1,7 @@
-"""Attention within the rows of a micro-batch, on a CPU: plain batched products over whole rows.
+"""Attention within the rows of a micro-batch by plain batched products over whole rows: on a CPU, and in fp32 on CUDA.
 
-At a few hundred tokens a row this is several times as fast, forwards and backwards, as torch's own kernel; it holds about half
-of [R, H, L, L] probabilities, so longer rows take torch's.
+On a CPU, at a few hundred tokens a row, this is several times as fast, forwards and backwards, as torch's own kernel; on CUDA
+that kernel rounds fp32 products. It holds about half of [R, H, L, L] probabilities, so longer rows take torch's.
 
 Letters: `R` rows, `H` query heads, `K` key-value heads, `G` = H / K, `L` tokens, `D` head width.
 """
@@ -9,7 +9,6 @@ Letters: `R` rows, `H` query heads, `K` key-value heads, `G` = H / K, `L` tokens
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from transformers import AttentionInterface, PreTrainedConfig
 
-from sparring.backend.local.plugged import plugged, refuse_unknown
+from sparring.backend.local.plugged import refuse_unknown
 
 LONGEST = 1024
 """Tokens of the longest row that is computed this way."""
@@ -27,7 +26,7 @@ BLOCK = 128
 """Tokens whose queries are computed together. They look at nothing that stands behind them in the row, so that nearly half of
 the products of a long row fall away."""
 
-_NAME = "sparring_rows"
+NAME = "sparring_rows"
 
 RowBias = tuple[Tensor, ...]
 """What is added to the scores of each block of queries, 0 or minus infinity, as the products have them: [R * K or 1, G * B, E],
@@ -45,11 +44,6 @@ def row_bias(seen: Bool[Tensor, "R L L"], config: PreTrainedConfig, dtype: torch
 
 def _blocks(length: int) -> list[tuple[int, int]]:
     return [(start, min(start + BLOCK, length)) for start in range(0, length, BLOCK)]
-
-
-def use_row_attention(config: PreTrainedConfig) -> AbstractContextManager[None]:
-    """The attention of this module inside the block."""
-    return plugged(config, _NAME)
 
 
 class _Rows(Function):
@@ -113,4 +107,4 @@ def _row_attention(
     return out.transpose(1, 2).contiguous(), None
 
 
-AttentionInterface.register(_NAME, _row_attention)
+AttentionInterface.register(NAME, _row_attention)

@@ -43,8 +43,9 @@ from sparring.backend.local.standing import SamplerStatistics
 from sparring.backend.sampling import SampledSequence, SamplingParams
 from sparring.errors import BackendError, SettingError, UnsupportedError
 
-PREFILL_TOKENS = 512
-"""Tokens of prompts in one step; a longer prompt is computed in parts."""
+PREFILL_TOKENS = {"cpu": 512, "cuda": 2048}
+"""Tokens of prompts in one step; a longer prompt is computed in parts. More of them fill a larger device, and hold more
+scores: [heads, tokens of the step, tokens looked at]."""
 
 PREFILL_RUN = 8
 """Steps spent on prompts before running sequences get one."""
@@ -72,10 +73,12 @@ class TorchSampler:
         *,
         slots: int = 64,
         cache_tokens: int = 65536,
-        prefill_tokens: int = PREFILL_TOKENS,
+        prefill_tokens: int | None = None,
         prefix_bytes: int = PREFIX_BYTES,
         deterministic: bool = False,
     ) -> None:
+        if prefill_tokens is None:
+            prefill_tokens = PREFILL_TOKENS[base.device.type]
         for name, value in {"slots": slots, "cache_tokens": cache_tokens, "prefill_tokens": prefill_tokens}.items():
             if value < 1:
                 raise SettingError(f"{name}={value!r}: must be at least 1")
@@ -212,8 +215,8 @@ class TorchSampler:
         views = [prompt_view(self._base, start, length)]
         given = Pass(self._cache, slots, start, views, reads=len(groups), read=slots)
         positions = torch.arange(start, start + length, device=self._base.device)[None].expand(len(groups), -1)
-        rows: list[Segment] = [(group.adapter, 1) for group in groups]
-        hidden = forward(self._base, self._tensor(tokens), positions, rows, given)
+        parts: list[Segment] = [(group.adapter, 1) for group in groups]
+        hidden = forward(self._base, self._tensor(tokens), positions, parts, given)
         self._prompt_tokens += sum(counts)
         for group, count in zip(groups, counts, strict=True):
             group.done += count
@@ -221,7 +224,8 @@ class TorchSampler:
             (row, count - 1) for row, (group, count) in enumerate(zip(groups, counts, strict=True)) if not group.rest
         ]
         if ends:
-            self._begin([groups[row] for row, _ in ends], torch.stack([hidden[end] for end in ends]))
+            rows, last = self._tensor(np.array(ends)).T
+            self._begin([groups[row] for row, _ in ends], hidden[rows, last])
 
     def _next_groups(self) -> list[Group]:
         """The first contexts that fit into one step and go on from the same place, those of one adapter beside each other."""
@@ -309,10 +313,10 @@ class TorchSampler:
         rows[:, order[:count]] = [[drawn.tokens[-1] for drawn in running], lengths[:count]]
         tokens, positions = self._tensor(rows)[..., None]
         hidden = forward(self._base, tokens, positions, parts, given)[:, 0]
-        logits = self._logits(hidden[:count], parts[:count])
+        logits = self._logits(hidden, parts)
         for drawn in running:
             drawn.length += 1
-        self._draw(running, logits if place is None else logits[self._tensor(place)])
+        self._draw(running, logits[:count] if place is None else logits[self._tensor(place)])
 
     def _decode_fixed(self, running: list[Drawn]) -> None:
         """Rows of one adapter, always `slots` of them, each looking at whole blocks of its own number."""

@@ -86,7 +86,7 @@ def targets_of(data: Sequence[Datum], batch: MicroBatch, device: torch.device) -
 
 def _members(batch: MicroBatch) -> list[int]:
     """The data of a micro-batch that have scored tokens."""
-    return list(dict.fromkeys(batch.datum.tolist()))
+    return [int(index) for index in batch.datum[np.diff(batch.datum, prepend=-1) != 0]]
 
 
 def _soft_targets(data: Sequence[Datum], batch: MicroBatch) -> Iterator[tuple[NDArray[np.bool_], SoftTargets]]:

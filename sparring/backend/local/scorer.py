@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,18 +17,25 @@ from sparring.backend.local.call import Call, chosen, not_finite, nothing_yet, p
 from sparring.backend.local.custom import decide, slopes_at
 from sparring.backend.local.head import HeadInput, TokenScores, score
 from sparring.backend.local.lora import AdapterWeights, Weights
-from sparring.backend.local.measures import measures
+from sparring.backend.local.measures import Sums, measures
 from sparring.backend.local.objectives import moves, objective, with_slopes
 from sparring.backend.local.packing import MicroBatch
-from sparring.backend.local.passes import Score, Wanted, Work
+from sparring.backend.local.passes import Graded, Score, Wanted, Work
 from sparring.backend.local.readout import Readout
 from sparring.backend.local.scored import places_of, scored_tokens, targets_of
 from sparring.backend.losses import Custom, Loss
 from sparring.backend.training import ForwardOutput
 from sparring.errors import NonFinite, SettingError
 
-SlopesOf = Callable[[MicroBatch, TokenScores], Tensor]
-"""d loss / d value, f32[N], of a micro-batch that is scored."""
+
+class Sloped(NamedTuple):
+    """d loss / d value, f32[N], of a micro-batch that is scored, and the metrics of its loss, if it has its own."""
+
+    slopes: Tensor
+    sums: Sums | None = None
+
+
+SlopesOf = Callable[[MicroBatch, TokenScores], Sloped]
 
 
 class Scorer:
@@ -65,9 +74,13 @@ class Scorer:
             call.count(decided.metrics)
             slopes.extend(decided.slopes)
 
-        def at_once(batch: MicroBatch, output: TokenScores) -> Tensor:
+        def at_once(batch: MicroBatch, output: TokenScores) -> Sloped:
+            call.keep(batch, output.logprobs, "log-probs")
             call_it()
-            return slopes_at(slopes, batch).to(output.values.device)
+            return sloped(batch, output)
+
+        def sloped(batch: MicroBatch, output: TokenScores) -> Sloped:
+            return Sloped(slopes_at(slopes, batch).to(output.values.device))
 
         if len(batches) == 1:
             yield from self._each(call, batches, at_once)
@@ -80,12 +93,12 @@ class Scorer:
                 "leave out different inputs; set dropout=0, or raise token_budget so that the call is one micro-batch"
             )
         unmoved = [(batch, False) for batch, _ in batches]
-        yield from self._each(call, unmoved, lambda _, output: torch.zeros_like(output.values))
+        yield from self._each(call, unmoved, lambda _, output: Sloped(torch.zeros_like(output.values)))
         call_it()
         moving = [train and bool(slope.any()) for slope in slopes]
         again = replace(call, entropy=False, found=[lp.copy() for lp in call.found], metrics={})
-        sloped = [(batch, True) for batch in chosen(call.data, moving, wanted=True, token_budget=budget)]
-        yield from self._each(again, sloped, lambda batch, output: slopes_at(slopes, batch).to(output.values.device))
+        moved = [(batch, True) for batch in chosen(call.data, moving, wanted=True, token_budget=budget)]
+        yield from self._each(again, moved, sloped)
 
     def _each(self, call: Call, batches: Sequence[tuple[MicroBatch, bool]], slopes_of: SlopesOf) -> Iterator[Wanted]:
         """Micro-batches to score, those that are marked with gradients."""
@@ -95,50 +108,52 @@ class Scorer:
     def _scoring(self, call: Call, batch: MicroBatch, slopes_of: SlopesOf, *, train: bool) -> Score:
         """What is done with a micro-batch's hidden states."""
 
-        def scoring(hidden: Tensor) -> tuple[Tensor, Tensor] | None:
+        def scoring(hidden: Tensor) -> Graded:
             device = self._base.device
             source, distinct, like = places_of(batch, device)
-            states = self._readout.states(hidden.flatten(0, 1)[source])
+            states = self._readout.states(hidden.flatten(0, 1).index_select(0, source))
             targets = targets_of(call.data, batch, device)
             given = HeadInput(
                 hidden=states.detach(),
                 targets=targets.tokens[distinct],
                 weights=targets.weights[distinct],
                 temperature=torch.from_numpy(batch.temperature).to(device)[distinct],
+                tempered=bool((batch.temperature != 1).any()),
             )
             output = score(self._readout.matrix, given, gradient=train, entropy=call.entropy)
             each = output.at(like)
-            _keep(call, batch, each)
-            slopes = slopes_of(batch, each)
-            _assert_finite(slopes, batch, call.found)
+            slopes, sums = slopes_of(batch, each)
+            entropy = None if each.entropy is None else each.entropy.sum()
+
+            def settle() -> None:
+                call.keep(batch, each.logprobs, "log-probs")
+                _assert_finite(slopes, batch, call.found)
+                if entropy is not None:
+                    call.count({"entropy_sum": entropy.item(), "entropy_tokens": float(len(batch.targets))})
+                if sums is not None:
+                    call.count(sums.fetched())
+
             if output.gradient is None or not len(source):
-                return None
+                return Graded(settle=settle)
             summed = torch.zeros_like(output.values).index_add_(0, like, slopes)
             scale = given.weights * (summed / given.temperature)[:, None]
             self._readout.add_gradient(given.hidden, given.targets, scale, given.temperature)
-            return states, output.gradient.mul_(summed[:, None])
+            return Graded(settle=settle, slope=(states, output.gradient.mul_(summed[:, None])))
 
         return scoring
 
-    def _slopes(self, call: Call, loss: Loss, batch: MicroBatch, output: TokenScores) -> Tensor:
-        """By autograd through the loss; counts its metrics."""
+    def _slopes(self, call: Call, loss: Loss, batch: MicroBatch, output: TokenScores) -> Sloped:
+        """By autograd through the loss."""
         scored = scored_tokens(call.data, batch, loss, self._base.device)
         result, slopes = with_slopes(lambda values: objective(loss, values, scored), output.values)
-        call.count(measures(loss, output.logprobs, scored.q, result))
-        return slopes
-
-
-def _keep(call: Call, batch: MicroBatch, output: TokenScores) -> None:
-    """Take a micro-batch's log-probs and entropies. Raises `NonFinite` naming the data whose log-probs cannot be used."""
-    call.keep(batch, output.logprobs, "log-probs")
-    if output.entropy is not None:
-        call.count({"entropy_sum": output.entropy.sum().item(), "entropy_tokens": float(len(output.entropy))})
+        return Sloped(slopes, measures(loss, output.logprobs, scored.q, result))
 
 
 def _assert_finite(slopes: Tensor, batch: MicroBatch, logprobs: Sequence[F32]) -> None:
     """Raises `NonFinite` naming the data whose gradients cannot be used."""
-    if data := not_finite(batch, slopes):
-        bad = ~torch.isfinite(slopes.cpu()).numpy()
+    values = slopes.cpu().numpy()
+    if data := not_finite(batch, values):
+        bad = ~np.isfinite(values)
         places = zip(batch.datum[bad], batch.token[bad], batch.q[bad], strict=True)
         furthest = max(float(logprobs[datum][token] - q) for datum, token, q in places)
         raise NonFinite(

@@ -11,7 +11,9 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from queue import SimpleQueue
+from time import monotonic
 from typing import Any, Protocol, TypeVar
 
 import anyio
@@ -44,11 +46,16 @@ class _Operation:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStatistics:
     """Operations that wait for the engine thread, results that wait for the event loop, and how many take turns between
-    operations (samplers)."""
+    operations (samplers). For how many seconds the thread has worked so far: on operations, and on background steps, those
+    between two parts of an operation included. `parts` of operations and background steps are done so far: where it stands
+    still, nothing is computed."""
 
     waiting: int
     undelivered: int
     background: int
+    operation_seconds: float
+    background_seconds: float
+    parts: int
 
 
 class EngineThread:
@@ -67,6 +74,8 @@ class EngineThread:
         self._woken = False
         self._closing = False
         self._death: BaseException | None = None
+        self._operation_seconds = self._background_seconds = 0.0
+        self._parts = 0
         self._outbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="sparring engine", daemon=False)
         self._poster = threading.Thread(target=self._deliver, name="sparring engine results", daemon=False)
@@ -93,7 +102,12 @@ class EngineThread:
     def statistics(self) -> EngineStatistics:
         """How it stands; read from any thread, each number by itself."""
         return EngineStatistics(
-            waiting=len(self._operations), undelivered=self._outbox.qsize(), background=len(self._background)
+            waiting=len(self._operations),
+            undelivered=self._outbox.qsize(),
+            background=len(self._background),
+            operation_seconds=self._operation_seconds,
+            background_seconds=self._background_seconds,
+            parts=self._parts,
         )
 
     def submit(self, run: Callable[[], T], name: str) -> PendingResult[T]:
@@ -132,6 +146,7 @@ class EngineThread:
         """
         if self._closing:
             raise BackendError("the backend was closed while an operation ran")
+        self._parts += 1
         for _ in range(self._decode_share):
             if not self._background_step():
                 return
@@ -187,12 +202,15 @@ class EngineThread:
         with self._changed:
             self._woken = False
         for background in list(self._background):
+            began = monotonic()
             try:
                 worked = background.step()
             except Exception as error:  # noqa: BLE001 - crosses threads: the requests that were carried get it
                 background.fail(error)
                 worked = True
             if worked:
+                self._background_seconds += monotonic() - began
+                self._parts += 1
                 self._background.remove(background)
                 self._background.append(background)
                 with self._changed:
@@ -201,12 +219,15 @@ class EngineThread:
         return False
 
     def _perform(self, operation: _Operation) -> None:
+        began = monotonic() - self._background_seconds
+        settle: Callable[[], None]
         try:
-            value = operation.run()
+            settle = partial(self.succeed, operation.pending, operation.run())
         except Exception as error:  # noqa: BLE001 - crosses threads: the waiter gets it
-            self.fail(operation.pending, error)
-        else:
-            self.succeed(operation.pending, value)
+            settle = partial(self.fail, operation.pending, error)
+        self._operation_seconds += monotonic() - self._background_seconds - began
+        self._parts += 1
+        settle()
 
     def _deliver(self) -> None:
         """The second thread: hand settled results to the event loop, all that have gathered at once."""

@@ -12,10 +12,10 @@ from sparring.backend.datum import Datum, ValueDatum
 from sparring.backend.local.base import BaseModel
 from sparring.backend.local.call import Call, not_finite, nothing_yet, planned
 from sparring.backend.local.lora import Trained
-from sparring.backend.local.measures import value_measures
+from sparring.backend.local.measures import Sums, value_measures
 from sparring.backend.local.objectives import clipped_value, with_slopes
 from sparring.backend.local.packing import MicroBatch
-from sparring.backend.local.passes import Score, Wanted, Work
+from sparring.backend.local.passes import Graded, Score, Wanted, Work
 from sparring.backend.local.scored import places_of
 from sparring.backend.local.value_head import ValueHead
 from sparring.backend.losses import ClippedValue
@@ -47,37 +47,44 @@ class ValueScorer:
     def _scoring(self, call: Call, loss: ClippedValue | None, batch: MicroBatch, *, train: bool) -> Score:
         """What is done with a micro-batch's hidden states."""
 
-        def scoring(hidden: Tensor) -> tuple[Tensor, Tensor] | None:
+        def scoring(hidden: Tensor) -> Graded:
             source, _, like = places_of(batch, self._device)
-            states = hidden.flatten(0, 1)[source]
+            states = hidden.flatten(0, 1).index_select(0, source)
             values = self._head.values(states)
-            call.keep(batch, values[like], "values")
-            slopes = self._slopes(call, loss, batch, values[like])
+            each = values[like]
+            slopes, sums = self._slopes(loss, batch, each)
+
+            def settle() -> None:
+                call.keep(batch, each, "values")
+                _assert_finite(slopes, batch)
+                call.count(sums.fetched())
+
             if not train or not len(source):
-                return None
+                return Graded(settle=settle)
             summed = torch.zeros_like(values).index_add_(0, like, slopes)
-            return states, self._head.backward(states, summed)
+            return Graded(settle=settle, slope=(states, self._head.backward(states, summed)))
 
         return scoring
 
-    def _slopes(self, call: Call, loss: ClippedValue | None, batch: MicroBatch, values: Tensor) -> Tensor:
-        """d loss / d value, f32[N]; counts the metrics. In float64, where the square of no fp32 number overflows."""
+    def _slopes(self, loss: ClippedValue | None, batch: MicroBatch, values: Tensor) -> tuple[Tensor, Sums]:
+        """d loss / d value, f32[N], and the metrics. In float64, where the square of no fp32 number overflows."""
         if loss is None:
-            call.count(value_measures(values))
-            return torch.zeros_like(values)
+            return torch.zeros_like(values), value_measures(values)
         old, returns, weights = (
             torch.from_numpy(field).to(self._device).double() for field in (batch.q, batch.advantages, batch.weights)
         )
         result, exact = with_slopes(
             lambda leaf: clipped_value(leaf, old, returns, weights, clip=loss.clip), values.double()
         )
-        slopes = exact.float()
-        if data := not_finite(batch, slopes):
-            raise NonFinite(
-                f"the gradient of data {data} is not finite: weight times (value - return) has no place in fp32; scale returns"
-            )
-        call.count(value_measures(values, returns, result))
-        return slopes
+        return exact.float(), value_measures(values, returns, result)
+
+
+def _assert_finite(slopes: Tensor, batch: MicroBatch) -> None:
+    """Raises `NonFinite` naming the data whose gradients cannot be used."""
+    if data := not_finite(batch, slopes.cpu().numpy()):
+        raise NonFinite(
+            f"the gradient of data {data} is not finite: weight times (value - return) has no place in fp32; scale returns"
+        )
 
 
 def _laid_out(datum: ValueDatum) -> Datum:
