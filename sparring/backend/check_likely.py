@@ -62,4 +62,5 @@ def _told(sample: SampledSequence, params: SamplingParams) -> F32:
         bool((np.delete(sample.logprobs, place) <= np.delete(logprobs[:, -1], place) + 1e-4).all()),
         f"{params}: a token that is likelier than the likeliest was drawn",
     )
-    return np.abs(sample.logprobs[place] - logprobs[place, among])
+    differences: F32 = np.abs(sample.logprobs[place] - logprobs[place, among])
+    return differences

@@ -196,7 +196,7 @@ DEFECTS: dict[
     ),
     "likeliest of another distribution": (
         check_likely,
-        lambda inner: Broken(inner, then=lambda s: likely(s, lambda t, lp: (t, lp - np.float32(0.5)))),
+        lambda inner: Broken(inner, then=lambda s: likely(s, lambda t, lp: (t, lp + np.float32(0.5)))),
         "drawn and of the same among the likeliest differ by 0.5",
     ),
     "likeliest that were left out": (

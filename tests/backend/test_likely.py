@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from sparring.backend.local.base import BaseModel
 from sparring.backend.local.draw import Shape, draw, likeliest
 from sparring.backend.local.model import TorchModel
+from sparring.backend.local.packing import Rows
 from sparring.backend.local.scoring import option_logprobs, token_logprobs
 from sparring.backend.sampling import SampledSequence, SamplingParams
 from sparring.backend.scripted import ScriptedBackend
@@ -62,15 +64,16 @@ def test_options_are_scored_as_if_each_were_alone(tiny_model: Path, monkeypatch:
 
 
 def test_the_context_of_options_is_computed_once(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    base, lengths = base_of(tiny_llama), []
-    compute = type(base).hidden_states
-    monkeypatch.setattr(
-        type(base),
-        "hidden_states",
-        lambda self, rows, train: lengths.append(rows.tokens.shape) or compute(self, rows, train=train),
-    )
+    base, shapes = base_of(tiny_llama), list[tuple[int, ...]]()
+    compute = BaseModel.hidden_states
+
+    def counted(self: BaseModel, rows: Rows, *, train: bool) -> torch.Tensor:
+        shapes.append(rows.tokens.shape)
+        return compute(self, rows, train=train)
+
+    monkeypatch.setattr(BaseModel, "hidden_states", counted)
     option_logprobs(base, None, prompt_of(0, 100), [prompt_of(1, 2), prompt_of(2, 3), prompt_of(3, 4)])
-    assert lengths == [(1, 109)]
+    assert shapes == [(1, 109)]
 
 
 async def test_the_likeliest_and_options_of_a_client(model: TorchModel) -> None:

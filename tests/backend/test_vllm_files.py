@@ -76,10 +76,10 @@ def test_a_full_disk_says_so_and_leaves_nothing(tmp_path: Path) -> None:
 def test_a_version_that_does_not_fit_is_named_and_the_next_has_its_place(tmp_path: Path) -> None:
     with small_disk(tmp_path / "small", 64) as disk:
         folder = WeightsFolder(disk)
-        first = folder.write({"adapter": bytes(30_000)})
+        first = folder.write({"adapter": bytes(30_000)}, version=0)
         with pytest.raises(BackendError, match=rf"cannot be written to '{folder.path}/.*No space left.*make room"):
-            folder.write({"adapter": bytes(45_000)})
+            folder.write({"adapter": bytes(45_000)}, version=0)
         folder.remove(first)
-        second = folder.write({"adapter": bytes(45_000)})
+        second = folder.write({"adapter": bytes(45_000)}, version=0)
         assert (second.folder / "adapter").stat().st_size == 45_000 and second.number == 3
         folder.close()

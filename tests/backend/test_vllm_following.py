@@ -119,3 +119,5 @@ def test_paths_change_with_what_an_engine_has(tmp_path: Path) -> None:
         source.point(engine, WeightsFile(name=version, number=1, version=0, folder=tmp_path / version))
     assert source.link("a").resolve() == tmp_path / "v2" and source.link("b").resolve() == tmp_path / "v0"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["f-a", "f-b", "v0", "v1", "v2"]
+    source.forget()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["v0", "v1", "v2"], "the versions are not its to remove"

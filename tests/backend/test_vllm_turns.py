@@ -178,6 +178,16 @@ class Followed(Played):
         assert of == str(model), f"a follower of {model} met {self.installed}"
         return int(version)
 
+    async def asked(self, kind: str, steps: int) -> None:
+        """One of `KINDS`."""
+        what, _, model = kind.rpartition(" ")
+        if what == "follow":
+            await self.follow(int(model), steps=steps)
+        elif what == "go on":
+            await self.go_on(int(model))
+        else:
+            await self.draw(kind, steps=steps)
+
     async def go_on(self, model: int) -> None:
         self.newest[model] += 1
         wanted = self.newest[model]
@@ -253,13 +263,7 @@ def test_any_requests_end_and_meet_their_own_weights(requests: list[tuple[str, i
         for kind, after, steps, cancelled in requests:
             for _ in range(after):
                 await asyncio.sleep(0)
-            what, _, model = kind.rpartition(" ")
-            asked = {
-                "": lambda kind=kind, steps=steps: played.draw(kind, steps=steps),
-                "follow": lambda model=model, steps=steps: played.follow(int(model), steps=steps),
-                "go on": lambda model=model: played.go_on(int(model)),
-            }
-            tasks.append(asyncio.ensure_future(asked[what]()))
+            tasks.append(asyncio.ensure_future(played.asked(kind, steps)))
             if cancelled and len(tasks) > 1:
                 tasks[len(tasks) // 2].cancel()
         async with asyncio.timeout(10):

@@ -77,12 +77,7 @@ def _sequence(one: Any, params: SamplingParams, source: Source) -> SampledSequen
     if not np.isfinite(logprobs).all():
         raise BackendError("sampling failed: the log-prob of a drawn token is not finite")
     stop: Stop = one.finish_reason
-    if isinstance(source, WeightsFile):
-        versions = ((source.version, len(tokens)),)
-    else:
-        versions = stamps(one.weight_versions or (), source)
-        if sum(count for _, count in versions) != len(tokens):
-            raise BackendError(f"vLLM stamped {versions!r} of {len(tokens)} tokens with the weights that drew them")
+    versions = _versions(one, len(tokens), source)
     top_tokens, top_logprobs = _top(one.logprobs, len(tokens), params) if params.top_logprobs else (None, None)
     return SampledSequence(
         tokens=tokens,
@@ -92,6 +87,16 @@ def _sequence(one: Any, params: SamplingParams, source: Source) -> SampledSequen
         top_tokens=top_tokens,
         top_logprobs=top_logprobs,
     )
+
+
+def _versions(one: Any, length: int, source: Source) -> tuple[tuple[int, int], ...]:
+    """Which version drew which token."""
+    if isinstance(source, WeightsFile):
+        return ((source.version, length),)
+    versions = stamps(one.weight_versions or (), source)
+    if sum(count for _, count in versions) != length:
+        raise BackendError(f"vLLM stamped {versions!r} of {length} tokens with the weights that drew them")
+    return versions
 
 
 def scored(output: Any, length: int) -> F32:

@@ -41,6 +41,11 @@ class Followed:
         fresh.symlink_to(weights.folder, target_is_directory=True)
         fresh.replace(link)
 
+    def forget(self) -> None:
+        """Nothing is found at any engine's path any more."""
+        for link in self.folder.glob(f"{self.name}-*"):
+            link.unlink(missing_ok=True)
+
 
 def label(versions: Mapping[int, int]) -> str:
     """What vLLM stamps tokens with where the models, or the weights, of these numbers have these versions."""

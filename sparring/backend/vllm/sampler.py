@@ -316,6 +316,7 @@ class VllmSampler:
 
     def _remove(self, source: Source) -> None:
         if isinstance(source, Followed):
+            source.forget()
             self._let_go(source.now)
         elif self._files is not None:
             self._files.remove(source)
