@@ -27,6 +27,7 @@ from sparring.backend.local import LocalBackend
 from sparring.backend.sampling import SamplingClient, SamplingParams
 from sparring.backend.vllm.client import VllmSamplingClient
 from sparring.backend.vllm.convert import vllm_params
+from sparring.backend.vllm.files import WeightsFile
 
 PAIRS, REQUESTS, PROMPT_TOKENS, DRAWN, RANK, VOCABULARY = 5, 64, 45, 32, 16, 49000
 PARAMS = SamplingParams(max_tokens=DRAWN)
@@ -40,7 +41,8 @@ async def _through_client(client: SamplingClient, prompts: list[I32]) -> None:
 
 def _directly(client: VllmSamplingClient, prompts: list[I32]) -> None:
     """On the engine's own loop, without anything of ours around vLLM's generator."""
-    adapter = client._weights  # pyright: ignore[reportPrivateUsage]
+    adapter = client._source  # pyright: ignore[reportPrivateUsage]
+    assert isinstance(adapter, WeightsFile)
     request = LoRARequest(lora_name=adapter.name, lora_int_id=adapter.number, lora_path=str(adapter.folder))
     params = Theirs(**vllm_params(PARAMS, 1), output_kind=RequestOutputKind.FINAL_ONLY)
 

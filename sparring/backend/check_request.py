@@ -28,3 +28,17 @@ def check_request(tokens: I32, params: SamplingParams, n: int, context_length: i
         raise SettingError(f"n={n!r}: must be at least 1")
     if len(tokens) + params.max_tokens > context_length:
         raise ContextFull(f"{len(tokens)} tokens and max_tokens={params.max_tokens!r} do not fit into {context_length}")
+
+
+def checked_options(
+    prompt: Sequence[int] | I32, options: Sequence[Sequence[int] | I32], vocabulary: int, context_length: int
+) -> tuple[I32, list[I32]]:
+    """The prompt and the options as i32; raises as `SamplingClient.options` says."""
+    start = checked_tokens(prompt, vocabulary)
+    if len(options) == 0:
+        raise SettingError("options=[]: there is nothing to choose from; give at least one")
+    checked = [checked_tokens(option, vocabulary) for option in options]
+    longest = max(len(option) for option in checked)
+    if len(start) + longest > context_length:
+        raise ContextFull(f"{len(start)} tokens and an option of {longest} do not fit into {context_length}")
+    return start, checked

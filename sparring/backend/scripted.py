@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import sha256
+from math import log
 from random import Random
 from typing import Any, Literal, TypeVar
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from sparring.arrays import F32, I32
 from sparring.backend.bytes_renderer import END, VOCABULARY, ByteRenderer
 from sparring.backend.check_data import check_data
+from sparring.backend.check_request import checked_options
 from sparring.backend.datum import Datum
 from sparring.backend.losses import LOSSES, Loss
 from sparring.backend.pending import PendingResult
@@ -162,6 +164,15 @@ class ScriptedSampler:
     async def logprobs(self, tokens: Sequence[int] | I32) -> F32:
         raise UnsupportedError("logprobs(): the scripted backend has no distribution")
 
+    async def options(self, prompt: Sequence[int] | I32, options: Sequence[Sequence[int] | I32]) -> F32:
+        """A function of weights, prompt and option."""
+        if self._closed:
+            raise BackendError("options() on a sampling client that was closed")
+        ids, checked = checked_options(prompt, options, VOCABULARY, CONTEXT)
+        await anyio.lowlevel.checkpoint()
+        rngs = [Random(sha256(self._weights + ids.tobytes() + b"/" + option.tobytes()).digest()) for option in checked]
+        return np.array([log(1 - rng.random()) for rng in rngs], np.float32)
+
     async def aclose(self) -> None:
         self._closed = True
 
@@ -174,11 +185,15 @@ class ScriptedSampler:
         stopped = _up_to_stop(text, params.stop)
         whole = [*text.encode(), END] if stopped is None else [*stopped.encode()]
         tokens = np.array(whole[: params.max_tokens], np.int32)
+        logprobs = np.array([-rng.random() for _ in range(len(tokens))], np.float32)
+        top_tokens, top_logprobs = _top(tokens, logprobs, params.top_logprobs)
         return SampledSequence(
             tokens=tokens,
-            logprobs=np.array([-rng.random() for _ in range(len(tokens))], np.float32),
+            logprobs=logprobs,
             stop="stop" if len(tokens) == len(whole) else "length",
             versions=((self.version, len(tokens)),),
+            top_tokens=top_tokens,
+            top_logprobs=top_logprobs,
         )
 
 
@@ -201,6 +216,11 @@ class ScriptedFollower:
     async def logprobs(self, tokens: Sequence[int] | I32) -> F32:
         return await self._newest().logprobs(tokens)
 
+    async def options(self, prompt: Sequence[int] | I32, options: Sequence[Sequence[int] | I32]) -> F32:
+        if self._closed:
+            raise BackendError("options() on a sampling client that was closed")
+        return await self._newest().options(prompt, options)
+
     async def aclose(self) -> None:
         self._closed = True
 
@@ -215,12 +235,16 @@ class ScriptedFollower:
             place = min(len(taken), len(drawn.tokens) - 1)
             taken.append((int(drawn.tokens[place]), float(drawn.logprobs[place]), drawn.versions[0][0]))
             ended = place == len(drawn.tokens) - 1
-        tokens, logprobs, versions = zip(*taken, strict=True)
+        tokens, logprobs, versions = (np.array(column) for column in zip(*taken, strict=True))
+        said, likely = tokens.astype(np.int32), logprobs.astype(np.float32)
+        top_tokens, top_logprobs = _top(said, likely, params.top_logprobs)
         return SampledSequence(
-            tokens=np.array(tokens, np.int32),
-            logprobs=np.array(logprobs, np.float32),
+            tokens=said,
+            logprobs=likely,
             stop=drawn.stop,
-            versions=runs(versions),
+            versions=runs(versions.tolist()),
+            top_tokens=top_tokens,
+            top_logprobs=top_logprobs,
         )
 
 
@@ -234,6 +258,14 @@ def _checked(prompt: Sequence[int] | I32, params: SamplingParams, *, closed: boo
     if len(ids) + params.max_tokens > CONTEXT:
         raise ContextFull(f"{len(ids)} tokens and up to {params.max_tokens} more exceed the context of {CONTEXT}")
     return ids
+
+
+def _top(tokens: I32, logprobs: F32, count: int) -> tuple[I32, F32] | tuple[None, None]:
+    """What was drawn is the likeliest, and the tokens after it are less and less likely; [T, k]."""
+    if count == 0:
+        return None, None
+    later = np.arange(count, dtype=np.int32)
+    return (tokens[:, None] + later) % VOCABULARY, logprobs[:, None] - later.astype(np.float32)
 
 
 def _optional(datum: Datum) -> Iterator[NDArray[Any]]:

@@ -146,6 +146,9 @@ class ScriptClient:
     async def logprobs(self, tokens: Sequence[int] | I32) -> F32:
         raise UnsupportedError("logprobs(): a script has no distribution")
 
+    async def options(self, prompt: Sequence[int] | I32, options: Sequence[Sequence[int] | I32]) -> F32:
+        raise UnsupportedError("options(): a script has no distribution")
+
     async def aclose(self) -> None:
         """Nothing is held."""
 

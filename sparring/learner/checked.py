@@ -119,8 +119,8 @@ def _check_models(name: str, policy: Policy, able: Capabilities) -> None:
 
 def versions_at_once(run: Run) -> int:
     """How many versions may be played at the same time, of all policies on one base: of each policy the newest
-    `max_staleness + 1`, the one that is being published, one that held-out tasks are played with, and version 0 where it is an
-    opponent."""
+    `max_staleness + 1`, the one that is being published, one that held-out tasks are played with, version 0 where it is an
+    opponent, and with weights in flight the name that goes on from version to version."""
     frozen = {
         player.policy
         for episodes in (*run.sources, *run.named_held_out.values())
@@ -128,7 +128,7 @@ def versions_at_once(run: Run) -> int:
         for player in lineup.resolved(episodes.environment.seats, tuple(run.named_policies)).values()
         if isinstance(player, Frozen)
     }
-    each = run.max_staleness + 2 + bool(run.named_held_out)
+    each = run.max_staleness + 2 + bool(run.named_held_out) + (run.weights == "inflight")
     needed = Counter[str]()
     for name, policy in run.named_policies.items():
         needed[policy.model] += each + (name in frozen)

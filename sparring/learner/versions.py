@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import anyio
@@ -109,20 +110,26 @@ class _Player:
         return self._versions.newest if self._version is None else self._version
 
     async def sample(self, prompt: Sequence[int] | I32, params: SamplingParams, n: int = 1) -> list[SampledSequence]:
-        version = self.version
-        self._versions.hold(version)
-        try:
-            return await self._versions.entry(version).client.sample(prompt, params, n)
-        finally:
-            await self._versions.release(version)
+        async with self._held() as client:
+            return await client.sample(prompt, params, n)
 
     async def logprobs(self, tokens: Sequence[int] | I32) -> F32:
-        version = self.version
-        self._versions.hold(version)
-        try:
-            return await self._versions.entry(version).client.logprobs(tokens)
-        finally:
-            await self._versions.release(version)
+        async with self._held() as client:
+            return await client.logprobs(tokens)
+
+    async def options(self, prompt: Sequence[int] | I32, options: Sequence[Sequence[int] | I32]) -> F32:
+        async with self._held() as client:
+            return await client.options(prompt, options)
 
     async def aclose(self) -> None:
         """Holds nothing between calls."""
+
+    @asynccontextmanager
+    async def _held(self) -> AsyncIterator[SamplingClient]:
+        """The client of the version that is the right one now."""
+        version = self.version
+        self._versions.hold(version)
+        try:
+            yield self._versions.entry(version).client
+        finally:
+            await self._versions.release(version)

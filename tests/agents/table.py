@@ -53,6 +53,9 @@ class RecordingClient:
     async def logprobs(self, tokens: Sequence[int] | I32) -> F32:
         raise AssertionError("no player asks for it")
 
+    async def options(self, prompt: Sequence[int] | I32, options: Sequence[Sequence[int] | I32]) -> F32:
+        raise AssertionError("no player asks for it")
+
     async def aclose(self) -> None: ...
 
 

@@ -12,7 +12,7 @@ from sparring.backend.datum import Datum
 from sparring.backend.local.lora import Adapter
 from sparring.backend.local.model import TorchModel
 from sparring.backend.local.sampler import TorchSampler
-from sparring.backend.local.snapshots import WeightsFollower
+from sparring.backend.local.snapshots import WeightsOutlet
 from sparring.backend.local.trainer import Trainer
 from sparring.backend.losses import Loss, Regularized
 from sparring.backend.training import Lora
@@ -90,11 +90,10 @@ def trainer(model: TorchModel) -> Trainer:
 
 def sampler_of(model: TorchModel) -> TorchSampler:
     """The torch sampler that draws from a model's published weights."""
-    follower = model._follower  # pyright: ignore[reportPrivateUsage]
-    assert isinstance(follower, WeightsFollower)
-    sampler = follower._sampler  # pyright: ignore[reportPrivateUsage]
-    assert isinstance(sampler, TorchSampler)
-    return sampler
+    outlet = model._outlet  # pyright: ignore[reportPrivateUsage]
+    assert isinstance(outlet, WeightsOutlet)
+    assert isinstance(outlet.sampler, TorchSampler)
+    return outlet.sampler
 
 
 def lora_of(model: TorchModel) -> Adapter:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,25 @@ import anyio
 
 from sparring.backend.vllm.engine import Engine, EngineDied
 from sparring.backend.vllm.files import WeightsFile
+from sparring.backend.vllm.following import Followed, label
 from sparring.errors import BackendError
 
-WEIGHTS = WeightsFile(name="a", number=1, folder=Path("/nowhere"))
+
+def file(version: int) -> WeightsFile:
+    """A version that nobody reads."""
+    return WeightsFile(name=f"v{version}", number=version + 1, version=version, folder=Path("/nowhere"))
+
+
+WEIGHTS = file(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """vLLM's `WeightVersionSpan`."""
+
+    version: str
+    start: int
+    end: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +48,7 @@ class Completion:
     token_ids: list[int]
     logprobs: Flat
     finish_reason: str
+    weight_versions: list[Span] = field(default_factory=list[Span])
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +63,10 @@ def completion(index: int, tokens: list[int], logprobs: list[float], reason: str
 
 
 class Scripted:
-    """Answers a prompt with its sum, or what `answer` makes of it. `dies` and `hangs` say at which token, `refuses`, `stalls`
-    which version it does not load, at once or ever; `warms` is whether it comes through its first step."""
+    """Answers a prompt with its sum, or what `answer` makes of it. `dies`, `hangs` and `waits` (until `go_on`) say at which
+    token, `refuses`, `stalls` which version it does not load, at once or ever; `warms` is whether it comes through its first
+    step. What follows a model is stamped with what it has when it ends; `moves` are the versions that it was given, `dies_of`
+    the one that it dies of, `stays` the one that it does not go on from, though it says so."""
 
     def __init__(
         self,
@@ -58,18 +77,24 @@ class Scripted:
         refuses: int = -1,
         stalls: int = -1,
         warms: bool = True,
+        waits: int = -1,
+        dies_of: int = -1,
+        stays: int = -1,
         answer: Callable[[Sequence[int]], Any] = sum,
     ) -> None:
         self._answer = answer
         self._dies, self._hangs, self._answers = dies, hangs, answers
         self._refuses, self._stalls, self._warms = refuses, stalls, warms
+        self._waits, self._dies_of, self._stays = waits, dies_of, stays
+        self.moves: list[WeightsFile] = []
+        self.followed: dict[int, WeightsFile] = {}
         self.asked_for: list[list[int]] = []
         self.answered: list[list[int]] = []
         self.loaded: set[int] = set()
         self.dead = self.was_shut = False
         self.processes: tuple[int, ...] = (1,)
         self.running = 0
-        self._killed = anyio.Event()
+        self._killed, self._goes_on = anyio.Event(), anyio.Event()
         self.asked, self.begun = threading.Event(), threading.Event()
 
     async def generate(self, tokens: Sequence[int], params: Mapping[str, Any], weights: WeightsFile) -> Any:
@@ -83,10 +108,31 @@ class Scripted:
             if self._hangs in tokens:
                 await self._killed.wait()
                 raise EngineDied
+            if self._waits in tokens:
+                await self._goes_on.wait()
             self.answered.append(list(tokens))
             return self._answer(tokens)
         finally:
             self.running -= 1
+
+    async def follow(self, tokens: Sequence[int], params: Mapping[str, Any], source: Followed) -> Any:
+        await self.move(source, source.now)
+        output = await self.generate(tokens, params, source.now)
+        stamp = label({source.number: self.followed[source.number].version})
+        return Output([replace(one, weight_versions=[Span(stamp, 0, len(one.token_ids))]) for one in output.outputs])
+
+    async def move(self, source: Followed, weights: WeightsFile) -> None:
+        known = self.followed.get(source.number)
+        if known is None or (known.number < weights.number and known.version != self._stays):
+            self.dead = self.dead or weights.version == self._dies_of
+            if self.dead:
+                raise EngineDied
+            self.moves.append(weights)
+            self.followed[source.number] = weights
+
+    async def go_on(self, engine: Engine) -> None:
+        """What waits is answered."""
+        self._goes_on.set()
 
     async def warm_up(self) -> None:
         self.begun.set()
@@ -100,8 +146,9 @@ class Scripted:
             await anyio.sleep_forever()
         self.loaded.add(weights.number)
 
-    async def unload(self, weights: WeightsFile) -> None:
+    async def unload(self, weights: WeightsFile | Followed) -> None:
         self.loaded.discard(weights.number)
+        self.followed.pop(weights.number, None)
 
     async def answer(self) -> None:
         if not self._answers:

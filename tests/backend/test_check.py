@@ -20,6 +20,7 @@ from sparring.backend.check import (
     check_closing,
     check_distribution,
     check_ends,
+    check_likely,
     check_parity,
     check_seeds,
     check_versions,
@@ -83,15 +84,16 @@ async def test_what_is_left_is_named(tmp_path: Path) -> None:
 
 
 class Broken:
-    """A sampling client with a planted defect: `of` changes what is asked, `then` what comes back."""
+    """A sampling client with a planted defect: `of` changes what is asked, `then` what comes back, `among` the options."""
 
     def __init__(
         self,
         inner: SamplingClient,
         of: Callable[[SamplingParams], SamplingParams] = lambda params: params,
         then: Callable[[SampledSequence], SampledSequence] = lambda sample: sample,
+        among: Callable[[Sequence[Any]], Sequence[Any]] = lambda options: options,
     ) -> None:
-        self._inner, self._of, self._then = inner, of, then
+        self._inner, self._of, self._then, self._among = inner, of, then, among
 
     @property
     def version(self) -> int:
@@ -102,6 +104,9 @@ class Broken:
 
     async def logprobs(self, tokens: Sequence[int] | I32) -> F32:
         return await self._inner.logprobs(tokens)
+
+    async def options(self, prompt: Sequence[int] | I32, options: Sequence[Sequence[int] | I32]) -> F32:
+        return await self._inner.options(prompt, self._among(options))
 
     async def aclose(self) -> None:
         await self._inner.aclose()
@@ -138,6 +143,14 @@ def longer(sample: SampledSequence) -> SampledSequence:
     )
 
 
+def likely(sample: SampledSequence, change: Callable[[I32, F32], tuple[I32, F32]]) -> SampledSequence:
+    """Other likeliest tokens, where any are told."""
+    if sample.top_tokens is None or sample.top_logprobs is None:
+        return sample
+    tokens, logprobs = change(sample.top_tokens, sample.top_logprobs)
+    return replace(sample, top_tokens=tokens, top_logprobs=logprobs)
+
+
 DEFECTS: dict[
     str, tuple[Callable[[TrainingClient], Awaitable[None]], Callable[[SamplingClient], SamplingClient], str]
 ] = {
@@ -166,6 +179,46 @@ DEFECTS: dict[
     "one token too many": (check_ends, lambda inner: Broken(inner, then=longer), "max_tokens=24"),
     "seed ignored": (check_seeds, lambda inner: Broken(inner, of=lambda p: replace(p, seed=None)), "other tokens"),
     "one seed for all": (check_seeds, lambda inner: Broken(inner, of=lambda p: replace(p, seed=1)), "are alike"),
+    "likeliest tokens unasked": (
+        check_likely,
+        lambda inner: Broken(inner, of=lambda p: replace(p, top_logprobs=p.top_logprobs or 1)),
+        "without top_logprobs",
+    ),
+    "too few of the likeliest": (
+        check_likely,
+        lambda inner: Broken(inner, of=lambda p: replace(p, top_logprobs=min(p.top_logprobs, 2))),
+        r"in the shape \(16, 2\), not \(16, 5\)",
+    ),
+    "likeliest last": (
+        check_likely,
+        lambda inner: Broken(inner, then=lambda s: likely(s, lambda t, lp: (t[:, ::-1], lp[:, ::-1]))),
+        "are not in order",
+    ),
+    "likeliest of another distribution": (
+        check_likely,
+        lambda inner: Broken(inner, then=lambda s: likely(s, lambda t, lp: (t, lp + np.float32(0.5)))),
+        "drawn and of the same among the likeliest differ by 0.5",
+    ),
+    "likeliest that were left out": (
+        check_likely,
+        lambda inner: Broken(inner, then=lambda s: likely(s, lambda t, lp: (t, np.maximum(lp, np.float32(-40))))),
+        "leaves all but 3 tokens out",
+    ),
+    "likeliest tokens of another place": (
+        check_likely,
+        lambda inner: Broken(inner, then=lambda s: likely(s, lambda t, lp: (t + 1, lp))),
+        "likelier than the likeliest was drawn|differ by",
+    ),
+    "options by their first token": (
+        check_likely,
+        lambda inner: Broken(inner, among=lambda options: [option[:1] for option in options]),
+        "log-probs of options and of their tokens differ",
+    ),
+    "options in another order": (
+        check_likely,
+        lambda inner: Broken(inner, among=lambda options: options[::-1]),
+        "log-probs of options and of their tokens differ",
+    ),
     "stamps of another version": (
         check_versions,
         lambda inner: Broken(inner, then=lambda s: replace(s, versions=((7, len(s.tokens)),))),

@@ -197,6 +197,7 @@ async def test_what_vllm_cannot_sample_from_is_refused_before_it_is_started(tiny
         LocalBackend(sampler="vllm", deterministic=True)
     async with LocalBackend(sampler="vllm", max_loras=3, cache_dir=tmp_path) as backend:
         assert backend.capabilities().versions == 3
+        assert backend.capabilities().kinds == {"snapshot", "inflight"}
         with pytest.raises(UnsupportedError, match="unembedding"):
             await backend.create_model(str(tiny_llama), lora=Lora(unembedding=True))
 

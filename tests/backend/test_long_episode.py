@@ -73,6 +73,9 @@ class Counting:
     async def logprobs(self, tokens: Sequence[int] | I32) -> F32:
         return await self._inner.logprobs(tokens)
 
+    async def options(self, prompt: Sequence[int] | I32, options: Sequence[Sequence[int] | I32]) -> F32:
+        return await self._inner.options(prompt, options)
+
     async def aclose(self) -> None:
         await self._inner.aclose()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,15 @@ from sparring.backend.training import Lora
 from sparring.backend.vllm import ServedModel, VllmSettings
 from sparring.backend.vllm.asked import Request
 from sparring.backend.vllm.convert import sampled, scored, vllm_params
-from sparring.backend.vllm.settings import engine_options, patience, refuse_unserved
+from sparring.backend.vllm.following import Followed, label, version_in
+from sparring.backend.vllm.settings import block_size, engine_options, patience, refuse_unserved
 from sparring.errors import BackendError, SettingError, SparringError, UnsupportedError
-from tests.backend.scripted_engine import Completion, Flat, Output, completion
+from tests.backend.scripted_engine import Completion, Flat, Output, Span, completion, file
 
 
 def test_sequences_come_in_order_with_their_version() -> None:
     output = Output([completion(1, [7], [-0.5], "stop"), completion(0, [5, 6], [-1.0, -2.0])])
-    first, second = sampled(output, SamplingParams(max_tokens=2), 2, version=4)
+    first, second = sampled(output, SamplingParams(max_tokens=2), 2, file(4))
     assert (first.tokens.tolist(), first.logprobs.tolist(), first.stop) == ([5, 6], [-1.0, -2.0], "length")
     assert (second.tokens.tolist(), second.stop, second.versions) == ([7], "stop", ((4, 1),))
     assert first.tokens.dtype == np.int32 and first.logprobs.dtype == np.float32
@@ -32,8 +34,48 @@ def test_sequences_come_in_order_with_their_version() -> None:
 def test_a_greedy_draw_is_certain() -> None:
     greedy = SamplingParams(max_tokens=1, temperature=0.0)
     assert vllm_params(greedy, 3)["n"] == 1
-    samples = sampled(Output([completion(0, [5], [-0.3])]), greedy, 3, version=0)
+    samples = sampled(Output([completion(0, [5], [-0.3])]), greedy, 3, file(0))
     assert [(sample.tokens.tolist(), sample.logprobs.tolist()) for sample in samples] == [([5], [0.0])] * 3
+
+
+def followed(number: int, *, whole: bool = False) -> Followed:
+    return Followed(name="f", number=number, folder=Path("/nowhere"), whole=whole, now=file(2))
+
+
+def drawn(*spans: tuple[str, int, int]) -> Output:
+    """Four tokens, and what vLLM says of which weights drew them."""
+    one = completion(0, [1, 2, 3, 4], [-1.0] * 4)
+    return Output([replace(one, weight_versions=[Span(*span) for span in spans])])
+
+
+def test_labels_say_the_version_of_every_model_that_is_followed() -> None:
+    assert label({12: 7, 3: 40}) == "3:40 12:7"
+    assert (version_in("3:40 12:7", 3), version_in("3:40 12:7", 12)) == (40, 7)
+    for text in ("default", "", "12:7"):
+        with pytest.raises(BackendError, match=f"drew with weights '{text}', which does not say the version of 3"):
+            version_in(text, 3)
+
+
+def test_what_follows_a_model_is_stamped_with_its_versions_whatever_else_changes() -> None:
+    """Another model that went on in the middle makes another span of vLLM's, and no other version."""
+    spans = ("3:2 5:0", 0, 1), ("3:2 5:1", 1, 2), ("3:4 5:1", 2, 2), ("3:5 5:1", 2, 4)
+    for number, versions in ((3, ((2, 2), (5, 2))), (5, ((0, 1), (1, 3)))):
+        (sample,) = sampled(drawn(*spans), SamplingParams(max_tokens=4), 1, followed(number))
+        assert sample.versions == versions
+
+
+def test_where_versions_are_all_weights_the_label_names_these() -> None:
+    (sample,) = sampled(drawn(("8:2", 0, 3), ("9:3", 3, 4)), SamplingParams(max_tokens=4), 1, followed(3, whole=True))
+    assert sample.versions == ((2, 3), (3, 1))
+    with pytest.raises(BackendError, match="does not say the version of one model"):
+        sampled(drawn(("8:2 9:3", 0, 4)), SamplingParams(max_tokens=4), 1, followed(3, whole=True))
+
+
+def test_tokens_that_vllm_stamped_with_nothing_are_none() -> None:
+    with pytest.raises(BackendError, match=r"vLLM stamped \(\(2, 3\),\) of 4 tokens"):
+        sampled(drawn(("3:2", 0, 3)), SamplingParams(max_tokens=4), 1, followed(3))
+    with pytest.raises(BackendError, match="does not say the version of 3"):
+        sampled(drawn(("default", 0, 4)), SamplingParams(max_tokens=4), 1, followed(3))
 
 
 @pytest.mark.parametrize(
@@ -46,7 +88,7 @@ def test_a_greedy_draw_is_certain() -> None:
 )
 def test_an_answer_that_is_none_fails(one: Completion, message: str) -> None:
     with pytest.raises(BackendError, match=message):
-        sampled(Output([one]), SamplingParams(max_tokens=1), 1, version=0)
+        sampled(Output([one]), SamplingParams(max_tokens=1), 1, file(0))
 
 
 def test_scores_are_those_of_the_tokens_themselves() -> None:
@@ -84,7 +126,13 @@ def test_temperatures_that_vllm_changes_or_refuses_are_refused(temperature: floa
 @pytest.mark.parametrize(("given", "on_cpu", "seconds"), [(None, True, 120), (None, False, 20), (7.0, True, 7)])
 def test_a_cpu_is_waited_for_longer(tmp_path: Any, given: float | None, on_cpu: bool, seconds: float) -> None:
     model = ServedModel(
-        folder=tmp_path, context_length=10, vocabulary=9, dtype="float32", on_cpu=on_cpu, token_bytes=64
+        folder=tmp_path,
+        adapted=("q_proj",),
+        context_length=10,
+        vocabulary=9,
+        dtype="float32",
+        on_cpu=on_cpu,
+        token_bytes=64,
     )
     settings = VllmSettings(max_loras=1, max_lora_rank=8, slots=1, stuck_after=given)
     assert patience(settings, model) == seconds
@@ -92,32 +140,63 @@ def test_a_cpu_is_waited_for_longer(tmp_path: Any, given: float | None, on_cpu: 
 
 def test_the_engine_has_room_for_the_longest_sequence_and_the_largest_rank(tmp_path: Any) -> None:
     model = ServedModel(
-        folder=tmp_path, context_length=1000, vocabulary=9, dtype="float32", on_cpu=True, token_bytes=64
+        folder=tmp_path,
+        adapted=("q_proj",),
+        context_length=1000,
+        vocabulary=9,
+        dtype="float32",
+        on_cpu=True,
+        token_bytes=64,
     )
     options = engine_options(VllmSettings(max_loras=3, max_lora_rank=9, slots=5, cache_tokens=10), model)
     assert (options["max_model_len"], options["max_lora_rank"], options["max_loras"]) == (1001, 16, 3)
     assert options["max_num_seqs"] == 5
     assert options["kv_cache_memory_bytes"] == 64 * (1001 + 256)
     assert options["enforce_eager"] and options["logprobs_mode"] == "processed_logprobs"
-    assert options["enable_lora"] and "worker_extension_cls" not in options
+    assert options["enable_lora"] and options["lora_target_modules"] == ["q_proj"]
+    assert names_a_class(options["worker_extension_cls"])
 
 
 def test_an_engine_for_all_weights_has_no_adapters_and_is_brought_what_reads_them(tmp_path: Any) -> None:
-    model = ServedModel(folder=tmp_path, context_length=10, vocabulary=9, dtype="float32", on_cpu=False, token_bytes=64)
+    model = ServedModel(
+        folder=tmp_path,
+        adapted=("q_proj",),
+        context_length=10,
+        vocabulary=9,
+        dtype="float32",
+        on_cpu=False,
+        token_bytes=64,
+    )
     options = engine_options(VllmSettings(max_loras=3, max_lora_rank=None, slots=5), model)
     assert not options["enable_lora"] and "max_loras" not in options
-    module, _, name = options["worker_extension_cls"].rpartition(".")
+    source = names_a_class(options["worker_extension_cls"])
+    assert f'"{options["weight_transfer_config"]["backend"]}"' in source
+
+
+def names_a_class(name: str) -> str:
+    """The source of the module, which only vLLM can import, that has a class of this name."""
+    module, _, kind = name.rpartition(".")
     source = (Path(sparring.__file__).parent.parent / module.replace(".", "/")).with_suffix(".py").read_text()
-    assert f"class {name}:" in source and f'"{options["weight_transfer_config"]["backend"]}"' in source
+    assert f"class {kind}:" in source
+    return source
 
 
-@pytest.mark.parametrize(("on_cpu", "slots", "sequences"), [(True, 64, 16), (True, 4, 4), (False, 64, 64)])
-def test_few_sequences_are_drawn_at_once_on_a_cpu(tmp_path: Any, on_cpu: bool, slots: int, sequences: int) -> None:
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_on_a_cpu_short_beginnings_are_cached_and_adapters_grouped(tmp_path: Any, *, on_cpu: bool) -> None:
+    """On a GPU both are as vLLM has them."""
     model = ServedModel(
-        folder=tmp_path, context_length=10, vocabulary=9, dtype="float32", on_cpu=on_cpu, token_bytes=64
+        folder=tmp_path,
+        adapted=("q_proj",),
+        context_length=10,
+        vocabulary=9,
+        dtype="float32",
+        on_cpu=on_cpu,
+        token_bytes=64,
     )
-    options = engine_options(VllmSettings(max_loras=1, max_lora_rank=8, slots=slots), model)
-    assert options["max_num_seqs"] == sequences
+    options = engine_options(VllmSettings(max_loras=3, max_lora_rank=8, slots=5), model)
+    assert options.get("block_size") == (32 if on_cpu else None)
+    assert block_size(model) == (32 if on_cpu else 16)
+    assert ("worker_extension_cls" in options) == on_cpu
 
 
 BAD: list[tuple[dict[str, Any], str]] = [

@@ -53,7 +53,7 @@ def submit(replicas: Replicas, tokens: Sequence[int]) -> Future[int]:
 
 def load(number: int) -> Callable[[Engine], Coroutine[Any, Any, int]]:
     """Load a version and say which engine did."""
-    weights = WeightsFile(name=f"v{number}", number=number, folder=Path("/nowhere"))
+    weights = WeightsFile(name=f"v{number}", number=number, version=number, folder=Path("/nowhere"))
 
     async def asked(engine: Engine) -> int:
         await engine.load(weights)
@@ -83,7 +83,7 @@ def test_a_version_goes_to_all_and_a_request_to_the_one_that_has_its_beginning()
         assert made[0][0].loaded == made[1][0].loaded == set()
 
 
-WEIGHTS_3 = WeightsFile(name="v3", number=3, folder=Path("/nowhere"))
+WEIGHTS_3 = WeightsFile(name="v3", number=3, version=3, folder=Path("/nowhere"))
 
 
 def test_one_that_dies_is_replaced_and_what_was_asked_of_it_is_asked_again_once() -> None:

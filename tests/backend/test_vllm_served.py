@@ -22,12 +22,18 @@ FILES = {"model.safetensors": b"weights"}
 PARAMS = SamplingParams(max_tokens=2)
 
 
-class Nobody:
-    """Nobody waits on an event loop; what an engine answers is seen there."""
+class Told:
+    """Nobody waits on an event loop: what they would be told, in order."""
 
-    def succeed(self, pending: PendingResult[Any], value: Any) -> None: ...
+    def __init__(self) -> None:
+        self.values: list[Any] = []
+        self.errors: list[BaseException] = []
 
-    def fail(self, pending: PendingResult[Any], error: BaseException) -> None: ...
+    def succeed(self, pending: PendingResult[Any], value: Any) -> None:
+        self.values.append(value)
+
+    def fail(self, pending: PendingResult[Any], error: BaseException) -> None:
+        self.errors.append(error)
 
 
 def two_tokens(prompt: Sequence[int]) -> Output:
@@ -35,8 +41,11 @@ def two_tokens(prompt: Sequence[int]) -> Output:
 
 
 @contextmanager
-def served(tmp_path: Path, *engines: Scripted, rank: int | None = None) -> Iterator[VllmSampler]:
-    waiting = list(engines)
+def served(
+    tmp_path: Path, *engines: Scripted, rank: int | None = None, replicas: int | None = None, told: Told | None = None
+) -> Iterator[VllmSampler]:
+    """A sampler whose engines are these: each a replica, or the first few of them, the others in place of those that die."""
+    waiting, count = list(engines), replicas or len(engines)
     started: list[Mapping[str, Any]] = []
 
     def start_engine(options: Mapping[str, Any]) -> Engine:
@@ -44,13 +53,20 @@ def served(tmp_path: Path, *engines: Scripted, rank: int | None = None) -> Itera
         return waiting.pop(0)
 
     model = ServedModel(
-        folder=tmp_path, context_length=256, vocabulary=100, dtype="float32", on_cpu=False, token_bytes=64, gpus=2
+        folder=tmp_path,
+        adapted=("q_proj",),
+        context_length=256,
+        vocabulary=100,
+        dtype="float32",
+        on_cpu=False,
+        token_bytes=64,
+        gpus=2,
     )
-    settings = VllmSettings(max_loras=2, max_lora_rank=rank, slots=4, replicas=len(engines))
-    sampler = VllmSampler(model, Nobody(), settings, parent=tmp_path, start_engine=start_engine)
+    settings = VllmSettings(max_loras=2, max_lora_rank=rank, slots=4, replicas=count)
+    sampler = VllmSampler(model, told or Told(), settings, parent=tmp_path, start_engine=start_engine)
     sampler.start()
     try:
-        assert [options.get("device_ids") for options in started] == ([None] if len(engines) == 1 else [[0], [1], [0]])
+        assert [options.get("device_ids") for options in started] == ([None] if count == 1 else [[0], [1], [0]][:count])
         yield sampler
     finally:
         sampler.close()
@@ -76,10 +92,10 @@ def test_a_version_is_with_every_engine_until_its_last_request_has_ended(tmp_pat
     engines = [scripted(hangs=9), scripted(hangs=9), scripted(hangs=9)]
     seen: list[list[int]] = []
     with served(tmp_path, *engines) as sampler:
-        sent = sampler.install(FILES, probe(lambda sample: seen.append(sample.tokens.tolist())))
+        sent = sampler.install(FILES, probe(lambda sample: seen.append(sample.tokens.tolist())), version=0)
         assert seen == [[5, 6]] * 3 and [engine.loaded for engine in engines] == [{sent.number}] * 3
         assert {path.name: path.read_bytes() for path in sent.folder.iterdir()} == FILES
-        request = sampler.request([9, 9], PARAMS, 1, weights=sent, version=0)
+        request = sampler.request([9, 9], PARAMS, 1, source=sent)
         sampler.retire(sent)
         settle(sampler)
         assert sent.folder.is_dir() and [engine.loaded for engine in engines] == [{sent.number}] * 3
@@ -95,12 +111,12 @@ def test_a_version_that_none_takes_is_gone_and_one_that_some_take_stays(tmp_path
         raise BackendError("sampler and trainer drifted apart")
 
     with served(tmp_path, scripted(refuses=3), scripted(), scripted()) as sampler:
-        first = sampler.install(FILES, probe())
+        first = sampler.install(FILES, probe(), version=0)
         with pytest.raises(BackendError, match="drifted apart"):
-            sampler.install(FILES, probe(drifted))
+            sampler.install(FILES, probe(drifted), version=1)
         settle(sampler)
         assert [path.name for path in first.folder.parent.iterdir() if path.is_dir()] == [first.name]
-        third = sampler.install(FILES, probe())
+        third = sampler.install(FILES, probe(), version=2)
         told = sampler.statistics()
         assert (told.versions, told.replicas, told.left, told.died) == (2, 2, 1, 0)
         assert third.folder.is_dir()
@@ -109,7 +125,7 @@ def test_a_version_that_none_takes_is_gone_and_one_that_some_take_stays(tmp_path
 def test_an_answer_to_a_probe_that_cannot_be_read_is_a_failure_too(tmp_path: Path) -> None:
     broken = Scripted(answer=lambda prompt: Output([completion(0, [5], [float("nan")])]))
     with served(tmp_path, broken) as sampler, pytest.raises(BackendError, match="not finite"):
-        sampler.install(FILES, probe())
+        sampler.install(FILES, probe(), version=0)
 
 
 def test_ranks_above_that_of_the_first_model_are_refused(tmp_path: Path) -> None:

@@ -45,6 +45,11 @@ class Client:
         assert not self.closed, "closed while it scored"
         return np.zeros(len(tokens), np.float32)
 
+    async def options(self, prompt: Sequence[int] | I32, options: Sequence[Sequence[int] | I32]) -> F32:
+        await self.go.wait()
+        assert not self.closed, "closed while it told probabilities"
+        return np.zeros(len(options), np.float32)
+
     async def aclose(self) -> None:
         assert not self.sampling, "closed while it sampled"
         await self.close.wait()

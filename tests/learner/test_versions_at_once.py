@@ -31,11 +31,14 @@ def same_base(run: Run) -> Run:
 
 
 def test_the_newest_the_next_the_evaluated_and_the_frozen_one_count(tmp_path: Path) -> None:
-    """Of alice 1 + 1 + 1, of bob, whose version 0 is an opponent in held-out play, one more; k more of each."""
+    """Of alice 1 + 1 + 1, of bob, whose version 0 is an opponent in held-out play, one more; k more of each; with weights in
+    flight one more of each."""
     assert versions_at_once(duel_run(tmp_path)) == 4
     assert versions_at_once(duel_run(tmp_path, k=3)) == 7
     assert versions_at_once(same_base(duel_run(tmp_path, k=3))) == 13
     assert versions_at_once(replace(duel_run(tmp_path), held_out=None)) == 2
+    inflight = replace(duel_run(tmp_path, k=3, deterministic=False), weights="inflight")
+    assert (versions_at_once(inflight), versions_at_once(same_base(inflight))) == (8, 15)
 
 
 def test_a_run_that_needs_more_than_there_can_be_is_refused_with_the_number(tmp_path: Path) -> None:

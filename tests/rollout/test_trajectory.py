@@ -45,6 +45,9 @@ class Recording:
     async def logprobs(self, tokens: Sequence[int] | I32) -> F32:
         raise AssertionError("nobody asks for this")
 
+    async def options(self, prompt: Sequence[int] | I32, options: Sequence[Sequence[int] | I32]) -> F32:
+        raise AssertionError("nobody asks for this")
+
     async def aclose(self) -> None:
         """Nothing is held."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -26,8 +25,8 @@ from sparring.backend.local.passes import Passes
 from sparring.backend.local.reference import TorchReference
 from sparring.backend.local.sampler import PREFIX_BYTES, TorchSampler
 from sparring.backend.local.scorer import Scorer
-from sparring.backend.local.served import send, served_model
-from sparring.backend.local.snapshots import TakeSnapshot, WeightsFollower, WeightsSnapshot
+from sparring.backend.local.served import VllmOutlet, served_model
+from sparring.backend.local.snapshots import Outlet, WeightsOutlet
 from sparring.backend.local.thread import EngineThread
 from sparring.backend.local.trainer import Trainer, forward_backward_together
 from sparring.backend.local.value_scorer import ValueScorer
@@ -51,10 +50,6 @@ class _Loaded:
     base: BaseModel
     sampler: TorchSampler
     renderer: ChatRenderer
-
-    def take_snapshot(self, trainer: Trainer) -> WeightsSnapshot:
-        """Into the memory of the torch sampler."""
-        return WeightsSnapshot(self.sampler, trainer.adapter.snapshot())
 
 
 class LocalBackend:
@@ -123,7 +118,7 @@ class LocalBackend:
         """What this backend can do."""
         return Capabilities(
             losses=frozenset(LOSSES),
-            kinds=frozenset({"snapshot", "inflight"} if self._follows else {"snapshot"}),
+            kinds=frozenset({"snapshot"} if self._deterministic else {"snapshot", "inflight"}),
             deterministic=self._deterministic,
             critics=True,
             references=True,
@@ -140,11 +135,6 @@ class LocalBackend:
             f"sampler/{name}": float(count) for name, count in samplers.items()
         }
 
-    @property
-    def _follows(self) -> bool:
-        """Whether clients can follow a model: when a publication meets a reply depends on the clock."""
-        return self._sampler == "torch" and not self._deterministic
-
     async def create_model(self, model: str, *, lora: Lora | None = None, seed: int = 0) -> TorchModel:
         """A fresh adapter on `model`: a folder, a hub name, or "smollm2-135m-instruct". A base is loaded once and shared.
 
@@ -155,11 +145,10 @@ class LocalBackend:
             refuse_unserved(lora)
         folder = await to_thread.run_sync(resolve_model, model, self._cache)
         loaded = await self._engine.submit(lambda: self._load(folder), "create_model")
-        take_snapshot: TakeSnapshot = loaded.take_snapshot
+        outlet: Outlet = WeightsOutlet(loaded.sampler, follows=not self._deterministic)
         if self._sampler == "vllm":
-            served = await self._serve(folder, loaded.base, lora)
-            take_snapshot = partial(send, served)
-        return await self._engine.submit(lambda: self._create(model, loaded, lora, seed, take_snapshot), "create_model")
+            outlet = VllmOutlet(await self._serve(folder, loaded.base, lora))
+        return await self._engine.submit(lambda: self._create(model, loaded, lora, seed, outlet), "create_model")
 
     async def create_from_state(self, path: str, *, model: str | None = None, optimizer: bool = True) -> TorchModel:
         """What `save_state` wrote; without `optimizer` also an adapter folder of PEFT. See `Backend.create_from_state`.
@@ -233,9 +222,7 @@ class LocalBackend:
             self._served[kind].check(lora)
             return self._served[kind]
 
-    def _create(
-        self, name: str, loaded: _Loaded, lora: Lora | None, seed: int, take_snapshot: TakeSnapshot
-    ) -> TorchModel:
+    def _create(self, name: str, loaded: _Loaded, lora: Lora | None, seed: int, outlet: Outlet) -> TorchModel:
         base, passes = loaded.base, self._passes(loaded.base)
         adapter = _trained(base, lora, seed)
         return TorchModel(
@@ -244,8 +231,7 @@ class LocalBackend:
             self._engine,
             renderer=loaded.renderer,
             info=_info(name, base, adapter),
-            take_snapshot=take_snapshot,
-            follower=WeightsFollower(loaded.sampler) if self._follows else None,
+            outlet=outlet,
             states=self._cache / "states",
         )
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from sparring.arrays import F32, I32
+from sparring.backend.check_request import checked_options, checked_tokens
 from sparring.backend.local.lora import Weights
 from sparring.backend.local.request import Request
 from sparring.backend.local.source import Source
@@ -35,9 +36,11 @@ class Sampler(Protocol):
 
     @property
     def context_length(self) -> int: ...
+    @property
+    def vocabulary(self) -> int: ...
     def request(self, prompt: Sequence[int] | I32, params: SamplingParams, n: int, *, source: Source) -> Request: ...
-    def checked(self, tokens: Sequence[int] | I32) -> I32: ...
-    def logprobs(self, adapter: Weights | None, tokens: I32) -> F32: ...
+    def logprobs(self, weights: Weights | None, tokens: I32) -> F32: ...
+    def options(self, weights: Weights | None, prompt: I32, options: Sequence[I32]) -> F32: ...
 
 
 class TorchSamplingClient(Opened):
@@ -62,7 +65,14 @@ class TorchSamplingClient(Opened):
     async def logprobs(self, tokens: Sequence[int] | I32) -> F32:
         """Log-prob of each token given those before it, f32[T], at temperature 1; the first is NaN."""
         self._refuse_if_closed("logprobs")
-        ids = self._sampler.checked(tokens)
+        ids = checked_tokens(tokens, self._sampler.vocabulary)
         if len(ids) > self._sampler.context_length:
             raise ContextFull(f"{len(ids)} tokens do not fit into a context of {self._sampler.context_length}")
         return await self._engine.submit(lambda: self._sampler.logprobs(self._source.now.weights, ids), "logprobs")
+
+    async def options(self, prompt: Sequence[int] | I32, options: Sequence[Sequence[int] | I32]) -> F32:
+        """Log-prob of each option after the prompt, f32[n]; see `SamplingClient.options`. The prompt is computed once."""
+        self._refuse_if_closed("options")
+        sampler = self._sampler
+        start, checked = checked_options(prompt, options, sampler.vocabulary, sampler.context_length)
+        return await self._engine.submit(lambda: sampler.options(self._source.now.weights, start, checked), "options")

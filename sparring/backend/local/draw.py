@@ -5,6 +5,7 @@ random numbers: as easy as 1, 2, 3") maps (key, position) to one uniform number,
 that to a token. Everything from the logits on is computed in fp32.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -88,8 +89,8 @@ def draw(logits: Tensor, shapes: Sequence[Shape], uniform: F32) -> tuple[list[in
     """One token for each row and its log-prob under the distribution it was drawn from: int[B], f32[B].
 
     That distribution is tempered, cut and renormalised; at temperature 0 all of it is on the most likely token, the first of
-    equals. `logits` f32[B, V] are overwritten; `uniform` f32[B] is in [0, 1). Raises `ValueError` for a logit that is NaN or
-    plus infinity.
+    equals. `logits` f32[B, V] are overwritten, by what `likeliest` takes; `uniform` f32[B] is in [0, 1). Raises `ValueError`
+    for a logit that is NaN or plus infinity.
     """
     assert logits.dim() == 2 and logits.dtype == torch.float32, (logits.shape, logits.dtype)
     assert len(shapes) == len(uniform) == logits.shape[0], (len(shapes), len(uniform), logits.shape)
@@ -127,3 +128,17 @@ def _cumulative(probabilities: Tensor) -> Tensor:
     sums are not monotone in the last bit. What is no number stays none."""
     sums = probabilities.cumsum(-1)
     return sums if sums.device.type == "cpu" else torch.where(probabilities == 0, 0, sums).cummax(-1).values
+
+
+def likeliest(shaped: Tensor, shape: Shape, count: int) -> tuple[list[int], list[float]]:
+    """The `count` likeliest tokens of a row and their log-probs, likeliest first. `shaped` f32[V] is the row as `draw` left it:
+    tempered, with minus infinity where tokens are left out."""
+    tokens: list[int]
+    logprobs: list[float]
+    values, order = torch.sort(shaped, descending=True, stable=True)
+    tokens = order[:count].tolist()
+    if shape.temperature == 0:
+        logprobs = [0.0] + [-math.inf] * (count - 1)
+    else:
+        logprobs = torch.log_softmax(values, dim=-1)[:count].tolist()
+    return tokens, logprobs

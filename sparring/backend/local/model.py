@@ -17,7 +17,7 @@ from sparring.backend.local.checkpoint import state_folder
 from sparring.backend.local.export import export_adapter, export_merged
 from sparring.backend.local.operations import check_fits
 from sparring.backend.local.scorer import Scorer
-from sparring.backend.local.snapshots import Follower, Snapshot, TakeSnapshot
+from sparring.backend.local.snapshots import Outlet, Snapshot
 from sparring.backend.local.thread import EngineThread
 from sparring.backend.local.trained_client import TrainedClient
 from sparring.backend.local.trainer import Share, Trainer
@@ -27,7 +27,7 @@ from sparring.backend.pending import PendingResult
 from sparring.backend.renderer import Renderer
 from sparring.backend.sampling import SamplingClient
 from sparring.backend.training import ForwardOutput, ModelInfo
-from sparring.errors import SettingError, UnsupportedError
+from sparring.errors import SettingError
 
 T = TypeVar("T")
 
@@ -46,14 +46,12 @@ class TorchModel(TrainedClient):
         *,
         renderer: Renderer,
         info: ModelInfo,
-        take_snapshot: TakeSnapshot,
-        follower: Follower | None,
+        outlet: Outlet,
         states: Path,
     ) -> None:
         super().__init__(trainer, engine, info=info, states=states)
         self._scorer, self._renderer = scorer, renderer
-        self._take_snapshot, self._follower = take_snapshot, follower
-        self._versions = Versions()
+        self._outlet, self._versions = outlet, Versions()
         self._published = -1
 
     @property
@@ -117,7 +115,7 @@ class TorchModel(TrainedClient):
             return await self._follow(version)
         if kind != "snapshot":
             raise SettingError(f"kind={kind!r}: must be 'snapshot' or 'inflight'")
-        taken: list[tuple[int, Snapshot]] = []
+        taken: list[Snapshot] = []
         opening = self._operations.submit("sampler", lambda: taken.append(self._take(version)))
         try:
             await opening
@@ -125,40 +123,50 @@ class TorchModel(TrainedClient):
             opening.retrieved = True  # nobody waits for it any more, so nobody has to hear that it failed
             self._release(version, taken)
             raise
-        number, snapshot = taken[0]
-        return snapshot.open(version=number, release=lambda: self._release(version, taken))
+        return taken[0].open(release=lambda: self._release(version, taken))
 
     def _publish(self, version: int) -> None:
-        snapshot = self._take_snapshot(self._trainer)
-        self._versions.publish(version, snapshot)
-        if self._follower is not None:
-            self._follower.move(version, snapshot)
+        self._versions.publish(version, self._outlet.publish(self._trainer, version))
 
     async def _follow(self, version: int | None) -> SamplingClient:
-        if self._follower is None:
-            raise UnsupportedError("kind='inflight': a deterministic backend and vLLM sample from snapshots only")
         if version is not None:
             raise SettingError(
                 f"version={version!r} with kind='inflight': it follows the newest; leave one of them out"
             )
-        await self._operations.submit("sampler", lambda: None)  # what was published before this call is there now
-        return self._follower.open(release=lambda: None)
+        opened: list[SamplingClient] = []
 
-    def _take(self, version: int | None) -> tuple[int, Snapshot]:
+        def let_go() -> None:
+            if opened:
+                self._outlet.unfollow()
+
+        def release() -> None:
+            if not self._engine.closed:
+                self._engine.submit(let_go, "release")
+
+        opening = self._operations.submit("sampler", lambda: opened.append(self._outlet.follow(release=release)))
+        try:
+            await opening
+        except anyio.get_cancelled_exc_class():
+            opening.retrieved = True  # as in `sampler`
+            release()
+            raise
+        return opened[0]
+
+    def _take(self, version: int | None) -> Snapshot:
         """A published version, or what the weights are now, under the number of steps that made them."""
         if version is None:
-            return self._trainer.steps, self._take_snapshot(self._trainer)
-        return version, self._versions.take(version)
+            return self._outlet.take(self._trainer, self._trainer.steps)
+        return self._versions.take(version)
 
-    def _release(self, version: int | None, taken: Sequence[tuple[int, Snapshot]]) -> None:
+    def _release(self, version: int | None, taken: Sequence[Snapshot]) -> None:
         """A client was closed, or its opening was cancelled, perhaps before anything was taken."""
 
         def let_go() -> None:
-            for number, snapshot in taken:
+            for snapshot in taken:
                 if version is None:
                     snapshot.free()
                 else:
-                    self._versions.release(number)
+                    self._versions.release(version)
 
         if not self._engine.closed:
             self._engine.submit(let_go, "release")

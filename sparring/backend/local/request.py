@@ -71,9 +71,10 @@ class Drawn:
 
     slot    where its keys and values are, or -1
     length  how many tokens have keys and values: the prompt and all drawn ones but the newest
+    top     for each token the likeliest ones in its place and their log-probs, where the request asks for them
     """
 
-    __slots__ = ("_stop_strings", "key", "length", "logprobs", "request", "slot", "stop", "tokens", "versions")
+    __slots__ = ("_stop_strings", "key", "length", "logprobs", "request", "slot", "stop", "tokens", "top", "versions")
 
     def __init__(self, request: Request, key: int, decode: Decode) -> None:
         self.request, self.key = request, key
@@ -81,6 +82,7 @@ class Drawn:
         self.tokens: list[int] = []
         self.logprobs: list[float] = []
         self.versions: list[int] = []
+        self.top: list[tuple[list[int], list[float]]] = []
         self.stop: Stop | None = None
         self._stop_strings = StopStrings(request.params.stop, decode) if request.params.stop else None
 
@@ -108,6 +110,8 @@ class Drawn:
             logprobs=np.array(self.logprobs, np.float32),
             stop=self.stop,
             versions=runs(self.versions),
+            top_tokens=np.array([tokens for tokens, _ in self.top], np.int32) if self.top else None,
+            top_logprobs=np.array([logprobs for _, logprobs in self.top], np.float32) if self.top else None,
         )
 
 

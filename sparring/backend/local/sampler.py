@@ -31,12 +31,13 @@ from sparring.backend.local.attention import Pass, decoding_view, forward, promp
 from sparring.backend.local.base import BaseModel
 from sparring.backend.local.cache import KeyValueCache
 from sparring.backend.local.client import Engine, TorchSamplingClient
-from sparring.backend.local.draw import draw, uniforms
+from sparring.backend.local.draw import draw, likeliest, uniforms
 from sparring.backend.local.lora import Segment, Weights
 from sparring.backend.local.prefixes import Prefixes
 from sparring.backend.local.readout import read_out
 from sparring.backend.local.request import Drawn, Group, Request, passes, segments
 from sparring.backend.local.scheduler import Scheduler
+from sparring.backend.local.scoring import option_logprobs, token_logprobs
 from sparring.backend.local.source import Source, Stamped
 from sparring.backend.local.standing import SamplerStatistics
 from sparring.backend.sampling import SampledSequence, SamplingParams
@@ -99,6 +100,11 @@ class TorchSampler:
         engine.register(self)
 
     @property
+    def vocabulary(self) -> int:
+        """Token ids are below this."""
+        return self._base.vocabulary
+
+    @property
     def context_length(self) -> int:
         """The longest sequence the model takes, in tokens."""
         return self._base.context_length
@@ -122,16 +128,12 @@ class TorchSampler:
 
     def request(self, prompt: Sequence[int] | I32, params: SamplingParams, n: int, *, source: Source) -> Request:
         """Check and queue a request. Raises `SettingError` and `ContextFull` as `SamplingClient.sample` says."""
-        tokens = self.checked(prompt)
+        tokens = checked_tokens(prompt, self._base.vocabulary)
         check_request(tokens, params, n, self._base.context_length)
         request = Request(tokens, params, n, source=source, decode=self._decode_text)
         self._inbox.append(request)
         self._engine.wake()
         return request
-
-    def checked(self, tokens: Sequence[int] | I32) -> I32:
-        """The tokens as i32[T]; `SettingError` for none at all and for ids that the model does not have."""
-        return checked_tokens(tokens, self._base.vocabulary)
 
     def statistics(self) -> SamplerStatistics:
         """How it stands; read from any thread, each number by itself."""
@@ -148,18 +150,13 @@ class TorchSampler:
             decode_steps=self._decode_steps,
         )
 
-    @torch.inference_mode()
-    def logprobs(self, adapter: Weights | None, tokens: I32) -> F32:
+    def logprobs(self, weights: Weights | None, tokens: I32) -> F32:
         """Log-prob of each token given those before it, f32[T], the first NaN. Engine thread only."""
-        ids = torch.from_numpy(tokens).long().to(self._base.device)
-        with self._base.call.rows([(adapter, 1)]):
-            hidden = self._base.body(input_ids=ids[None], use_cache=False).last_hidden_state[0]
-        found = [np.full(1, np.nan, np.float32)]
-        for start in range(0, len(ids) - 1, self._prefill_tokens):
-            part = hidden[start : min(start + self._prefill_tokens, len(ids) - 1)]
-            logprobs = torch.log_softmax(self._logits(part, [(adapter, len(part))]), dim=-1)
-            found.append(logprobs.gather(1, ids[start + 1 : start + 1 + len(part), None])[:, 0].cpu().numpy())
-        return np.concatenate(found)
+        return token_logprobs(self._base, weights, tokens)
+
+    def options(self, weights: Weights | None, prompt: I32, options: Sequence[I32]) -> F32:
+        """Log-prob of each option after the prompt, f32[n]. Engine thread only."""
+        return option_logprobs(self._base, weights, prompt, options)
 
     @torch.inference_mode()
     def step(self) -> bool:
@@ -365,13 +362,17 @@ class TorchSampler:
         shapes = [one.request.shape for one in drawn]
         uniform = uniforms([one.key for one in drawn], [len(one.tokens) for one in drawn])
         if self._deterministic:
-            pairs = [draw(logits[i : i + 1].clone(), shapes[i : i + 1], uniform[i : i + 1]) for i in range(len(drawn))]
+            shaped: Sequence[Tensor] = [row.clone() for row in logits.split(1)]
+            pairs = [draw(row, shapes[i : i + 1], uniform[i : i + 1]) for i, row in enumerate(shaped)]
             tokens, logprobs = (
                 [token for pair in pairs for token in pair[0]],
                 np.concatenate([pair[1] for pair in pairs]),
             )
         else:
-            tokens, logprobs = draw(logits, shapes, uniform)
+            shaped, (tokens, logprobs) = logits.split(1), draw(logits, shapes, uniform)
+        for one, row in zip(drawn, shaped, strict=True):
+            if one.request.params.top_logprobs:
+                one.top.append(likeliest(row[0], one.request.shape, one.request.params.top_logprobs))
         self._drawn_tokens += len(drawn)
         for one, token, logprob in zip(drawn, tokens, logprobs.tolist(), strict=True):
             one.append(token, logprob)

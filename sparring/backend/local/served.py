@@ -1,4 +1,4 @@
-"""Snapshots in vLLM: a model's weights are sent there, and what vLLM draws with them is compared with the trainer."""
+"""vLLM as an outlet: a model's weights are sent there, and what vLLM draws with them is compared with the trainer."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from sparring.backend.local.cache import KeyValueCache
 from sparring.backend.local.canary import CANARY, canary_prompt, compare
 from sparring.backend.local.checkpoint import adapter_files
 from sparring.backend.local.lora import Adapter
+from sparring.backend.local.snapshots import refuse_unpublished
 from sparring.backend.local.trainer import Trainer
 from sparring.backend.sampling import SamplingClient
 from sparring.backend.vllm import Probe, ServedModel, VllmSampler
 from sparring.backend.vllm.files import WEIGHTS, WeightsFile
+from sparring.backend.vllm.following import Followed
 
 
 def served_model(base: BaseModel, folder: Path) -> ServedModel:
@@ -26,6 +28,7 @@ def served_model(base: BaseModel, folder: Path) -> ServedModel:
     dtype: Literal["float32", "bfloat16"] = "float32" if base.dtype == torch.float32 else "bfloat16"
     return ServedModel(
         folder=folder,
+        adapted=tuple(sorted({t.name.rpartition(".")[2] for t in base.targets if t.part != "unembedding"})),
         context_length=base.context_length,
         vocabulary=base.vocabulary,
         dtype=dtype,
@@ -42,23 +45,52 @@ class VllmSnapshot:
     sampler: VllmSampler
     weights: WeightsFile
 
-    def open(self, *, version: int, release: Callable[[], None]) -> SamplingClient:
-        return self.sampler.open(self.weights, version=version, release=release)
+    def open(self, *, release: Callable[[], None]) -> SamplingClient:
+        return self.sampler.open(self.weights, release=release)
 
     def free(self) -> None:
         self.sampler.retire(self.weights)
 
 
-def send(sampler: VllmSampler, trainer: Trainer) -> VllmSnapshot:
-    """Install the trainer's adapter, or all its weights, in vLLM. Engine thread only, which waits for it.
+class VllmOutlet:
+    """Sends adapters, or all weights, to vLLM; the engine thread waits for it meanwhile. A model takes part in nothing that is
+    followed before somebody follows it, and from when nobody does any more."""
 
-    Raises `BackendError` where vLLM does not take it, or draws from another distribution than the trainer has.
-    """
-    adapter = trainer.adapter
-    if isinstance(adapter, Adapter):
-        files = adapter_files(adapter, trainer.base.name)
-    else:
-        files = {WEIGHTS: save(adapter.computed(), metadata={"format": "pt"})}
-    prompt = canary_prompt(trainer.base)
-    probe = Probe(prompt=prompt, params=CANARY, check=lambda sample: compare(trainer, prompt, sample))
-    return VllmSnapshot(sampler, sampler.install(files, probe))
+    def __init__(self, sampler: VllmSampler) -> None:
+        self._sampler = sampler
+        self._newest: WeightsFile | None = None
+        self._source: Followed | None = None
+        self._clients = 0
+
+    def take(self, trainer: Trainer, version: int) -> VllmSnapshot:
+        return self._send(trainer, version, None)
+
+    def publish(self, trainer: Trainer, version: int) -> VllmSnapshot:
+        snapshot = self._send(trainer, version, self._source)
+        self._newest = snapshot.weights
+        return snapshot
+
+    def follow(self, *, release: Callable[[], None]) -> SamplingClient:
+        if self._newest is None:
+            raise refuse_unpublished()
+        if self._source is None:
+            self._source = self._sampler.follow(self._newest)
+        self._clients += 1
+        return self._sampler.open(self._source, release=release)
+
+    def unfollow(self) -> None:
+        self._clients -= 1
+        if self._clients == 0 and self._source is not None:
+            self._sampler.retire(self._source)
+            self._source = None
+
+    def _send(self, trainer: Trainer, version: int, source: Followed | None) -> VllmSnapshot:
+        """Raises `BackendError` where vLLM does not take it, or draws from another distribution than the trainer has."""
+        adapter = trainer.adapter
+        if isinstance(adapter, Adapter):
+            files = adapter_files(adapter, trainer.base.name)
+        else:
+            files = {WEIGHTS: save(adapter.computed(), metadata={"format": "pt"})}
+        prompt = canary_prompt(trainer.base)
+        probe = Probe(prompt=prompt, params=CANARY, check=lambda sample: compare(trainer, prompt, sample))
+        return VllmSnapshot(self._sampler, self._sampler.install(files, probe, version=version, source=source))

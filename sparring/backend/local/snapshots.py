@@ -1,4 +1,4 @@
-"""A model's published weights as something that can be sampled from: at one moment, or followed from one to the next."""
+"""Where a model's weights go to be sampled from: as they are at one moment, or followed from one version to the next."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from sparring.backend.local.lora import Weights
 from sparring.backend.local.source import Source, Stamped
 from sparring.backend.local.trainer import Trainer
 from sparring.backend.sampling import SamplingClient
-from sparring.errors import SettingError
+from sparring.errors import SettingError, UnsupportedError
 
 
 class Snapshot(Protocol):
     """Weights that never change. Engine thread only, but for `open`."""
 
-    def open(self, *, version: int, release: Callable[[], None]) -> SamplingClient:
+    def open(self, *, release: Callable[[], None]) -> SamplingClient:
         """A client of them; `release` is called once, when it is closed."""
         ...
 
@@ -25,20 +25,31 @@ class Snapshot(Protocol):
         ...
 
 
-TakeSnapshot = Callable[[Trainer], Snapshot]
-"""Makes a snapshot of a model's present weights, on the engine thread. Returns once it can be sampled from."""
+class Outlet(Protocol):
+    """What one model's weights go through on their way to a sampler. Engine thread only."""
 
-
-class Follower(Protocol):
-    """Lets clients follow one model from version to version. Engine thread only, but for `open`."""
-
-    def move(self, version: int, snapshot: Snapshot) -> None:
-        """A newer version was published: every token that is started from now on is started with it."""
+    def take(self, trainer: Trainer, version: int) -> Snapshot:
+        """The present weights under a number. Returns once they can be sampled from."""
         ...
 
-    def open(self, *, release: Callable[[], None]) -> SamplingClient:
-        """A client of whatever is the newest. Raises `SettingError` before anything was published."""
+    def publish(self, trainer: Trainer, version: int) -> Snapshot:
+        """The same, and whoever follows the model goes on with them: every token that is started from now on is started with
+        them."""
         ...
+
+    def follow(self, *, release: Callable[[], None]) -> SamplingClient:
+        """A client of whatever is the newest that was published; `release` is called once, when it is closed. Raises
+        `SettingError` before anything was, `UnsupportedError` where that cannot be."""
+        ...
+
+    def unfollow(self) -> None:
+        """A client that follows was closed."""
+        ...
+
+
+def refuse_unpublished() -> SettingError:
+    """What is said of following a model of which nothing was published."""
+    return SettingError("kind='inflight': no version is published yet that could be followed; publish one first")
 
 
 class Sampler(Protocol):
@@ -55,31 +66,41 @@ class WeightsSnapshot:
 
     sampler: Sampler
     weights: Weights
+    version: int
 
-    def open(self, *, version: int, release: Callable[[], None]) -> SamplingClient:
-        return self.sampler.open(self.weights, version=version, release=release)
+    def open(self, *, release: Callable[[], None]) -> SamplingClient:
+        return self.sampler.open(self.weights, version=self.version, release=release)
 
     def free(self) -> None:
         """The memory goes with the last reference."""
         self.sampler.forget(self.weights)
 
 
-class WeightsFollower:
-    """Follows snapshots in the memory of this process."""
+class WeightsOutlet:
+    """Into the memory of this process. `follows` is whether the sampler may change weights in the middle."""
 
-    def __init__(self, sampler: Sampler) -> None:
-        self._sampler = sampler
+    def __init__(self, sampler: Sampler, *, follows: bool) -> None:
+        self.sampler, self._follows = sampler, follows
         self._source: Source | None = None
 
-    def move(self, version: int, snapshot: Snapshot) -> None:
-        assert isinstance(snapshot, WeightsSnapshot), snapshot
+    def take(self, trainer: Trainer, version: int) -> WeightsSnapshot:
+        return WeightsSnapshot(self.sampler, trainer.adapter.snapshot(), version)
+
+    def publish(self, trainer: Trainer, version: int) -> WeightsSnapshot:
+        snapshot = self.take(trainer, version)
         newest = Stamped(version=version, weights=snapshot.weights)
         if self._source is None:
             self._source = Source(newest, moving=True)
         else:
             self._source.move(newest)
+        return snapshot
 
-    def open(self, *, release: Callable[[], None]) -> SamplingClient:
+    def follow(self, *, release: Callable[[], None]) -> SamplingClient:
+        if not self._follows:
+            raise UnsupportedError("kind='inflight': a deterministic backend samples from snapshots only")
         if self._source is None:
-            raise SettingError("kind='inflight': no version is published yet that could be followed; publish one first")
-        return self._sampler.follow(self._source, release=release)
+            raise refuse_unpublished()
+        return self.sampler.follow(self._source, release=release)
+
+    def unfollow(self) -> None:
+        """Nothing was taken."""

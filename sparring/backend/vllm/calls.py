@@ -10,7 +10,9 @@ import asyncio
 import gc
 import multiprocessing
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -25,6 +27,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from sparring.backend.vllm.engine import EngineDied
 from sparring.backend.vllm.files import WEIGHTS, WeightsFile
+from sparring.backend.vllm.following import Followed, label, version_in
 from sparring.backend.vllm.turns import Turns
 from sparring.errors import BackendError
 
@@ -39,6 +42,7 @@ class AsyncEngine(ABC):
         self._made: AsyncLLM | None = AsyncLLM.from_engine_args(AsyncEngineArgs(**options))
         started = [p for p in multiprocessing.active_children() if p.pid not in before and p.name.startswith(_NAME)]
         self._processes = [Process(process.pid) for process in started]
+        self._followed: dict[int, WeightsFile] = {}
 
     @property
     def processes(self) -> tuple[int, ...]:
@@ -60,9 +64,13 @@ class AsyncEngine(ABC):
     @abstractmethod
     async def generate(self, tokens: Sequence[int], params: Mapping[str, Any], weights: WeightsFile) -> Any: ...
     @abstractmethod
+    async def follow(self, tokens: Sequence[int], params: Mapping[str, Any], source: Followed) -> Any: ...
+    @abstractmethod
     async def load(self, weights: WeightsFile) -> None: ...
     @abstractmethod
-    async def unload(self, weights: WeightsFile) -> None: ...
+    async def move(self, source: Followed, weights: WeightsFile) -> None: ...
+    @abstractmethod
+    async def unload(self, weights: WeightsFile | Followed) -> None: ...
 
     async def _generate(self, tokens: Sequence[int], params: Mapping[str, Any], request: LoRARequest | None) -> Any:
         given = SamplingParams(**params, output_kind=RequestOutputKind.FINAL_ONLY)
@@ -74,6 +82,25 @@ class AsyncEngine(ABC):
         except EngineDeadError as error:
             raise EngineDied from error
         return output
+
+    def _behind(self, source: Followed, weights: WeightsFile) -> bool:
+        """Whether this engine has older weights of the source, or none."""
+        known = self._followed.get(source.number)
+        return known is None or known.number < weights.number
+
+    @asynccontextmanager
+    async def _paused(self) -> AsyncIterator[None]:
+        """Nothing is drawn inside, and nothing is cached any more; what is under way goes on after it, its context computed
+        anew. Where the block fails the engine is ended, since nobody knows what it holds then. Raises `BackendError`."""
+        try:
+            await self._call(self._llm.pause_generation(mode="keep", clear_cache=True))
+            yield
+            await self._call(self._llm.resume_generation())
+        except EngineDied:
+            raise
+        except Exception as error:
+            self.kill()
+            raise BackendError(f"vLLM did not take the weights: {error}; its own messages are above") from error
 
     async def answer(self) -> None:
         await self._call(self._llm.is_paused())
@@ -118,54 +145,94 @@ class AsyncEngine(ABC):
 
 
 class AdapterEngine(AsyncEngine):
-    """Versions are adapters, any number of them in one batch."""
+    """Versions are adapters, any number of them in one batch; a model that is followed is one that is read anew."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        super().__init__(options)
+        self._grouped = "worker_extension_cls" in options
+        self._name = uuid4().hex
+        self._moving = asyncio.Lock()
+        self._moves: set[asyncio.Task[None]] = set()
+
+    async def warm_up(self) -> None:
+        if self._grouped:
+            await self._call(self._llm.collective_rpc("group_adapters"))
+        await super().warm_up()
 
     async def generate(self, tokens: Sequence[int], params: Mapping[str, Any], weights: WeightsFile) -> Any:
-        return await self._generate(tokens, params, _request(weights))
+        return await self._generate(tokens, params, _request(weights.name, weights.number, weights.folder))
+
+    async def follow(self, tokens: Sequence[int], params: Mapping[str, Any], source: Followed) -> Any:
+        await self.move(source, source.now)
+        return await self._generate(tokens, params, _request(source.name, source.number, source.link(self._name)))
 
     async def load(self, weights: WeightsFile) -> None:
-        await self._call(self._llm.add_lora(_request(weights)))
+        await self._call(self._llm.add_lora(_request(weights.name, weights.number, weights.folder)))
 
-    async def unload(self, weights: WeightsFile) -> None:
+    async def move(self, source: Followed, weights: WeightsFile) -> None:
+        if self._behind(source, weights):
+            moving = asyncio.create_task(self._reload(source, weights))
+            self._moves.add(moving)
+            moving.add_done_callback(self._moves.discard)
+            await asyncio.shield(moving)  # whoever waits may be cancelled; a pause comes to its end
+
+    async def unload(self, weights: WeightsFile | Followed) -> None:
+        self._followed.pop(weights.number, None)
         await self._call(self._llm.remove_lora(weights.number))
+
+    async def _reload(self, source: Followed, weights: WeightsFile) -> None:
+        async with self._moving:
+            if not self._behind(source, weights):
+                return
+            async with self._paused():
+                source.point(self._name, weights)
+                request = _request(source.name, source.number, source.link(self._name), load_inplace=True)
+                await self._call(self._llm.add_lora(request))
+                self._followed[source.number] = weights
+                versions = {number: followed.version for number, followed in self._followed.items()}
+                await self._call(self._llm.update_weight_version(label(versions)))
 
 
 class WholeEngine(AsyncEngine):
-    """Versions are all weights, of which vLLM holds one set: they take turns."""
+    """Versions are all weights, of which vLLM holds one set: they take turns. What follows a model goes on in the middle."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         super().__init__(options)
         self._turns = Turns(self._replace)
 
     async def generate(self, tokens: Sequence[int], params: Mapping[str, Any], weights: WeightsFile) -> Any:
-        async with self._turns.of(weights):
+        async with self._turns.of(lambda: weights):
             output = await self._generate(tokens, params, None)
-        drawn = {span.version for one in output.outputs for span in one.weight_versions}
-        if drawn != {weights.name}:
-            raise BackendError(f"vLLM drew with weights {sorted(drawn)!r} what was asked of {weights.name!r}")
+        for span in (span for one in output.outputs for span in one.weight_versions):
+            version_in(span.version, weights.number)
         return output
+
+    async def follow(self, tokens: Sequence[int], params: Mapping[str, Any], source: Followed) -> Any:
+        if self._behind(source, source.now):
+            self._followed[source.number] = source.now
+        async with self._turns.of(lambda: self._followed[source.number], follower=source.number):
+            return await self._generate(tokens, params, None)
 
     async def load(self, weights: WeightsFile) -> None:
         """They come when it is their turn."""
 
-    async def unload(self, weights: WeightsFile) -> None:
+    async def move(self, source: Followed, weights: WeightsFile) -> None:
+        if self._behind(source, weights):
+            self._followed[source.number] = weights
+            await self._turns.move(lambda: weights, follower=source.number)
+
+    async def unload(self, weights: WeightsFile | Followed) -> None:
         """What is installed is replaced by what comes next."""
+        self._followed.pop(weights.number, None)
 
     async def _replace(self, weights: WeightsFile) -> None:
-        """Install weights where nothing is drawn; what is cached of others goes. An engine that does not take them is ended,
-        since nobody knows what it holds then. Raises `BackendError`."""
+        """Install weights, where nothing is drawn but what goes on with them."""
         update = WeightTransferUpdateRequest(update_info={"path": str(weights.folder / WEIGHTS)})
-        try:
-            await self._call(self._llm.pause_generation(mode="keep", clear_cache=True))
+        async with self._paused():
             await self._call(self._llm.start_weight_update())
             await self._call(self._llm.update_weights(update))
-            await self._call(self._llm.finish_weight_update(weight_version=weights.name))
-            await self._call(self._llm.resume_generation())
-        except EngineDied:
-            raise
-        except Exception as error:
-            self.kill()
-            raise BackendError(f"vLLM did not take the weights: {error}; its own messages are above") from error
+            version = label({weights.number: weights.version})
+            await self._call(self._llm.finish_weight_update(weight_version=version))
 
 
 def start_engine(options: Mapping[str, Any]) -> AsyncEngine:
@@ -173,8 +240,8 @@ def start_engine(options: Mapping[str, Any]) -> AsyncEngine:
     return AdapterEngine(options) if options["enable_lora"] else WholeEngine(options)
 
 
-def _request(weights: WeightsFile) -> LoRARequest:
-    return LoRARequest(lora_name=weights.name, lora_int_id=weights.number, lora_path=str(weights.folder))
+def _request(name: str, number: int, path: Path, *, load_inplace: bool = False) -> LoRARequest:
+    return LoRARequest(lora_name=name, lora_int_id=number, lora_path=str(path), load_inplace=load_inplace)
 
 
 def _kill(processes: Sequence[Process]) -> None:

@@ -22,6 +22,7 @@ from importlib import import_module
 from typing import Any, Protocol, TypeVar, cast
 
 from sparring.backend.vllm.files import WeightsFile
+from sparring.backend.vllm.following import Followed
 from sparring.errors import BackendError, SettingError, SparringError
 
 T = TypeVar("T")
@@ -46,6 +47,11 @@ class Engine(Protocol):
         """vLLM's `RequestOutput` for a prompt, once all of it is drawn; `params` are fields of vLLM's `SamplingParams`."""
         ...
 
+    async def follow(self, tokens: Sequence[int], params: Mapping[str, Any], source: Followed) -> Any:
+        """The same with whatever is the newest while it is drawn, `source.now` or newer: what is under way goes on with what
+        `move` brings. vLLM's `weight_versions` say which token has which; see `following.stamps`."""
+        ...
+
     async def warm_up(self) -> None:
         """Draw a token: what a first step needs is then made, and the second takes no longer than the third."""
         ...
@@ -54,8 +60,13 @@ class Engine(Protocol):
         """Read a version's files."""
         ...
 
-    async def unload(self, weights: WeightsFile) -> None:
-        """Forget a version, if it is there."""
+    async def move(self, source: Followed, weights: WeightsFile) -> None:
+        """Give a model that is followed newer weights, unless it has newer ones. Raises `BackendError` where vLLM does not take
+        them; it is ended then."""
+        ...
+
+    async def unload(self, weights: WeightsFile | Followed) -> None:
+        """Forget a version, or a model that was followed, if it is there."""
         ...
 
     async def answer(self) -> None:

@@ -29,10 +29,11 @@ WEIGHTS = "model.safetensors"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightsFile:
-    """One version as vLLM is told of it: an adapter in PEFT's files, or all weights."""
+    """One version as vLLM is told of it: an adapter in PEFT's files, or all weights. Later ones have higher numbers."""
 
     name: str
     number: int
+    version: int
     folder: Path
 
 
@@ -51,10 +52,14 @@ class WeightsFolder:
         fresh.rename(self.path)  # under its final name it is locked from the first moment
         self._token, self._numbers = token[:8], count(1)
 
-    def write(self, files: Mapping[str, bytes]) -> WeightsFile:
-        """Write a version's files under a new name. Raises `BackendError` where there is no room for them."""
+    def reserve(self) -> tuple[str, int]:
+        """A name and a number that nothing else gets."""
         number = next(self._numbers)
-        name = f"{self._token}-{number}"
+        return f"{self._token}-{number}", number
+
+    def write(self, files: Mapping[str, bytes], *, version: int) -> WeightsFile:
+        """Write a version's files under a new name. Raises `BackendError` where there is no room for them."""
+        name, number = self.reserve()
         folder = self.path / name
         try:
             folder.mkdir(mode=0o700)
@@ -65,7 +70,7 @@ class WeightsFolder:
             raise BackendError(
                 f"the weights for vLLM cannot be written to {str(folder)!r} ({error}): make room"
             ) from error
-        return WeightsFile(name=name, number=number, folder=folder)
+        return WeightsFile(name=name, number=number, version=version, folder=folder)
 
     def remove(self, weights: WeightsFile) -> None:
         """Remove a version's files."""

@@ -10,26 +10,33 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sparring.arrays import F32, I32
-from sparring.backend.check_request import check_request, checked_tokens
+from sparring.backend.check_request import check_request, checked_options, checked_tokens
 from sparring.backend.sampling import SampledSequence, SamplingClient, SamplingParams
 from sparring.backend.training import Lora
 from sparring.backend.vllm.asked import Post, Request
 from sparring.backend.vllm.client import VllmSamplingClient
-from sparring.backend.vllm.convert import SCORING, sampled, scored, vllm_params
+from sparring.backend.vllm.convert import SCORING, Source, sampled, scored, vllm_params
 from sparring.backend.vllm.engine import Engine, start_vllm
 from sparring.backend.vllm.files import WeightsFile, WeightsFolder
+from sparring.backend.vllm.following import Followed
 from sparring.backend.vllm.reaper import Reaper
 from sparring.backend.vllm.replicas import Replicas
 from sparring.backend.vllm.routing import blocks
-from sparring.backend.vllm.settings import ServedModel, VllmSettings, engine_options, patience, refuse_unserved
-from sparring.errors import BackendError, ContextFull, SettingError
+from sparring.backend.vllm.settings import (
+    ServedModel,
+    VllmSettings,
+    block_size,
+    engine_options,
+    patience,
+    refuse_unserved,
+)
+from sparring.errors import BackendError, ContextFull, SettingError, SparringError
 
 INSTALLING = 240.0
 """Seconds that vLLM may take to load a version and to draw what it is compared by, a restart of the engine included."""
-
-BLOCK_ON_CPU, BLOCK = 128, 16
-"""Tokens whose keys and values vLLM caches together."""
 
 DRAINING = 1800.0
 """The same where a version is all weights, and requests of another have to end before."""
@@ -70,7 +77,7 @@ class VllmSampler:
         start_engine: Callable[[Mapping[str, Any]], Engine] = start_vllm,
     ) -> None:
         self._model, self._post, self._settings = model, post, settings
-        self._block = BLOCK_ON_CPU if model.on_cpu else BLOCK
+        self._block = block_size(model)
         self._replicas = Replicas(
             [partial(start_engine, engine_options(settings, model, replica=i)) for i in range(settings.replicas)],
             stuck_after=patience(settings, model),
@@ -83,9 +90,10 @@ class VllmSampler:
         self._patience = INSTALLING if settings.max_lora_rank is not None else DRAINING
         self._files: WeightsFolder | None = None
         self._books = threading.Lock()
-        self._requests: Counter[WeightsFile] = Counter()
+        self._holds: Counter[Source] = Counter()
+        self._requests = 0
         self._kept: set[WeightsFile] = set()
-        self._retired: set[WeightsFile] = set()
+        self._retired: set[Source] = set()
 
     @property
     def replicas(self) -> Replicas:
@@ -119,7 +127,7 @@ class VllmSampler:
     def statistics(self) -> VllmStatistics:
         """How it stands; read from any thread."""
         with self._books:
-            versions, requests = len(self._kept), self._requests.total()
+            versions, requests = len(self._kept), self._requests
         engines = self._replicas
         return VllmStatistics(
             versions=versions,
@@ -142,91 +150,192 @@ class VllmSampler:
 
     # ------------------------------------------------------------------------------------------------ versions
 
-    def install(self, files: Mapping[str, bytes], probe: Probe) -> WeightsFile:
-        """Send a version's files to every engine, and have a sequence drawn with it there; blocks until that is done. Raises
-        `BackendError` where no engine takes it. See `Replicas` for where some do."""
+    def install(
+        self, files: Mapping[str, bytes], probe: Probe, *, version: int, source: Followed | None = None
+    ) -> WeightsFile:
+        """Send a version's files to every engine, and have a sequence drawn with it there; what follows `source` goes on with
+        it, and is drawn from too. Blocks until that is done. Raises `BackendError` where no engine takes it; nothing that
+        follows is drawn any more then. See `Replicas` for where some do."""
         assert self._files is not None
-        sent = self._files.write(files)
+        sent = self._files.write(files, version=version)
         with self._books:
             self._kept.add(sent)
+        try:
+            if source is None or self._settings.max_lora_rank is not None:
+                self._install(sent, probe)
+            if source is not None:
+                self._move(source, sent, probe)
+        except BaseException as error:
+            if source is not None and isinstance(error, SparringError):
+                source.failed = error
+            self.retire(sent)
+            raise
+        return sent
+
+    def follow(self, weights: WeightsFile) -> Followed:
+        """Have every engine begin to follow a model, with these weights; blocks until that is done."""
+        assert self._files is not None
+        name, number = self._files.reserve()
+        whole = self._settings.max_lora_rank is None
+        source = Followed(name=name, number=number, folder=self._files.path, whole=whole, now=weights)
+        self._hold(weights)
+        try:
+            self._replicas.install(lambda engine: engine.move(source, weights), _anything, within=self._patience)
+        except BaseException:
+            self.retire(source)
+            raise
+        return source
+
+    def open(self, source: Source, *, release: Callable[[], None]) -> SamplingClient:
+        """A client of a version that was sent, or of a model that is followed."""
+        return VllmSamplingClient(self, source, release=release)
+
+    def retire(self, source: Source) -> None:
+        """Unload a version and remove its files, or follow a model no more, once the last request that names it has ended."""
+        with self._books:
+            self._retired.add(source)
+        self._forget_if_idle(source)
+
+    def _install(self, sent: WeightsFile, probe: Probe) -> None:
         fields, ids = vllm_params(probe.params, 1), probe.prompt.tolist()
 
         async def load_and_draw(engine: Engine) -> Any:
             await engine.load(sent)
             return await engine.generate(ids, fields, sent)
 
-        try:
-            self._replicas.install(
-                load_and_draw,
-                lambda output: probe.check(sampled(output, probe.params, 1, version=0)[0]),
-                within=self._patience,
-            )
-        except BaseException:
-            self.retire(sent)
-            raise
-        return sent
+        def check(output: Any) -> None:
+            probe.check(sampled(output, probe.params, 1, sent)[0])
 
-    def open(self, weights: WeightsFile, *, version: int, release: Callable[[], None]) -> SamplingClient:
-        """A client of a version that was sent."""
-        return VllmSamplingClient(self, weights, version=version, release=release)
+        self._replicas.install(load_and_draw, check, within=self._patience)
 
-    def retire(self, weights: WeightsFile) -> None:
-        """Unload a version and remove its files, once the last request that names it has ended."""
-        with self._books:
-            self._retired.add(weights)
-        self._forget_if_idle(weights)
+    def _move(self, source: Followed, sent: WeightsFile, probe: Probe) -> None:
+        fields, ids = vllm_params(probe.params, 1), probe.prompt.tolist()
+
+        async def move_and_draw(engine: Engine) -> Any:
+            await engine.move(source, sent)
+            return await engine.follow(ids, fields, source)
+
+        def check(output: Any) -> None:
+            (sample,) = sampled(output, probe.params, 1, source)
+            if sample.versions != ((sent.version, len(sample.tokens)),):
+                raise BackendError(f"vLLM stamped {sample.versions!r} what it drew with version {sent.version}")
+            probe.check(sample)
+
+        self._replicas.install(move_and_draw, check, within=self._patience)
+        self._hold(sent)
+        before, source.now = source.now, sent
+        self._let_go(before)
 
     # ------------------------------------------------------------------------------------------------ requests
 
     def request(
-        self, prompt: Sequence[int] | I32, params: SamplingParams, n: int, *, weights: WeightsFile, version: int
+        self, prompt: Sequence[int] | I32, params: SamplingParams, n: int, *, source: Source
     ) -> Request[list[SampledSequence]]:
         """Check a request and hand it to vLLM. Raises `SettingError` and `ContextFull` as `SamplingClient.sample` says."""
         tokens = checked_tokens(prompt, self._model.vocabulary)
         check_request(tokens, params, n, self._model.context_length)
-        return self._ask(
-            "sample", tokens, vllm_params(params, n), weights, lambda output: sampled(output, params, n, version)
-        )
 
-    def scores(self, tokens: Sequence[int] | I32, *, weights: WeightsFile) -> Request[F32]:
-        """Check a sequence and let vLLM score it."""
+        def read(output: Any) -> list[SampledSequence]:
+            _refuse_failed(source)
+            return sampled(output, params, n, source)
+
+        _refuse_failed(source)
+        return self._ask("sample", tokens, vllm_params(params, n), source, read)
+
+    def scores(self, tokens: Sequence[int] | I32, *, source: Source) -> Request[F32]:
+        """Check a sequence and let vLLM score it, with one version from its beginning to its end."""
         ids = checked_tokens(tokens, self._model.vocabulary)
         if len(ids) > self._model.context_length:
             raise ContextFull(f"{len(ids)} tokens do not fit into a context of {self._model.context_length}")
-        return self._ask("logprobs", ids, SCORING, weights, lambda output: scored(output, len(ids)))
+        return self._ask("logprobs", ids, SCORING, _standing(source), lambda output: scored(output, len(ids)))
+
+    def options(
+        self, prompt: Sequence[int] | I32, options: Sequence[Sequence[int] | I32], *, source: Source
+    ) -> list[Request[float]]:
+        """Check options and let vLLM score each, all with the same version."""
+        start, checked = checked_options(prompt, options, self._model.vocabulary, self._model.context_length)
+        weights = _standing(source)
+
+        def ask(option: I32) -> Request[float]:
+            ids = np.concatenate([start, option])
+            return self._ask(
+                "options", ids, SCORING, weights, lambda output: float(scored(output, len(ids))[len(start) :].sum())
+            )
+
+        return [ask(option) for option in checked]
 
     def _ask(
-        self, name: str, tokens: I32, params: dict[str, Any], weights: WeightsFile, read: Callable[[Any], Any]
+        self, name: str, tokens: I32, params: dict[str, Any], source: Source, read: Callable[[Any], Any]
     ) -> Request[Any]:
-        ids, chain = tokens.tolist(), blocks(tokens, weights.name, self._block)
+        ids, chain = tokens.tolist(), blocks(tokens, _cached_as(source), self._block)
+
+        async def ask(engine: Engine) -> Any:
+            if isinstance(source, Followed):
+                return await engine.follow(ids, params, source)
+            return await engine.generate(ids, params, source)
+
+        def done() -> None:
+            with self._books:
+                self._requests -= 1
+            self._let_go(source)
+
+        self._hold(source)
         with self._books:
-            self._requests[weights] += 1
+            self._requests += 1
         try:
-            future = self._replicas.submit(
-                lambda engine: engine.generate(ids, params, weights), chain=chain, work=params.get("n", 1)
-            )
+            future = self._replicas.submit(ask, chain=chain, work=params.get("n", 1))
         except BaseException:
-            self._ended(weights)
+            done()
             raise
-        return Request(name, self._post, future, read=read, done=lambda: self._ended(weights))
+        return Request(name, self._post, future, read=read, done=done)
 
-    def _ended(self, weights: WeightsFile) -> None:
-        with self._books:
-            self._requests[weights] -= 1
-        self._forget_if_idle(weights)
+    # ------------------------------------------------------------------------------------------------ who needs what
 
-    def _forget_if_idle(self, weights: WeightsFile) -> None:
+    def _hold(self, source: Source) -> None:
+        """It stays until it is let go as often as it was held, retired or not."""
         with self._books:
-            if weights not in self._retired or self._requests[weights] > 0:
+            self._holds[source] += 1
+
+    def _let_go(self, source: Source) -> None:
+        with self._books:
+            self._holds[source] -= 1
+        self._forget_if_idle(source)
+
+    def _forget_if_idle(self, source: Source) -> None:
+        with self._books:
+            if source not in self._retired or self._holds[source] > 0:
                 return
-            self._retired.discard(weights)
-            self._kept.discard(weights)
-            del self._requests[weights]
+            self._retired.discard(source)
+            del self._holds[source]
+            if isinstance(source, WeightsFile):
+                self._kept.discard(source)
         try:
-            self._replicas.everywhere(lambda engine: engine.unload(weights), then=lambda: self._remove(weights))
+            self._replicas.everywhere(lambda engine: engine.unload(source), then=lambda: self._remove(source))
         except BackendError:
             return  # it is closed, and with it everything goes
 
-    def _remove(self, weights: WeightsFile) -> None:
-        if self._files is not None:
-            self._files.remove(weights)
+    def _remove(self, source: Source) -> None:
+        if isinstance(source, Followed):
+            source.forget()
+            self._let_go(source.now)
+        elif self._files is not None:
+            self._files.remove(source)
+
+
+def _cached_as(source: Source) -> str:
+    """Under which name vLLM keeps keys and values."""
+    return source.name if isinstance(source, WeightsFile) else f"{source.name} {source.now.name}"
+
+
+def _standing(source: Source) -> WeightsFile:
+    """The version that it is now."""
+    return source.now if isinstance(source, Followed) else source
+
+
+def _refuse_failed(source: Source) -> None:
+    if isinstance(source, Followed) and source.failed is not None:
+        raise BackendError(f"what follows the model is drawn no more: {source.failed}") from source.failed
+
+
+def _anything(answer: None) -> None:
+    """Every answer will do."""

@@ -7,17 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from sparring.backend.sampling import MOST_TOP
 from sparring.backend.training import Lora
 from sparring.errors import SettingError, UnsupportedError
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes as the largest rank of an adapter."""
-
-
-ON_CPU = 16
-"""Sequences that vLLM draws at once from adapters on a CPU. It gathers an adapter's weights for every token of a step there,
-which takes longer the less they fit into a cache: 64 requests take 27 s like this and 40 s all at once
-(`benchmarks/README.md`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +21,7 @@ class VllmSettings:
 
     max_loras        versions that can be sampled from at once, of all models on the base together; each has memory of its own
     max_lora_rank    the largest rank of an adapter; None for no adapters: a version is then all weights
-    slots            sequences drawn at once; fewer on a CPU, see `ON_CPU`
+    slots            sequences drawn at once
     cache_tokens     tokens whose keys and values are kept; never less than the model's context
     stuck_after      seconds without an answer after which the engine counts as stuck; one step takes less. None: see `patience`
     restarts         how often one request is asked again after the engine died under it
@@ -64,10 +59,11 @@ def refuse_unserved(lora: Lora | None) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedModel:
-    """The base that vLLM serves: its folder and what of it must be the same here and there. `token_bytes` is what the keys and
-    values of one token take, `gpus` how many there are."""
+    """The base that vLLM serves: its folder and what of it must be the same here and there. `adapted` names the linear layers
+    that adapters may change, `token_bytes` is what the keys and values of one token take, `gpus` how many there are."""
 
     folder: Path
+    adapted: tuple[str, ...]
     context_length: int
     vocabulary: int
     dtype: Literal["float32", "bfloat16"]
@@ -82,9 +78,9 @@ def patience(settings: VllmSettings, model: ServedModel) -> float:
     return settings.stuck_after or (120.0 if model.on_cpu else 20.0)
 
 
-def _at_once(settings: VllmSettings, model: ServedModel) -> int:
-    gathers = model.on_cpu and settings.max_lora_rank is not None
-    return min(settings.slots, ON_CPU) if gathers else settings.slots
+def block_size(model: ServedModel) -> int:
+    """Tokens whose keys and values vLLM caches together: on a CPU the fewest that its attention takes, else as vLLM has it."""
+    return 32 if model.on_cpu else 16
 
 
 def engine_options(settings: VllmSettings, model: ServedModel, *, replica: int = 0) -> Mapping[str, Any]:
@@ -92,36 +88,41 @@ def engine_options(settings: VllmSettings, model: ServedModel, *, replica: int =
 
     One more token than the context, because vLLM draws one after every prompt, also where only the prompt is scored. Memory
     for keys and values has two of vLLM's blocks to spare. On a CPU no prompt is computed in parts: vLLM 0.32 would then turn
-    back the generator of a seeded request, which on a CPU ends the engine ("CPU Generator does not use offset"). Nor are many
-    drawn at once there: see `ON_CPU`. The worker extension does nothing but bring the engine that reads all weights from a
-    file.
+    back the generator of a seeded request, which on a CPU ends the engine ("CPU Generator does not use offset"). The worker
+    extensions bring what applies adapters on a CPU, and the engine that reads all weights from a file.
     """
     tokens = max(settings.cache_tokens, model.context_length + 1) + 2 * 128
     return {
         "model": str(model.folder),
         "dtype": model.dtype,
         "max_model_len": model.context_length + 1,
-        "max_num_seqs": _at_once(settings, model),
+        "max_num_seqs": settings.slots,
         "max_num_batched_tokens": max(2048, model.context_length + 1),
         "enable_chunked_prefill": not model.on_cpu,
         "logprobs_mode": "processed_logprobs",
+        "max_logprobs": MOST_TOP,
         "generation_config": "vllm",
         "enable_prefix_caching": True,
+        **({"block_size": block_size(model)} if model.on_cpu else {}),
         "kv_cache_memory_bytes": model.token_bytes * tokens,
         "enforce_eager": model.on_cpu,
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
         **({} if settings.replicas == 1 or model.on_cpu else {"device_ids": [replica % model.gpus]}),
-        **(_whole() if settings.max_lora_rank is None else _adapters(settings.max_loras, settings.max_lora_rank)),
+        **(
+            _whole() if settings.max_lora_rank is None else _adapters(settings.max_loras, settings.max_lora_rank, model)
+        ),
     }
 
 
-def _adapters(most: int, rank: int) -> Mapping[str, Any]:
+def _adapters(most: int, rank: int, model: ServedModel) -> Mapping[str, Any]:
     return {
         "enable_lora": True,
+        "lora_target_modules": list(model.adapted),
         "max_loras": most,
         "max_cpu_loras": most,
         "max_lora_rank": next(known for known in RANKS if known >= rank),
+        **({"worker_extension_cls": "sparring.backend.vllm.grouped.WorkerExtension"} if model.on_cpu else {}),
     }
 
 

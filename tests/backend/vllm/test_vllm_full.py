@@ -5,67 +5,40 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
 import anyio
-import numpy as np
 import pytest
-import torch
 
 from sparring.backend.check import (
     check_cancelled,
     check_closing,
     check_distribution,
     check_ends,
+    check_inflight,
     check_parity,
     check_seeds,
     check_versions,
 )
 from sparring.backend.local import LocalBackend
-from sparring.backend.local.base import load_base
 from sparring.backend.local.model import TorchModel
-from sparring.backend.local.served import served_model
 from sparring.backend.sampling import SampledSequence, SamplingClient, SamplingParams
-from sparring.backend.vllm import VllmSampler, VllmSettings
+from sparring.backend.vllm import VllmSampler
 from sparring.backend.vllm.files import WeightsFile, WeightsFolder, usual_parent
 from sparring.backend.vllm.turns import Turns
 from sparring.errors import BackendError
-from tests.backend.batches import trainer
 from tests.backend.drawing import prompt_of
-from tests.backend.vllm.conftest import Relay
+from tests.backend.vllm.engines import done, learned, same
 
 pytestmark = pytest.mark.vllm
 PARAMS = SamplingParams(max_tokens=60, seed=3)
 
 
-@pytest.fixture(scope="module")
-def whole(tiny_tied: Path, relay: Relay) -> Iterator[VllmSampler]:
-    """vLLM on a tiny model whose output layer is its input embedding, for all weights in fp32."""
-    base = load_base(tiny_tied, dtype=torch.float32, device=torch.device("cpu"))
-    settings = VllmSettings(max_loras=4, max_lora_rank=None, slots=64, cache_tokens=16384, stuck_after=5.0)
-    sampler = VllmSampler(served_model(base, tiny_tied), relay, settings)
-    sampler.start()
-    yield sampler
-    sampler.close()
-
-
 @pytest.fixture
-async def backend(whole: VllmSampler, relay: Relay, tiny_tied: Path, tmp_path: Path) -> AsyncIterator[LocalBackend]:
-    """A backend that samples from the shared engine."""
-    with anyio.fail_after(300):
-        async with LocalBackend(dtype="float32", threads=2, cache_dir=tmp_path, sampler="vllm", max_loras=4) as backend:
-            backend._served[tiny_tied, True] = whole  # pyright: ignore[reportPrivateUsage]
-            relay.to = backend._engine  # pyright: ignore[reportPrivateUsage]
-            yield backend
-            relay.to = None
-            backend._served.clear()  # pyright: ignore[reportPrivateUsage]
-
-
-@pytest.fixture
-async def model(backend: LocalBackend, tiny_tied: Path) -> TorchModel:
-    return await backend.create_model(str(tiny_tied))
+async def model(whole_backend: LocalBackend, tiny_tied: Path) -> TorchModel:
+    return await whole_backend.create_model(str(tiny_tied))
 
 
 async def test_the_conformance_suite(model: TorchModel, whole: VllmSampler) -> None:
@@ -75,20 +48,8 @@ async def test_the_conformance_suite(model: TorchModel, whole: VllmSampler) -> N
     await check_ends(model)
     await check_seeds(model)
     await check_versions(model, first=2)
+    await check_inflight(model, first=4)
     await check_cancelled(model, lambda: whole.statistics().requests)
-
-
-async def learned(model: TorchModel, version: int) -> SamplingClient:
-    """Weights that were moved, published and opened."""
-    master = trainer(model).adapter.master
-    master.add_(torch.randn(master.shape, generator=torch.Generator().manual_seed(version)), alpha=0.02)
-    trainer(model).adapter.refresh()
-    await model.publish(version)
-    return await model.sampler(version=version)
-
-
-def same(one: Sequence[SampledSequence], other: Sequence[SampledSequence]) -> bool:
-    return all(np.array_equal(a.tokens, b.tokens) for a, b in zip(one, other, strict=True))
 
 
 @pytest.mark.parametrize("anyio_backend", ["trio"])
@@ -126,16 +87,16 @@ async def test_versions_are_removed_when_nobody_needs_them(model: TorchModel, wh
     assert {sample.versions for sample in await held.sample(prompt_of(0, 5), PARAMS)} == {((0, 60),)}
     await held.aclose()
     await model.unload()
-    await model._engine.submit(lambda: None, "wait")  # pyright: ignore[reportPrivateUsage]
+    await done(model, whole)
     assert whole.statistics().versions == before
 
 
 class Reused(WeightsFolder):
     """The planted defect: what is new has the name of what was installed before."""
 
-    def write(self, files: Mapping[str, bytes]) -> WeightsFile:
-        fresh = super().write(files)
-        return WeightsFile(name="reused", number=1, folder=fresh.folder.rename(self.path / "reused"))
+    def write(self, files: Mapping[str, bytes], *, version: int) -> WeightsFile:
+        fresh = super().write(files, version=version)
+        return WeightsFile(name="reused", number=1, version=0, folder=fresh.folder.rename(self.path / "reused"))
 
 
 async def test_stale_weights_are_seen_at_publication(
@@ -152,7 +113,7 @@ async def test_stale_weights_are_seen_at_publication(
     monkeypatch.undo()
     reused.close()
     monkeypatch.setattr(Turns, "of", lambda turns, weights: nullcontext())
-    with pytest.raises(BackendError, match=r"drew with weights \['reused'\] what was asked of"):
+    with pytest.raises(BackendError, match=r"drew with weights '1:0', which does not say the version of"):
         await learned(model, 2)
 
 

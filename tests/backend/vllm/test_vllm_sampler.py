@@ -18,6 +18,7 @@ from sparring.backend.vllm.files import WeightsFile, WeightsFolder
 from sparring.errors import BackendError, CheckFailed, SettingError, UnsupportedError
 from tests.backend.batches import spread
 from tests.backend.drawing import assert_refused, prompt_of
+from tests.backend.vllm.engines import done
 
 pytestmark = pytest.mark.vllm
 LORA = Lora(rank=8, alpha=16.0)
@@ -49,7 +50,7 @@ async def test_versions_are_unloaded_when_nobody_needs_them(model: TorchModel, s
     assert sample[0].versions == ((2, 3),)
     await held.aclose()
     await model.unload()
-    await model_is_done(model)
+    await done(model, served)
     assert served.statistics().versions == before
 
 
@@ -66,7 +67,7 @@ async def test_what_cannot_be_drawn_is_refused(model: TorchModel, backend: Local
     ):
         with pytest.raises(UnsupportedError, match=said):
             await client.sample([5], params)
-    with pytest.raises(UnsupportedError, match="inflight"):
+    with pytest.raises(SettingError, match="no version is published yet"):
         await model.sampler("inflight")
     with pytest.raises(SettingError, match=r"rank=16.*up to 8"):
         await backend.create_model(str(tiny_wide), lora=Lora(rank=16))
@@ -85,13 +86,13 @@ async def test_one_token_is_scored_too(model: TorchModel) -> None:
 class Reused(WeightsFolder):
     """The planted defect: every version is written over the one before, under the same name and number."""
 
-    def write(self, files: Any) -> WeightsFile:
-        fresh = super().write(files)
+    def write(self, files: Any, *, version: int) -> WeightsFile:
+        fresh = super().write(files, version=version)
         folder = self.path / "reused"
         folder.mkdir(exist_ok=True)
         for path in fresh.folder.iterdir():
             path.replace(folder / path.name)
-        return WeightsFile(name="reused", number=999, folder=folder)
+        return WeightsFile(name="reused", number=999, version=version, folder=folder)
 
     def remove(self, weights: WeightsFile) -> None:
         """What comes next is written over it."""
@@ -117,8 +118,3 @@ def folders(served: VllmSampler) -> list[Path]:
     files = served._files  # pyright: ignore[reportPrivateUsage]
     assert files is not None
     return [path for path in files.path.iterdir() if path.is_dir()]
-
-
-async def model_is_done(model: TorchModel) -> None:
-    """Everything that was submitted to the engine thread has run."""
-    await model._engine.submit(lambda: None, "wait")  # pyright: ignore[reportPrivateUsage]
