@@ -8,6 +8,7 @@ torch keeps account itself.
 from __future__ import annotations
 
 import re
+import statistics
 import subprocess
 import sys
 from dataclasses import replace
@@ -36,7 +37,11 @@ def memory_rows(settings: Settings, shape: Shape) -> list[Row]:
 
 
 def _measured(settings: Settings, shape: Shape, way: str, prompts: int) -> float:
-    """MiB of one way, in a child process."""
+    """MiB of one way: the median of three child processes, which differ by a tenth."""
+    return statistics.median(_once(settings, shape, way, prompts) for _ in range(3))
+
+
+def _once(settings: Settings, shape: Shape, way: str, prompts: int) -> float:
     given = [way, settings.model, settings.dtype, str(settings.threads), settings.device, str(prompts), shape.name]
     command = [sys.executable, "-m", "benchmarks._memory", *given]
     return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1])
