@@ -190,8 +190,7 @@ class Followed(Played):
 
     async def go_on(self, model: int) -> None:
         self.newest[model] += 1
-        wanted = self.newest[model]
-        await self.turns.move(lambda: f"{model}.{wanted}", follower=model)
+        await self.turns.move(lambda: self.named(model), follower=model)
 
 
 @on_asyncio
@@ -227,6 +226,20 @@ async def test_a_newer_version_waits_for_others_but_not_for_those_who_follow_it(
     last.set()
     await asyncio.gather(follower, other)
     assert played.history[2:] == ["draw 1.0", "install 1.1", "follow 1.1", "install 2.0", "follow 2.0"]
+
+
+@on_asyncio
+async def test_whoever_waits_behind_a_newer_version_has_a_turn_though_nobody_follows_it() -> None:
+    played, door = Followed(), asyncio.Event()
+    (fixed,) = played.begin(("a", door))
+    await settled(lambda: played.inside == ["a"])
+    moving = asyncio.ensure_future(played.go_on(1))
+    await asyncio.sleep(0)
+    tasks = played.begin(("b", None))
+    door.set()
+    async with asyncio.timeout(5):
+        await asyncio.gather(fixed, moving, *tasks)
+    assert played.history == ["install a", "draw a", "install 1.1", "install b", "draw b"]
 
 
 @on_asyncio

@@ -219,7 +219,7 @@ class WholeEngine(AsyncEngine):
     async def move(self, source: Followed, weights: WeightsFile) -> None:
         if self._behind(source, weights):
             self._followed[source.number] = weights
-            await self._turns.move(lambda: weights, follower=source.number)
+            await self._turns.move(lambda: self._followed[source.number], follower=source.number)
 
     async def unload(self, weights: WeightsFile | Followed) -> None:
         """What is installed is replaced by what comes next."""

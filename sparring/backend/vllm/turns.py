@@ -88,6 +88,7 @@ class Turns(Generic[W]):
             for waiting in self._taken(weights):
                 self._inside[waiting.follower] += not waiting.goes_on
                 waiting.begun.set_result(None)
+            self._advance()  # what went on is not inside: nobody's leaving would bring the next their turn
         else:
             self._installed = None
             self._installing = asyncio.ensure_future(self._install(weights))
