@@ -325,11 +325,11 @@ def contract_named(start: str) -> str:
 
 
 def unchecked_shapes(makefile: str, sources: dict[str, str]) -> list[str]:
-    """Modules with jaxtyping annotations that the second test run does not hook, and hooked modules that do not exist."""
+    """Modules with jaxtyping annotations that no test run hooks, and hooked modules that do not exist."""
     hooked = {
-        name for line in re.findall(r"^SHAPED := (.+)$", makefile, flags=re.MULTILINE) for name in line.split(",")
+        name for line in re.findall(r"^SHAPED\w* := (.+)$", makefile, flags=re.MULTILINE) for name in line.split(",")
     }
-    hooked.discard("$(SHAPED)")
+    hooked -= {"$(SHAPED)", "$(SHAPED_LEARNER)"}
     typed = {
         module for module, source in sources.items() if re.search(r"^from jaxtyping import", source, flags=re.MULTILINE)
     }

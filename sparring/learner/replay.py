@@ -200,13 +200,13 @@ def _credit(policy: str, described: Mapping[str, Any]) -> Credit:
             f"name the run's file too"
         )
     estimator: Advantages = msgspec.convert(settings, _KNOWN[kind])
-    critic = described["critic"]
+    critic = described.get("critic")  # this and what is asked for like this came later: older journals do not have it
     return Credit(
         advantages=estimator,
         compare=described["compare"],
-        whiten=described["whiten"],
-        overlong=_part(described["overlong"], Overlong),
-        kl=_part(described["kl"], KL),
+        whiten=described.get("whiten", False),
+        overlong=_part(described.get("overlong"), Overlong),
+        kl=_part(described.get("kl"), KL),
         returns=None if critic is None else _part(critic["returns"], GAE),
     )
 
