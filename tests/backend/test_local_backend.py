@@ -211,4 +211,4 @@ async def test_a_missing_vllm_is_said_and_leaves_nothing(
         async with LocalBackend(sampler="vllm", cache_dir=tmp_path) as backend:
             with pytest.raises(SettingError, match=r"needs 'vllm': pip install 'sparring\[vllm\]'"):
                 await backend.create_model(str(tiny_llama), lora=LORA)
-    assert set(usual_parent().iterdir()) == before
+    assert set(usual_parent().iterdir()) <= before  # what others had there may go meanwhile
