@@ -115,6 +115,7 @@ async def test_a_stale_cache_is_seen(
 
 
 def folders(served: VllmSampler) -> list[Path]:
+    """Of versions; what follows a model has links to them."""
     files = served._files  # pyright: ignore[reportPrivateUsage]
     assert files is not None
-    return [path for path in files.path.iterdir() if path.is_dir()]
+    return [path for path in files.path.iterdir() if path.is_dir() and not path.is_symlink()]
