@@ -100,7 +100,7 @@ async def trained_again(run: Run) -> Verdict:
     async with run.backend.open(deterministic=run.deterministic) as backend:
         for name, policy in run.named_policies.items():
             models = await taught(backend, policy, run.seed)
-            versions = Versions(models.model, keep=run.max_staleness + 1)
+            versions = Versions(models.model, keep=run.bound.most_staleness + 1)
             wrong += await redo(run, name, 0, steps[name], models, versions, folder=RunFolder(run.path), needed=())
     figure = f"{sum(map(len, steps.values()))} steps of {len(steps)} policies"
     return Verdict(name="trained again from the journal", figure=figure, wrong=tuple(wrong))

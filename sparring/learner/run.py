@@ -17,11 +17,16 @@ from sparring.learner.algorithm import Algorithm
 from sparring.learner.pacing import Pace, Pacing, check_pacing
 from sparring.learner.presets import grpo
 from sparring.learner.reuse import Reuse, check_reuse
-from sparring.rollout import Curriculum, Faults
+from sparring.rollout import Bound, Curriculum, Faults
 
 DEFAULT_POLICY = "policy"
 
 LearningRateSchedule = Literal["constant", "linear", "cosine"]
+
+
+def rate_factor(schedule: LearningRateSchedule, done: float) -> float:
+    """What the learning rate is multiplied with when a share of all steps is done."""
+    return {"constant": 1.0, "linear": 1 - done, "cosine": (1 + cos(pi * done)) / 2}[schedule]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +78,14 @@ class Episodes:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A model that learns: a folder or hub name, and how. `adam` holds the rest of the optimizer; its learning rate is
-    `learning_rate`, which `lr_schedule` lets fall to nothing over the run's steps (see `rate_at`). With `final_temperature`
-    replies are drawn at a temperature that goes there by equal amounts from that of `sampling` (see `sampling_at`)."""
+    """A model that learns: a folder or hub name, and how. `start` is a folder of weights to begin with: a checkpoint of a `Fit`
+    or of a run; the optimizer begins anew. `adam` holds the rest of the optimizer; its learning rate is `learning_rate`, which
+    `lr_schedule` lets fall to nothing over the run's steps (see `rate_at`). With `final_temperature` replies are drawn at a
+    temperature that goes there by equal amounts from that of `sampling` (see `sampling_at`)."""
 
     model: str
     algorithm: Algorithm = field(default_factory=grpo)
+    start: str | None = field(default=None, kw_only=True)
     learning_rate: float = field(default=1e-4, kw_only=True)
     lr_schedule: LearningRateSchedule = field(default="constant", kw_only=True)
     lora: Lora = field(default=Lora(), kw_only=True)
@@ -96,6 +103,13 @@ class Policy:
             if not isinstance(value, kind):
                 example = "grpo()" if kind is Algorithm else f"{kind.__name__}()"
                 raise SettingError(f"{name}={value!r}: must be a sparring.{kind.__name__}, as in {name}={example}")
+        if self.start is not None and not (isinstance(self.start, str) and self.start):
+            raise SettingError(f"start={self.start!r}: must be None or text, the folder of a checkpoint")
+        if self.start is not None and self.algorithm.kl is not None and self.algorithm.kl.reference is None:
+            raise SettingError(
+                f"start={self.start!r} with {self.algorithm.kl!r}: a reference is a model without what start brings; name one: "
+                f"reference={self.model!r}, or a folder with start merged in (TrainingClient.export)"
+            )
         self._check_schedules()
         if self.adam.learning_rate not in (Adam().learning_rate, self.learning_rate):
             raise SettingError(
@@ -133,9 +147,7 @@ class Policy:
     def rate_at(self, step: int, steps: int) -> float:
         """The learning rate of the step that trains version `step`, of `steps` in all: the whole rate at first, then `linear`
         falls by equal amounts and `cosine` along half a period (arXiv 1608.03983), to nothing after the last step."""
-        done = step / steps
-        factor = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + cos(pi * done)) / 2}[self.lr_schedule]
-        return self.learning_rate * factor
+        return self.learning_rate * rate_factor(self.lr_schedule, step / steps)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +158,8 @@ class Run:
     groups_per_step   groups (units of each policy) in a step
     group_size        episodes of one task that are compared
     max_staleness     how many versions older than the weights it trains a token may be
+    final_staleness   with it, that goes from `max_staleness` at the first step by equal amounts, rounded, to this at the last;
+                      the bound holds at every step (`rollout/budget.py`)
     weights           'snapshot': a reply is made by the version that was the newest when it began; 'inflight': it goes on with
                       each version that is published, every token stamped with the one that made it
     evaluate_every    steps between held-out evaluations and checkpoints; the first and the last version always are
@@ -169,6 +183,7 @@ class Run:
     groups_per_step: int = 16
     group_size: int = 8
     max_staleness: int = 1
+    final_staleness: int | None = None
     weights: Literal["snapshot", "inflight"] = "snapshot"
     evaluate_every: int = 10
     backend: BackendChoice = field(default=Local())
@@ -217,14 +232,16 @@ class Run:
             seconds = getattr(self, name)
             if not (_number(seconds) and seconds > 0):
                 raise SettingError(f"{name}={seconds!r}: must be a finite number of seconds above 0")
+        if self.final_staleness is not None and not (_whole(self.final_staleness) and self.final_staleness >= 0):
+            raise SettingError(f"final_staleness={self.final_staleness!r}: must be None or a whole number, at least 0")
         self._check_ceilings()
         check_pacing(
             self.pacing,
-            max_staleness=self.max_staleness,
+            max_staleness=self.bound.most_staleness,
             episode_deadline=self.episode_deadline,
             deterministic=self.deterministic,
         )
-        check_reuse(self.reuse, max_staleness=self.max_staleness)
+        check_reuse(self.reuse, max_staleness=self.bound.most_staleness)
 
     def _check_weights(self) -> None:
         if self.weights not in ("snapshot", "inflight"):
@@ -289,6 +306,16 @@ class Run:
         if self.held_out is None:
             return {}
         return {"held-out": self.held_out} if isinstance(self.held_out, Episodes) else self.held_out
+
+    @property
+    def bound(self) -> Bound:
+        """What the staleness of its policies is bounded by."""
+        return Bound(
+            units_per_step=self.groups_per_step,
+            max_staleness=self.max_staleness,
+            steps=self.steps,
+            final_staleness=self.final_staleness,
+        )
 
     @property
     def most_refills(self) -> int:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sparring.backend import Backend, CriticClient, ModelInfo, ReferenceClient, TrainingClient
+from sparring.backend import Backend, CriticClient, Lora, ModelInfo, ReferenceClient, TrainingClient
+from sparring.errors import SettingError
 from sparring.learner.run import Policy
 
 
@@ -39,10 +40,29 @@ class Taught:
         return "" if self.critic is None else await self.critic.digest()
 
 
+async def begun(backend: Backend, name: str, start: str | None, *, lora: Lora, seed: int) -> TrainingClient:
+    """A fresh model, or one with the weights that lie in `start`. Raises `SettingError` where those are of another adapter."""
+    if start is None:
+        return await backend.create_model(name, lora=lora, seed=seed)
+    model = await backend.create_from_state(_absolute(start), model=name, optimizer=False)
+    found = model.info.lora
+    if model.info.trained_parameters and (found is None or replace(found, seed=None) != replace(lora, seed=None)):
+        model.unload()
+        raise SettingError(
+            f"start={start!r} holds {found!r}, the settings say lora={lora!r}: set lora to what it holds"
+        )
+    return model
+
+
+def _absolute(folder: str) -> str:
+    """A backend would take a relative one for a name of its own."""
+    return str(Path(folder).absolute())
+
+
 async def taught(backend: Backend, policy: Policy, seed: int) -> Taught:
     """The models of a policy, as they are before the first step."""
     algorithm = policy.algorithm
-    model = await backend.create_model(policy.model, lora=policy.lora, seed=seed)
+    model = await begun(backend, policy.model, policy.start, lora=policy.lora, seed=seed)
     critic, kl = algorithm.critic, algorithm.kl
     return Taught(
         model=model,

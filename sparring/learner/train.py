@@ -114,6 +114,9 @@ async def _begun(run: Run, schedule: Schedule, models: Mapping[str, Taught], jou
     }
     renderers = {name: one.model.renderer.fingerprint for name, one in models.items()}
     described = await anyio.to_thread.run_sync(describe, run, schedule, infos, renderers)
+    described["fingerprints"] |= {
+        f"start of {name}": await one.model.digest() for name, one in models.items() if run.named_policies[name].start
+    }
     opened = await anyio.to_thread.run_sync(lambda: next(journal.read(), None))
     if opened is None:
         await journal.commit(Opened(run=described))
@@ -198,7 +201,7 @@ async def _ready(
         snapshots=found.snapshots,
         folder=folder,
         versions={
-            name: Versions(one.model, keep=run.max_staleness + 1, follow=run.weights == "inflight")
+            name: Versions(one.model, keep=run.bound.most_staleness + 1, follow=run.weights == "inflight")
             for name, one in models.items()
         },
         models=models,
