@@ -26,8 +26,8 @@ PYTEST := $(CHECKED)=$(SHAPED),beartype.beartype
 # Those of the learner, in a run of their own: elsewhere it is tested what their records say of values of a wrong type, which the
 # check of types would refuse before them.
 SHAPED_LEARNER := sparring.learner.credit,sparring.learner.normalization,sparring.learner.updates,sparring.learner.kl
-SHAPED_LEARNER := $(SHAPED_LEARNER),sparring.learner.by_token
-LEARNER := $(CHECKED)=$(SHAPED_LEARNER),beartype.beartype -k "not that_is_left_open" $(patsubst %,tests/learner/test_%.py,by_token step presets)
+SHAPED_LEARNER := $(SHAPED_LEARNER),sparring.learner.by_token,sparring.learner.preference
+LEARNER := $(CHECKED)=$(SHAPED_LEARNER),beartype.beartype -k "not that_is_left_open" $(patsubst %,tests/learner/test_%.py,by_token step presets preference)
 
 NEW_ENOUGH = @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11; name another: make PYTHON=python3.11"; exit 1; }
 

@@ -101,7 +101,7 @@ def rendered(conversation: Conversation, renderer: Renderer) -> tuple[I32, I32]:
     past = np.concatenate(pieces) if pieces else np.zeros(0, np.int32)
     if not fresh:
         return past, np.zeros(0, np.int32)
-    messages = _merged(fresh)
+    messages = merged(fresh)
     return past, renderer.start(messages) if last is None else renderer.extend(messages, last)
 
 
@@ -114,11 +114,12 @@ def _spoke_itself(conversation: Conversation) -> bool:
     return any(isinstance(entry, Turn) for entry in conversation.entries[conversation.inherited :])
 
 
-def _merged(messages: Sequence[Message]) -> Sequence[RenderedMessage]:
-    merged: list[dict[str, str]] = []
+def merged(messages: Sequence[Message]) -> Sequence[RenderedMessage]:
+    """As they are rendered: neighbours of one role as one message."""
+    found: list[dict[str, str]] = []
     for message in messages:
-        if merged and merged[-1]["role"] == message.role:
-            merged[-1]["content"] += f"\n{message.text}"
+        if found and found[-1]["role"] == message.role:
+            found[-1]["content"] += f"\n{message.text}"
         else:
-            merged.append({"role": message.role, "content": message.text})
-    return merged
+            found.append({"role": message.role, "content": message.text})
+    return found

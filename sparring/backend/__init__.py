@@ -18,7 +18,7 @@ from sparring.backend.losses import (
     Truncated,
     TruncatedImportanceSampling,
 )
-from sparring.backend.renderer import Renderer
+from sparring.backend.renderer import Renderer, reply_tokens
 from sparring.backend.sampling import SampledSequence, SamplingClient, SamplingParams
 from sparring.backend.scripted import ScriptedBackend
 from sparring.backend.training import (
@@ -72,5 +72,6 @@ __all__ = [
     "TruncatedImportanceSampling",
     "ValueDatum",
     "ValueOutput",
+    "reply_tokens",
     "token_mean",
 ]

@@ -21,6 +21,7 @@ from sparring.errors import SparringError
 COMMANDS = {
     "demo": "train a small language model on small arithmetic, on this machine",
     "train": "train the Run that a Python file defines; running the same command again resumes it",
+    "fit": "train on texts, scripted play, a run's best episodes or preferences, as a Python file defines",
     "play": "play one episode of an environment, with a person or a script at each seat",
     "eval": "show the held-out evaluations of a run",
     "replay": "recompute a run's batches, advantages and metrics from its journal, and compare",
@@ -34,6 +35,7 @@ examples:
   sparring demo --steps 20 --seed 1
   sparring train examples/addition.py --policies.learning_rate 3e-4 --name second
   sparring train examples/addition.py --dry-run
+  sparring fit examples/warm_start.py
   sparring play examples/addition.py --seat solver=human
   sparring eval runs/addition
   sparring replay runs/addition
