@@ -21,6 +21,7 @@ from sparring.backend.losses import (
 from sparring.backend.renderer import Renderer, reply_tokens
 from sparring.backend.sampling import SampledSequence, SamplingClient, SamplingParams
 from sparring.backend.scripted import ScriptedBackend
+from sparring.backend.teacher import Teacher, TeacherReference
 from sparring.backend.training import (
     Adam,
     Backend,
@@ -67,6 +68,8 @@ __all__ = [
     "ScriptedBackend",
     "ScriptedModels",
     "SoftTargets",
+    "Teacher",
+    "TeacherReference",
     "TrainingClient",
     "Truncated",
     "TruncatedImportanceSampling",

@@ -109,7 +109,7 @@ def _check_models(name: str, policy: Policy, able: Capabilities) -> None:
         raise UnsupportedError(
             f"policy {name!r}: {algorithm.critic!r}: this backend has no critics; use an algorithm without, as grpo()"
         )
-    if algorithm.kl is not None and not able.references:
+    if algorithm.kl is not None and algorithm.teacher is None and not able.references:
         raise UnsupportedError(f"policy {name!r}: {algorithm.kl!r}: this backend has no references; leave out the KL")
     whole = algorithm.objective(1.0)
     if type(whole) not in able.losses:

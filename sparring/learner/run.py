@@ -103,13 +103,7 @@ class Policy:
             if not isinstance(value, kind):
                 example = "grpo()" if kind is Algorithm else f"{kind.__name__}()"
                 raise SettingError(f"{name}={value!r}: must be a sparring.{kind.__name__}, as in {name}={example}")
-        if self.start is not None and not (isinstance(self.start, str) and self.start):
-            raise SettingError(f"start={self.start!r}: must be None or text, the folder of a checkpoint")
-        if self.start is not None and self.algorithm.kl is not None and self.algorithm.kl.reference is None:
-            raise SettingError(
-                f"start={self.start!r} with {self.algorithm.kl!r}: a reference is a model without what start brings; name one: "
-                f"reference={self.model!r}, or a folder with start merged in (TrainingClient.export)"
-            )
+        self._check_references()
         self._check_schedules()
         if self.adam.learning_rate not in (Adam().learning_rate, self.learning_rate):
             raise SettingError(
@@ -123,6 +117,20 @@ class Policy:
             raise UnsupportedError(f"renderer={self.renderer!r}: only 'chat_template' is there")
         if self.thinking != "keep":
             raise UnsupportedError(f"thinking={self.thinking!r}: only 'keep' is there")
+
+    def _check_references(self) -> None:
+        if self.start is not None and not (isinstance(self.start, str) and self.start):
+            raise SettingError(f"start={self.start!r}: must be None or text, the folder of a checkpoint")
+        if self.start is not None and self.algorithm.refers_to_itself:
+            raise SettingError(
+                f"start={self.start!r} with {self.algorithm.kl!r}: a reference is a model without what start brings; name one: "
+                f"reference={self.model!r}, or a folder with start merged in (TrainingClient.export)"
+            )
+        if self.algorithm.teacher is not None and not self.sampling.temperature == (self.final_temperature or 1) == 1:
+            raise SettingError(
+                f"sampling.temperature={self.sampling.temperature!r}, final_temperature={self.final_temperature!r} with "
+                f"{self.algorithm.teacher!r}: a teacher's log-probs are those at temperature 1; sample at 1"
+            )
 
     def _check_schedules(self) -> None:
         if not (_number(self.learning_rate) and self.learning_rate > 0):

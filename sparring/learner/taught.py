@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sparring.backend import Backend, CriticClient, Lora, ModelInfo, ReferenceClient, TrainingClient
+from sparring.backend import (
+    Backend,
+    CriticClient,
+    Lora,
+    ModelInfo,
+    ReferenceClient,
+    TeacherReference,
+    TrainingClient,
+)
 from sparring.errors import SettingError
 from sparring.learner.run import Policy
 
@@ -59,15 +68,22 @@ def _absolute(folder: str) -> str:
     return str(Path(folder).absolute())
 
 
-async def taught(backend: Backend, policy: Policy, seed: int) -> Taught:
-    """The models of a policy, as they are before the first step."""
+async def taught(backend: Backend, policy: Policy, seed: int, open_until: AsyncExitStack) -> Taught:
+    """The models of a policy, as they are before the first step. A teacher stays open as long as `open_until`."""
     algorithm = policy.algorithm
     model = await begun(backend, policy.model, policy.start, lora=policy.lora, seed=seed)
-    critic, kl = algorithm.critic, algorithm.kl
+    critic = algorithm.critic
     return Taught(
         model=model,
         critic=None
         if critic is None
         else await backend.create_critic(critic.model or policy.model, lora=critic.lora, seed=seed),
-        reference=None if kl is None else await backend.reference(kl.reference or policy.model),
+        reference=await _reference(backend, policy, open_until),
     )
+
+
+async def _reference(backend: Backend, policy: Policy, open_until: AsyncExitStack) -> ReferenceClient | None:
+    kl, teacher = policy.algorithm.kl, policy.algorithm.teacher
+    if teacher is not None:
+        return TeacherReference(await open_until.enter_async_context(teacher.opened()), teacher.model)
+    return None if kl is None else await backend.reference(kl.reference or policy.model)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,18 @@ from sparring import (
     Run,
     Sampling,
     Seat,
+    distillation,
     environment,
 )
-from sparring.backend import CrossEntropy
+from sparring.backend import CrossEntropy, SamplingClient
 from sparring.backend.local import LocalBackend
 from sparring.errors import SettingError
 from sparring.learner import fit_async, train_async
+from sparring.learner.checked import schedule_of
+from sparring.learner.examples import Example
 from sparring.learner.fitting import Fitted
-from sparring.rollout import MemorySegments
-from sparring.rollout.events import Evaluated
+from sparring.rollout import Coordinator, MemorySegments
+from sparring.rollout.events import Evaluated, Planned, Stepped
 from tests.learner.worlds import events_of
 
 SMALL = Lora(rank=8, alpha=16, unembedding=True)
@@ -175,3 +179,54 @@ async def test_the_gradient_is_that_of_the_formula(tiny_llama: Path, tmp_path: P
             found = [float(row.sum()) for row in (await fitted.forward(data, CrossEntropy())).logprobs]
     assert found == pytest.approx(wanted, abs=2e-3)
     assert max(abs(one - other) for one, other in zip(found, reference, strict=True)) > 1
+
+
+@dataclass(frozen=True, slots=True)
+class Warm:
+    """The teacher: what a fit made of the model, on a backend of its own."""
+
+    model: str
+
+    def opened(self) -> AbstractAsyncContextManager[SamplingClient]:
+        return _opened(self.model)
+
+
+@asynccontextmanager
+async def _opened(folder: str) -> AsyncIterator[SamplingClient]:
+    async with LocalBackend(dtype="float32", deterministic=True) as backend:
+        model = await backend.create_from_state(folder, optimizer=False)
+        yield await model.sampler()
+
+
+async def test_a_teacher_behind_a_sampler_says_what_the_trainer_would(tiny_llama: Path, tmp_path: Path) -> None:
+    """A run whose teacher is what a fit made of the model: what it says of the first step is what the fitted model's trainer
+    says, and the run comes nearer to it."""
+    train = Lines(written(tmp_path, sums(40)))
+    done = await made(fit_of(tiny_llama, tmp_path, train=train, epochs=4))
+    policy = Policy(
+        str(tiny_llama),
+        distillation(Warm(str(done.final))),
+        lora=SMALL,
+        learning_rate=1e-2,
+        sampling=Sampling(max_tokens=4),
+    )
+    settings = {"steps": 30, "groups_per_step": 16, "group_size": 1, "evaluate_every": 30}
+    run = replace(run_after(tiny_llama, tmp_path, None), policies=policy, **settings)
+    store = MemorySegments()
+    with anyio.fail_after(300):
+        assert await train_async(run, store=store)
+    steps = [event for event in events_of(store) if isinstance(event, Stepped)]
+    gaps = [float(np.mean(np.frombuffer(step.measured["reference"], "<f4"))) for step in steps]
+    assert np.mean(gaps[-5:]) > np.mean(gaps[:5]) + 0.1, "likelier under the teacher"
+    state = Coordinator(schedule_of(run))
+    for event in events_of(store):
+        state.apply(event)
+        if isinstance(event, Planned):
+            break
+    contexts = [one.contexts[0] for unit in state.batches["policy"].units for one in unit.trajectories]
+    data = [Example(tokens=one.tokens, mask=one.action_mask, where="").datum for one in contexts]
+    async with LocalBackend(dtype="float32", deterministic=True) as backend:
+        fitted = await backend.create_from_state(str(done.final), optimizer=False)
+        rows = (await fitted.forward(data, CrossEntropy())).logprobs
+    wanted = np.concatenate([row[datum.mask] for row, datum in zip(rows, data, strict=True)])
+    assert np.frombuffer(steps[0].measured["reference"], "<f4") == pytest.approx(wanted, abs=1e-3)

@@ -41,8 +41,8 @@ def test_pairs_the_wrong_way_round_cost_the_same_where_half_are_thought_to_be(ma
 
 def test_huge_margins_are_finite() -> None:
     huge = np.array([1e6, -1e6])
-    assert np.isfinite(DPO(beta=3).losses(huge)).all()
-    assert DPO(beta=3).slopes(huge) == pytest.approx([0, -3])
+    assert np.isfinite(DPO(beta=3.0).losses(huge)).all()
+    assert DPO(beta=3.0).slopes(huge) == pytest.approx([0, -3])
 
 
 @pytest.mark.parametrize("wrong", [0.0, -1.0, float("inf")])
