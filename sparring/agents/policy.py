@@ -18,17 +18,25 @@ from sparring.errors import ContextFull, SettingError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How a trained seat's replies are drawn. No top-p or top-k: the trainer must be able to recompute the
+    """How a policy's replies are drawn. `top_p` and `top_k` are refused: the trainer must be able to recompute the
     distribution."""
 
     temperature: float = 1.0
     max_tokens: int = 512
+    top_p: float = 1.0
+    top_k: int = -1
 
     def __post_init__(self) -> None:
         if not (isinstance(self.temperature, int | float) and isfinite(self.temperature) and self.temperature >= 0):
             raise SettingError(
                 f"sampling.temperature={self.temperature!r}: must be a finite number, 0 (greedy) or above"
             )
+        for name, off in (("top_p", 1.0), ("top_k", -1)):
+            if getattr(self, name) != off:
+                raise SettingError(
+                    f"sampling.{name}={getattr(self, name)!r}: what is left out when a token is drawn has no probability that "
+                    f"the trainer could recompute; leave it at {off}, and lower the temperature for less chance"
+                )
         if not isinstance(self.max_tokens, int) or self.max_tokens < 1:
             raise SettingError(f"sampling.max_tokens={self.max_tokens!r}: must be a whole number, at least 1")
 

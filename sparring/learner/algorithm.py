@@ -121,6 +121,12 @@ class Algorithm:
                 f"{self.name}(advantages={self.advantages!r}): reads how far each token is from a teacher, and there is none; "
                 f"use distillation(teacher), or kl=KL(coefficient=1.0, into='reward', reference=...)"
             )
+        for name in ("overlong", "filters", "whiten"):
+            if isinstance(self.advantages, Penalty) and getattr(self, name):
+                raise SettingError(
+                    f"{self.name}({name}={getattr(self, name)!r}): rewards are not learned from where {self.advantages!r} "
+                    f"gives the advantages, and its own scale is the distance to the teacher; leave out {name}"
+                )
         if self.teacher is None:
             return
         if isinstance(self.teacher, type) or not isinstance(self.teacher, Teacher):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import ceil, isfinite
+from math import ceil
 from pathlib import Path
 from typing import get_args
 
 from sparring.backend import Adam, BackendChoice, Local, Lora
 from sparring.errors import SettingError
 from sparring.learner.examples import Source
+from sparring.learner.kinds import finite, folder_name, whole
 from sparring.learner.preference import DPO
 from sparring.learner.run import LearningRateSchedule, rate_factor
 
@@ -63,7 +64,7 @@ class Fit:
     folder: Path = Path("runs")
 
     def __post_init__(self) -> None:
-        if not self.name or set(self.name) & set("/\\\0") or self.name.startswith("."):
+        if not folder_name(self.name):
             raise SettingError(f"name={self.name!r}: it names a folder; use letters, digits, '-' and '_'")
         if not isinstance(self.model, str) or not self.model:
             raise SettingError(f"model={self.model!r}: must be text, the path of a folder or a hub name")
@@ -71,11 +72,9 @@ class Fit:
             raise SettingError(f"objective={self.objective!r}: must be SFT() or DPO()")
         for name, least in (("epochs", 1), ("batch_size", 1), ("evaluate_every", 1), ("seed", 0)):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            if not (whole(value) and value >= least):
                 raise SettingError(f"{name}={value!r}: must be a whole number, at least {least}")
-        if not (
-            isinstance(self.learning_rate, int | float) and isfinite(self.learning_rate) and self.learning_rate > 0
-        ):
+        if not (finite(self.learning_rate) and self.learning_rate > 0):
             raise SettingError(f"learning_rate={self.learning_rate!r}: must be a finite number above 0")
         if self.lr_schedule not in get_args(LearningRateSchedule):
             raise SettingError(f"lr_schedule={self.lr_schedule!r}: must be 'constant', 'linear' or 'cosine'")

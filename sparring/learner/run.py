@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from math import cos, isfinite, pi
+from math import cos, pi
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -14,6 +14,7 @@ from sparring.backend import Adam, BackendChoice, Local, Lora
 from sparring.environments import Environment, Tasks, size
 from sparring.errors import SettingError, UnsupportedError
 from sparring.learner.algorithm import Algorithm
+from sparring.learner.kinds import finite, folder_name, whole
 from sparring.learner.pacing import Pace, Pacing, check_pacing
 from sparring.learner.presets import grpo
 from sparring.learner.reuse import Reuse, check_reuse
@@ -133,11 +134,11 @@ class Policy:
             )
 
     def _check_schedules(self) -> None:
-        if not (_number(self.learning_rate) and self.learning_rate > 0):
+        if not (finite(self.learning_rate) and self.learning_rate > 0):
             raise SettingError(f"learning_rate={self.learning_rate!r}: must be a finite number above 0")
         if self.lr_schedule not in get_args(LearningRateSchedule):
             raise SettingError(f"lr_schedule={self.lr_schedule!r}: must be 'constant', 'linear' or 'cosine'")
-        if self.final_temperature is not None and not (_number(self.final_temperature) and self.final_temperature > 0):
+        if self.final_temperature is not None and not (finite(self.final_temperature) and self.final_temperature > 0):
             raise SettingError(f"final_temperature={self.final_temperature!r}: must be None or a finite number above 0")
 
     def resolved(self) -> Policy:
@@ -221,7 +222,7 @@ class Run:
             self._check_policy(name, policy)
 
     def _check_plain(self) -> None:
-        if not _folder_name(self.name):
+        if not folder_name(self.name):
             raise SettingError(f"name={self.name!r}: it names a folder; use letters, digits, '-' and '_'")
         if not isinstance(self.folder, Path):
             raise SettingError(f"folder={self.folder!r}: must be a pathlib.Path, as in Path('runs')")
@@ -234,14 +235,13 @@ class Run:
         self._check_weights()
         for name, least in _LEAST.items():
             value = getattr(self, name)
-            if not (_whole(value) and value >= least):
+            if not (whole(value) and value >= least):
                 raise SettingError(f"{name}={value!r}: must be a whole number, at least {least}")
         for name in ("episode_deadline", "stall_deadline"):
             seconds = getattr(self, name)
-            if not (_number(seconds) and seconds > 0):
+            if not (finite(seconds) and seconds > 0):
                 raise SettingError(f"{name}={seconds!r}: must be a finite number of seconds above 0")
-        if self.final_staleness is not None and not (_whole(self.final_staleness) and self.final_staleness >= 0):
-            raise SettingError(f"final_staleness={self.final_staleness!r}: must be None or a whole number, at least 0")
+        self._check_final_staleness()
         self._check_ceilings()
         check_pacing(
             self.pacing,
@@ -250,6 +250,13 @@ class Run:
             deterministic=self.deterministic,
         )
         check_reuse(self.reuse, max_staleness=self.bound.most_staleness)
+
+    def _check_final_staleness(self) -> None:
+        final = self.final_staleness
+        if final is not None and not (whole(final) and final >= 0):
+            raise SettingError(f"final_staleness={final!r}: must be None or a whole number, at least 0")
+        if final is not None and self.steps == 1:
+            raise SettingError(f"final_staleness={final!r}: a run of one step has no way to go; leave it out")
 
     def _check_weights(self) -> None:
         if self.weights not in ("snapshot", "inflight"):
@@ -261,12 +268,15 @@ class Run:
             )
 
     def _check_ceilings(self) -> None:
-        if not (_number(self.max_faults) and 0 <= self.max_faults <= 1):
+        if not (finite(self.max_faults) and 0 <= self.max_faults <= 1):
             raise SettingError(f"max_faults={self.max_faults!r}: a share of the episodes, between 0 and 1")
-        if self.max_refill is not None and not (_whole(self.max_refill) and self.max_refill >= 1):
+        if self.max_refill is not None and not (whole(self.max_refill) and self.max_refill >= 1):
             raise SettingError(f"max_refill={self.max_refill!r}: must be None or a whole number of groups, at least 1")
 
     def _check_policy(self, name: str, policy: Policy) -> None:
+        if policy.final_temperature is not None and self.steps == 1:
+            final = f"final_temperature={policy.final_temperature!r}"
+            raise SettingError(f"policy {name!r}: {final}: a run of one step has no way to go; leave it out")
         compare = policy.algorithm.compare
         seats = list(dict.fromkeys(seat for source in self.sources for seat in source.environment.seats))
         for seat in compare:
@@ -358,7 +368,7 @@ def _check_policies(policies: object) -> None:
     if not isinstance(policies, Mapping) or not policies:
         raise SettingError(f"policies={policies!r}: must be a Policy, or a mapping of names to at least one")
     for name, policy in policies.items():
-        if not _folder_name(name) or "@" in name:
+        if not folder_name(name) or "@" in name:
             raise SettingError(f"policies: the name {name!r} also names a folder; use letters, digits, '-' and '_'")
         if not isinstance(policy, Policy):
             raise SettingError(f"policies[{name!r}]={policy!r}: must be a Policy, as in Policy('folder of the model')")
@@ -383,15 +393,3 @@ def _check_held_out(held_out: object) -> None:
             raise SettingError(
                 f"held_out[{name!r}]: faults={source.faults!r}: a held-out episode that fails has no verdict; leave out score"
             )
-
-
-def _folder_name(name: object) -> bool:
-    return isinstance(name, str) and bool(name) and not name.startswith(".") and not set(name) & set("/\\\0")
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sparring import KL, PPO, Constant, Datum, Policy, Run, Sampling, distillation, grpo
+from sparring import KL, PPO, Constant, Datum, EqualRewards, Overlong, Policy, Run, Sampling, distillation, grpo
 from sparring.arrays import F32, I32
 from sparring.backend import SampledSequence, SamplingClient, SamplingParams, Teacher, TeacherReference
 from sparring.backend.losses import ImportanceSampling
@@ -139,6 +139,11 @@ def test_what_does_not_fit_together() -> None:
         grpo(advantages=Penalty())
     with pytest.raises(SettingError, match=r"reads how far each token is from a teacher"):
         replace(distillation("t"), kl=KL(coefficient=1.0, reference="t"))
+    for name, part in (("overlong", Overlong()), ("filters", [EqualRewards()]), ("whiten", True)):
+        with pytest.raises(
+            SettingError, match=rf"distillation\({name}=.*rewards are not learned from.*leave out {name}"
+        ):
+            replace(distillation("t"), **{name: part})
     with pytest.raises(SettingError, match="it is the reference of a KL that names none"):
         replace(grpo(), teacher=Behind())
     with pytest.raises(SettingError, match="it is the reference of a KL that names none"):

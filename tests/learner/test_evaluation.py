@@ -191,7 +191,7 @@ async def test_an_endpoint_plays_the_policies_seats_alone() -> None:
     assert isinstance(sitting.agents["first"], EndpointAgent) and sitting.measured == ["first"]
     assert not isinstance(sitting.agents["second"], EndpointAgent)
     assert "secret" not in str(cast.who) + repr(Endpoint(url="http://x", model="y", key="secret"))
-    assert cast.who["policy at 0.3"]["sampling"] == {"temperature": 0.3, "max_tokens": 5}
+    assert cast.who["policy at 0.3"]["sampling"] == {"temperature": 0.3, "max_tokens": 5, "top_p": 1.0, "top_k": -1}
 
 
 def test_names_of_policies_without_a_run() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sparring import Drop, Reuse, Run
+from sparring import Drop, Policy, Reuse, Run
 from sparring.errors import RunChanged, SettingError
 from sparring.learner import train_async
 from sparring.learner.checked import schedule_of, versions_at_once
@@ -81,6 +81,13 @@ def test_what_depends_on_the_largest_bound(tmp_path: Path) -> None:
         run_of(tmp_path, WELL, max_staleness=1, final_staleness=4, pacing=Drop(versions=4))
     with pytest.raises(SettingError, match="with max_staleness=4 a unit may be older than max_age"):
         run_of(tmp_path, WELL, max_staleness=1, final_staleness=4, reuse=Reuse(units=1, max_age=3))
+
+
+def test_a_run_of_one_step_has_no_way_to_go(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="final_staleness=2: a run of one step has no way to go"):
+        run_of(tmp_path, WELL, steps=1, final_staleness=2)
+    with pytest.raises(SettingError, match=r"policy 'policy': final_temperature=0\.5: a run of one step"):
+        run_of(tmp_path, WELL, steps=1, policies=Policy("m", final_temperature=0.5))
 
 
 @pytest.mark.parametrize("wrong", [-1, 1.5, True, "none"])
