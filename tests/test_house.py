@@ -44,6 +44,7 @@ or is what users write. TID251: the user's cache folder is where the XDG convent
 
 KEYWORD_EDGES = {
     "sparring/backend/local/attention.py",
+    "sparring/backend/local/attention_layer.py",
     "sparring/backend/local/kernel_attention.py",
     "sparring/backend/local/row_attention.py",
     "sparring/environments/environment.py",
