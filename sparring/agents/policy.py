@@ -10,7 +10,7 @@ import numpy as np
 
 from sparring.agents.action import Action, Sample
 from sparring.arrays import I32
-from sparring.backend.renderer import RenderedMessage, Renderer
+from sparring.backend.renderer import RenderedMessage, Renderer, reply_tokens
 from sparring.backend.sampling import SamplingClient, SamplingParams
 from sparring.environments import Conversation, Message, Reply, Request, Turn
 from sparring.errors import ContextFull, SettingError
@@ -81,6 +81,13 @@ class PolicyAgent:
             temperature=self._sampling.temperature,
         )
         return Action(reply=Reply(text=parsed.text, reasoning=parsed.reasoning, stop=drawn.stop), sample=sample)
+
+    async def choose(self, conversation: Conversation, options: Sequence[str]) -> Sequence[float]:
+        """Each option is a whole turn, up to the token that ends it."""
+        context = np.concatenate(rendered(conversation, self._renderer))
+        replies = [reply_tokens(self._renderer, option) for option in options]
+        logprobs: list[float] = (await self._client.options(context, replies)).tolist()
+        return logprobs
 
     def context_left(self, conversation: Conversation) -> int:
         past, prompt = rendered(conversation, self._renderer)
