@@ -210,7 +210,7 @@ async def test_a_teacher_behind_a_sampler_says_what_the_trainer_would(tiny_llama
         learning_rate=1e-2,
         sampling=Sampling(max_tokens=4),
     )
-    settings = {"steps": 30, "groups_per_step": 16, "group_size": 1, "evaluate_every": 30}
+    settings: dict[str, Any] = {"steps": 30, "groups_per_step": 16, "group_size": 1, "evaluate_every": 30}
     run = replace(run_after(tiny_llama, tmp_path, None), policies=policy, **settings)
     store = MemorySegments()
     with anyio.fail_after(300):
