@@ -64,6 +64,7 @@ class EndpointAgent:
         return maxsize
 
     async def _answer(self, body: bytes) -> Any:
+        status, text = 0, ""
         for wait in (*_WAITS, None):
             status, text = await anyio.to_thread.run_sync(
                 self._post, body, abandon_on_cancel=True, limiter=self._limiter

@@ -317,7 +317,7 @@ def _rows(path: str | Path) -> list[tuple[str, Mapping[str, Any]]]:
 
 def _messages(value: Any, where: str, name: str) -> list[RenderedMessage]:
     try:
-        messages = msgspec.convert(value, list[dict[str, str]])
+        messages: list[RenderedMessage] = [*msgspec.convert(value, list[dict[str, str]])]
         check_messages(messages)
     except (msgspec.ValidationError, SettingError) as error:
         raise SettingError(f"{where}: {name} must be a list of messages with role and content: {error}") from error

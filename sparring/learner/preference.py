@@ -47,7 +47,8 @@ class DPO:
 
     def margins(self, policy: Float64[F64, "N 2"], reference: Float64[F64, "N 2"]) -> Float64[F64, " N"]:
         """m of each pair, [chosen, rejected]."""
-        return (policy - reference) @ np.array([1.0, -1.0])
+        gained = policy - reference
+        return gained[:, 0] - gained[:, 1]
 
     def losses(self, margins: Float64[F64, " N"]) -> Float64[F64, " N"]:
         """The loss of each pair."""

@@ -35,7 +35,7 @@ from sparring import (
 )
 from sparring.backend import CrossEntropy, SamplingClient
 from sparring.backend.local import LocalBackend
-from sparring.errors import SettingError
+from sparring.errors import NonFinite, SettingError
 from sparring.learner import fit_async, train_async
 from sparring.learner.checked import schedule_of
 from sparring.learner.examples import Example
@@ -210,7 +210,7 @@ async def test_a_teacher_behind_a_sampler_says_what_the_trainer_would(tiny_llama
         learning_rate=1e-2,
         sampling=Sampling(max_tokens=4),
     )
-    settings = {"steps": 30, "groups_per_step": 16, "group_size": 1, "evaluate_every": 30}
+    settings: dict[str, Any] = {"steps": 30, "groups_per_step": 16, "group_size": 1, "evaluate_every": 30}
     run = replace(run_after(tiny_llama, tmp_path, None), policies=policy, **settings)
     store = MemorySegments()
     with anyio.fail_after(300):
@@ -230,3 +230,10 @@ async def test_a_teacher_behind_a_sampler_says_what_the_trainer_would(tiny_llama
         rows = (await fitted.forward(data, CrossEntropy())).logprobs
     wanted = np.concatenate([row[datum.mask] for row, datum in zip(rows, data, strict=True)])
     assert np.frombuffer(steps[0].measured["reference"], "<f4") == pytest.approx(wanted, abs=1e-3)
+
+
+async def test_a_fit_that_flies_apart_says_where(tiny_llama: Path, tmp_path: Path) -> None:
+    train = Lines(written(tmp_path, sums(4)))
+    fit = fit_of(tiny_llama, tmp_path, train=train, learning_rate=1e30, lr_schedule="constant", epochs=9, held_out=0.0)
+    with pytest.raises(NonFinite, match=r"step \d+ on .*rows\.jsonl, line \d.*lower the learning rate"):
+        await made(fit)

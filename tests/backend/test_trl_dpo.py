@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from importlib import import_module
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -49,7 +48,7 @@ def theirs(beta: float, logps: Tensor, mask: Tensor, reference: Tensor) -> Tenso
         "ref_chosen_logps": chosen,
         "ref_rejected_logps": rejected,
     }
-    found: Any = import_module("trl.trainer.dpo_trainer").DPOTrainer._compute_loss(
+    found: Tensor = import_module("trl.trainer.dpo_trainer").DPOTrainer._compute_loss(
         trainer, lambda **_: outputs, inputs, False
     )
     return found

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -139,7 +140,8 @@ def test_what_does_not_fit_together() -> None:
         grpo(advantages=Penalty())
     with pytest.raises(SettingError, match=r"reads how far each token is from a teacher"):
         replace(distillation("t"), kl=KL(coefficient=1.0, reference="t"))
-    for name, part in (("overlong", Overlong()), ("filters", [EqualRewards()]), ("whiten", True)):
+    parts: dict[str, Any] = {"overlong": Overlong(), "filters": [EqualRewards()], "whiten": True}
+    for name, part in parts.items():
         with pytest.raises(
             SettingError, match=rf"distillation\({name}=.*rewards are not learned from.*leave out {name}"
         ):

@@ -46,7 +46,7 @@ def test_a_k_that_cannot_be(k: int) -> None:
 
 def test_over_tasks() -> None:
     """What was not judged is no attempt; a task with too few of them is missing."""
-    tasks = [[1.0, 0.0], [0.0, None], [None, None], [1.0, 1.0]]
+    tasks: list[list[float | None]] = [[1.0, 0.0], [0.0, None], [None, None], [1.0, 1.0]]
     one = passes(tasks, 1, 1.0)
     assert one is not None and (one.mean, one.count, one.missing) == (0.5, 3, 1)
     assert (one.low, one.high) == pytest.approx((-0.066, 1.066), abs=1e-3)
