@@ -4,7 +4,7 @@ The names that programs use, gathered from the five rooms. None of them loads to
 backend does.
 """
 
-from sparring.agents import Agent, External, Frozen, Human, League, Lineup, Sampling, Scripted, ScriptedAgent
+from sparring.agents import Agent, External, Frozen, Human, League, Lineup, Sampling, Scripted, ScriptedAgent, Secret
 from sparring.arrays import F
 from sparring.backend import (
     CISPO,
@@ -160,6 +160,7 @@ __all__ = [
     "Score",
     "Scripted",
     "ScriptedAgent",
+    "Secret",
     "ScriptedBackend",
     "ScriptedModels",
     "Seat",
