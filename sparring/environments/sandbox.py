@@ -1,7 +1,7 @@
 """`Sandbox`: runs what a model wrote where it can reach nothing, and says what came of it.
 
-Verdicts are made outside: what is expected never enters, and nothing but plain values comes out. Where the kernel refuses a part
-of the sandbox, the run is refused; nothing weaker is used in its place.
+Verdicts are made outside: what is expected never enters, and nothing but plain values comes out. Where the kernel refuses a
+part of the sandbox, the run is refused; nothing weaker is used in its place.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sparring.errors import SettingError
 Tier = Literal["zygote", "bubblewrap", "unsafe_subprocess_that_can_read_my_files"]
 CANDIDATE = "solution.py"
 """The name of the code in tracebacks."""
-_TRIES = 3
+_TRIES = 5  # a server that died is noticed by those who ask it
 _limiters: RunVar[dict[int, anyio.CapacityLimiter]] = RunVar("sparring_sandboxes")
 
 
@@ -64,8 +64,9 @@ class Sandbox:
     ) -> SandboxResult:
         """Run a program (`stdin` is its input), or define what `code` defines and make `calls`, one after the other.
 
-        The first call that does not return a plain value ends the run. Plain values: None, numbers, text, bytes, and lists, tuples,
-        sets and dictionaries of them, of exactly these types. Raises `SettingError` for a call whose arguments are not plain.
+        The first call that does not return a plain value ends the run. Plain values: None, numbers, text, bytes, and lists,
+        tuples, sets and dictionaries of them, of exactly these types. Raises `SettingError` for a call whose arguments are
+        not plain.
         """
         messages = [_message(call) for call in calls or ()]
         limits = limits or self.limits
@@ -77,25 +78,27 @@ class Sandbox:
 
     async def _run(self, code: str, calls: list[dict[str, Any]] | None, stdin: str, limits: Limits) -> SandboxResult:
         values: list[object] = []
-        began, output, ending, error = anyio.current_time(), "", Ending.OK, ""
+        began, printed, ending, error = anyio.current_time(), ("", ""), Ending.OK, ""
         try:
-            async with self.box(limits, stdin) as box:
+            async with self.slot(), self.box(limits, stdin) as box:
                 began = anyio.current_time()
                 try:
                     await _carried_out(box, code, calls, values)
                 except Stopped as stopped:
                     ending, error = stopped.ending, stopped.text
                 await box.finished()
-                output = box.printed()
+                printed = box.printed()
         except Stopped as stopped:
             ending, error = stopped.ending, stopped.text
         seconds = anyio.current_time() - began
-        return SandboxResult(ending=ending, values=tuple(values), output=output, error=error, seconds=seconds)
+        return SandboxResult(
+            ending=ending, values=tuple(values), output=printed[0], errors=printed[1], error=error, seconds=seconds
+        )
 
     @asynccontextmanager
     async def box(self, limits: Limits, stdin: str = "") -> AsyncIterator[Box]:
-        """A run to talk with. Raises `Stopped`, REFUSED where there can be no sandbox."""
-        async with self._limiter(), self._server() as server:
+        """A run to talk with, inside a `slot`. Raises `Stopped`, REFUSED where there can be no sandbox."""
+        async with self._server() as server:
             box = Box(server, limits)
             try:
                 await box.begin(stdin)
@@ -121,7 +124,8 @@ class Sandbox:
                 with anyio.CancelScope(shield=True):
                     await anyio.to_thread.run_sync(server.close)
 
-    def _limiter(self) -> anyio.CapacityLimiter:
+    def slot(self) -> anyio.CapacityLimiter:
+        """One of the places of `at_once`: a context in which a run, or several that talk with each other, may be."""
         limiters = _limiters.get(None)
         if limiters is None:
             limiters = {}

@@ -4,8 +4,9 @@
 """
 
 import json
+import sys
 from collections.abc import Mapping
-from textwrap import dedent
+from textwrap import dedent, indent
 
 import anyio
 
@@ -15,18 +16,29 @@ from sparring.environments.sandboxing.result import Limits
 LIMITS = Limits(seconds=2, memory=256 << 20, disk=4 << 20, output=20_000)
 
 
+TRIED = """
+import ctypes, os, signal, socket, sys, threading, time
+libc = ctypes.CDLL(None, use_errno=True)
+def done(result):
+    if result < 0: raise OSError(ctypes.get_errno(), 'call')
+try:
+{body}
+except (OSError, MemoryError, RuntimeError, AssertionError) as error:
+    print('refused', type(error).__name__, error)
+else:
+    print('reached')
+"""
+
+
 def tried(body: str) -> str:
     """The program that does `body` and says whether that went."""
-    inner = "\n".join("    " + line for line in dedent(body).strip().splitlines())
-    return f"import ctypes, os, signal, socket, sys, threading, time\ntry:\n{inner}\nexcept (OSError, MemoryError, RuntimeError, AssertionError) as error:\n    print('refused', type(error).__name__, error)\nelse:\n    print('reached')\n"
+    return TRIED.replace("{body}", indent(dedent(body).strip(), "    "))
 
 
 def called(number: int, *arguments: object) -> str:
     """A system call (of x86-64) that must not succeed."""
     given = ", ".join(map(str, (number, *arguments)))
-    return tried(
-        f"libc = ctypes.CDLL(None, use_errno=True)\nif libc.syscall({given}) < 0: raise OSError(ctypes.get_errno(), 'call')"
-    )
+    return tried(f"done(libc.syscall({given}))")
 
 
 ATTACKS: Mapping[str, str] = {
@@ -34,17 +46,13 @@ ATTACKS: Mapping[str, str] = {
     "another program": tried("os.execv('/bin/sh', ['sh', '-c', 'echo reached'])"),
     "a subprocess": tried("import subprocess\nsubprocess.run(['/bin/true'], check=True)"),
     "an orphan": tried("if os.fork() == 0:\n    os.setsid()\n    time.sleep(100)"),
-    "thread bomb": tried(
-        "for _ in range(100): threading.Thread(target=time.sleep, args=(100,), daemon=True).start()"
-    ),
+    "thread bomb": tried("for _ in range(100): threading.Thread(target=time.sleep, args=(100,), daemon=True).start()"),
     "memory": tried("kept = [bytearray(1 << 20) for _ in range(1000)]"),
     "memory by mmap": tried("import mmap\nkept = [mmap.mmap(-1, 64 << 20) for _ in range(100)]"),
     "memory in files of memory": tried("os.memfd_create('x')"),
     "System V memory": called(29, 0, 1 << 20, 0o1600),
     "/dev/shm": tried("open('/dev/shm/x', 'w').write('x')"),
-    "fill the disk": tried(
-        "for i in range(100):\n    with open(f'/tmp/{i}', 'wb') as f: f.write(bytes(1 << 20))"
-    ),
+    "fill the disk": tried("for i in range(100):\n    with open(f'/tmp/{i}', 'wb') as f: f.write(bytes(1 << 20))"),
     "many files": tried("for i in range(5000): open(f'/tmp/{i}', 'w').close()"),
     "a sparse file": tried("with open('/tmp/x', 'wb') as f: f.truncate(1 << 40)"),
     "write to the interpreter": tried("open(os.__file__, 'a')"),
@@ -82,12 +90,8 @@ ATTACKS: Mapping[str, str] = {
     "new namespaces by clone": called(56, 0x10000000 | 17, 0, 0, 0, 0),
     "clone3": called(435, 0, 0),
     "joining namespaces": called(308, 3, 0),
-    "mount": tried(
-        "libc = ctypes.CDLL(None, use_errno=True)\nif libc.mount(b'tmpfs', b'/tmp', b'tmpfs', 0, 0): raise OSError(ctypes.get_errno(), 'mount')"
-    ),
-    "uncover /proc": tried(
-        "libc = ctypes.CDLL(None, use_errno=True)\nif libc.umount2(b'/proc', 2): raise OSError(ctypes.get_errno(), 'umount')"
-    ),
+    "mount": tried("done(libc.mount(b'tmpfs', b'/tmp', b'tmpfs', 0, 0))"),
+    "uncover /proc": tried("done(libc.umount2(b'/proc', 2))"),
     "chroot": tried("os.chroot('/tmp')"),
     "io_uring": called(425, 1, 0),
     "bpf": called(321, 0, 0, 0),
@@ -127,4 +131,4 @@ def reached(found: Mapping[str, tuple[str, str]]) -> list[str]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(anyio.run(outcomes, Sandbox(limits=LIMITS))))
+    sys.stdout.write(json.dumps(anyio.run(outcomes, Sandbox(limits=LIMITS))))

@@ -31,27 +31,33 @@ async def test_the_attacks_are_real_ones(name: str) -> None:
     assert result.output == "reached\n"
 
 
-@pytest.mark.parametrize("name", ["another program", "the network", "memory", "ptrace"])
+@pytest.mark.parametrize("name", ["another program", "the network", "memory", "io_uring"])
 async def test_limits_and_filter_hold_without_namespaces_too(name: str) -> None:
     result = await UNSAFE.run(ATTACKS[name])
     assert reached({name: (result.ending.value, result.output + result.error)}) == []
 
 
 def as_nobody() -> list[str]:
-    """The command line before one that is to run as an ordinary user. Root shows it this interpreter, which may be root's alone."""
+    """The command line before one that is to run as an ordinary user, who is shown this interpreter: it may be root's alone."""
     if os.getuid() != 0:
         return []
     bwrap = shutil.which("bwrap")
     assert bwrap, "the tests of the sandbox need bubblewrap: apt-get install bubblewrap"
     shown = dict.fromkeys((sys.base_prefix, str(Path(sys.prefix).resolve()), str(ROOT)))
+    above = dict.fromkeys(str(path) for folder in shown for path in reversed(Path(folder).parents[:-2]))
+    opened = [word for folder in above if folder.startswith("/root/") for word in ("--perms", "0755", "--dir", folder)]
     binds = [word for folder in shown for word in ("--ro-bind", folder, folder)]
-    hidden = ["--tmpfs", "/root"] if any(folder.startswith("/root/") for folder in shown) else []
-    drop = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"]
+    hidden = ["--tmpfs", "/root", *opened] if any(folder.startswith("/root/") for folder in shown) else []
+    drop = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all", "--ambient-caps=-all"]
     return [bwrap, "--dev-bind", "/", "/", *hidden, *binds, "--chdir", str(ROOT), "--", *drop]
 
 
 def test_an_ordinary_user_is_as_safe() -> None:
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {
+        "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin",
+        "PYTHONPATH": str(ROOT),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
     python = str(Path(sys.prefix).resolve() / "bin" / "python")
     probe = [*as_nobody(), python, "-c", "import os; print(os.getuid())"]
     assert subprocess.run(probe, env=environment, capture_output=True, text=True, check=True).stdout.strip() != "0"
@@ -67,14 +73,18 @@ ENDINGS = {
     "an endless loop": ("while True: pass", Ending.TIME),
     "sleep": ("import time; time.sleep(100)", Ending.TIME),
     "every signal ignored": (
-        "import signal\nfor n in range(1, 32):\n    try: signal.signal(n, signal.SIG_IGN)\n    except OSError: pass\nwhile True: pass",
+        "import signal\nfor n in range(1, 32):\n    try: signal.signal(n, signal.SIG_IGN)\n    except OSError: pass\n"
+        "while True: pass",
         Ending.TIME,
     ),
     "one long operation": ("9 ** 9 ** 9", Ending.TIME),
     "a slow pattern": ("import re; re.match(r'(a+)+$', 'a' * 40 + 'b')", Ending.TIME),
     "a table of equal hashes": ("{i * (2**61 - 1) for i in range(200_000)}", Ending.TIME),
     "waiting at the end": ("import atexit, time; atexit.register(time.sleep, 100)", Ending.TIME),
-    "a thread that does not end": ("import threading, time; threading.Thread(target=time.sleep, args=(100,)).start()", Ending.TIME),
+    "a thread that does not end": (
+        "import threading, time; threading.Thread(target=time.sleep, args=(100,)).start()",
+        Ending.TIME,
+    ),
     "too much memory": ("x = bytearray(1 << 30)", Ending.MEMORY),
     "recursion": ("def f(): f()\nf()", Ending.EXCEPTION),
     "a crash": ("import ctypes; ctypes.string_at(0)", Ending.KILLED),
@@ -102,33 +112,38 @@ async def test_however_it_ends_it_ends(name: str) -> None:
     assert result.seconds < 5
 
 
+def saying(frame: str) -> str:
+    """A function that writes a frame on the line to the host, before it returns what is right."""
+    return f"import json, os\ndef f(x):\n    m = {frame}\n    os.write(3, len(m).to_bytes(4, 'big') + m)\n    return 4"
+
+
+KIND = "class A({0}):\n    def __eq__(self, other): return True\n    __hash__ = {0}.__hash__\ndef f(x): return A({1})"
 FORGERIES = {
     "exits": "import os\ndef f(x): os._exit(0)",
     "exits when it is loaded": "import os\nos._exit(0)",
     "raises SystemExit": "def f(x): raise SystemExit(0)",
-    "an object equal to everything": "class A:\n    def __eq__(self, other): return True\n    __hash__ = None\ndef f(x): return A()",
-    "a kind of int": "class A(int):\n    def __eq__(self, other): return True\n    __hash__ = int.__hash__\ndef f(x): return A(7)",
-    "a kind of str": "class A(str):\n    def __eq__(self, other): return True\n    __hash__ = str.__hash__\ndef f(x): return A('')",
+    "an object equal to everything": KIND.format("object", ""),
+    "a kind of int": KIND.format("int", "7"),
+    "a kind of str": KIND.format("str", "''"),
     "a trick inside a list": "class A(int): pass\ndef f(x): return [A(4)]",
     "repr": "class A:\n    def __repr__(self): return '4'\ndef f(x): return A()",
     "a function": "def f(x): return f",
     "a circle": "def f(x):\n    x = []\n    x.append(x)\n    return x",
     "nested deep": "def f(x):\n    for _ in range(10_000): x = [x]\n    return x",
     "too long a value": "def f(x): return 'x' * 10_000_000",
-    "frames on the line": (
-        "import socket\ndef f(x):\n    line = socket.socket(fileno=3)\n    line.sendall(b'\\0\\0\\0\\x0b{\"value\": !}')\n    return 4"
-    ),
     "a frame of four gigabytes": "import os\ndef f(x):\n    os.write(3, b'\\xff' * 4)\n    return 4",
-    "a refusal after all": "import os\ndef f(x):\n    m = b'{\"refused\": \"no\"}'\n    os.write(3, bytes([0, 0, 0, len(m)]) + m)\n    return 4",
-    "it is ready twice": "import os\ndef f(x):\n    m = b'{\"ready\": true}'\n    os.write(3, bytes([0, 0, 0, len(m)]) + m)\n    return 4",
-    "a question nobody offered": "import os\ndef f(x):\n    m = b'{\"ask\": []}'\n    os.write(3, bytes([0, 0, 0, len(m)]) + m)\n    return 4",
-    "no plain value on the line": "import os\ndef f(x):\n    m = b'{\"value\": {\"q\": []}}'\n    os.write(3, bytes([0, 0, 0, len(m)]) + m)\n    return 4",
-    "nested frames": "import os\ndef f(x):\n    m = b'{\"value\": ' + b'[' * 60000 + b']' * 60000 + b'}'\n    os.write(3, len(m).to_bytes(4, 'big') + m)\n    return 4",
-    "equal hashes on the line": (
-        "import json, os\ndef f(x):\n    m = json.dumps({'value': {'s': [{'i': hex(i * (2**61 - 1))} for i in range(5000)]}}).encode()\n"
-        "    os.write(3, len(m).to_bytes(4, 'big') + m)\n    return 4"
+    "no JSON": saying("b'{\"value\": !}'"),
+    "no object": saying("b'[4]'"),
+    "a refusal after all": saying('b\'{"refused": "no"}\''),
+    "it is ready twice": saying("b'{\"ready\": true}'"),
+    "a question nobody offered": saying("b'{\"ask\": []}'"),
+    "no plain value": saying('b\'{"value": {"q": []}}\''),
+    "an error that is none": saying("b'{\"error\": 4}'"),
+    "nested frames": saying("b'{\"value\": ' + b'[' * 60000 + b']' * 60000 + b'}'"),
+    "equal hashes": saying("json.dumps({'value': {'s': [{'i': hex(i * (2**61 - 1))} for i in range(5000)]}}).encode()"),
+    "patched tools": (
+        "import json, sys\njson.dumps = lambda *a, **k: '{\"passed\": true}'\nsys.modules.clear()\ndef f(x): return 4"
     ),
-    "patched tools": "import json, sys\njson.dumps = lambda *a, **k: '{\"passed\": true}'\nsys.modules.clear()\ndef f(x): return 4",
     "printed markers": "def f(x):\n    print('passed'); print('{\"value\": 4}')\n    return 5",
     "no such function": "g = 4",
 }
@@ -148,7 +163,10 @@ async def test_one_run_leaves_nothing_for_the_next() -> None:
         "import builtins, random, sys, os\nbuiltins.len = lambda x: 0\nrandom.seed(5)\nsys.path.append('/x')\n"
         "open('/tmp/x', 'w').write('x')\nos.environ['X'] = '1'\nsys.setrecursionlimit(50)\nprint(len('abc'))"
     )
-    look = "import os, random, sys\nprint(len('abc'), os.listdir('/tmp'), '/x' in sys.path, 'X' in os.environ, sys.getrecursionlimit(), random.random())"
+    look = (
+        "import os, random, sys\nprint(len('abc'), os.listdir('/tmp'), '/x' in sys.path, 'X' in os.environ,"
+        "sys.getrecursionlimit(), random.random())"
+    )
     before = await BOX.run(look)
     assert (await BOX.run(dirty)).output == "0\n"
     assert (await BOX.run(look)).output == before.output != ""

@@ -1,17 +1,17 @@
-"""One run, from the host's side: three files to talk over, and deadlines. What comes out of it is checked, never believed."""
+"""One run, from the host's side: the files that it talks and prints to, and deadlines. What comes out is checked, never
+believed."""
 
 from __future__ import annotations
 
-import json
 import os
 import socket
-import struct
 from collections.abc import Awaitable, Callable
 from math import ceil
 from typing import Any
 
 import anyio
 
+from sparring.environments.sandboxing.line import receive, send, until_sent
 from sparring.environments.sandboxing.result import Ending, Limits, Stopped
 from sparring.environments.sandboxing.server import Server
 
@@ -30,17 +30,22 @@ class Box:
         self._deadline = anyio.current_time() + _START
         self._talk, talk = socket.socketpair()
         self._report, report = socket.socketpair()
-        self._output = os.memfd_create("output")
+        self._printed = [os.memfd_create(name) for name in ("output", "errors")]
         self._theirs = [talk, report]
+        self._end: dict[str, Any] | None = None
         for ours in (self._talk, self._report):
             ours.setblocking(False)
-        os.set_blocking(self._output, False)
-        os.ftruncate(self._output, limits.output)
+        for file in self._printed:
+            os.set_blocking(file, False)
 
     async def begin(self, stdin: str) -> None:
         """Have it shut in. Raises `Stopped`, REFUSED where a step of that failed: then no code has run."""
-        files = [*(line.fileno() for line in self._theirs), self._output]
-        await _until_sent(self._server.control, lambda: socket.send_fds(self._server.control, [b"run"], files))
+        files = [*(line.fileno() for line in self._theirs), *self._printed]
+        try:
+            await until_sent(self._server.control, lambda: socket.send_fds(self._server.control, [b"run"], files))
+        except ConnectionError:
+            self._server.gone = True
+            raise Stopped(Ending.LOST, "the server is gone") from None
         for line in self._theirs:
             line.close()
         limits = self._limits
@@ -66,23 +71,25 @@ class Box:
     async def finished(self) -> dict[str, Any]:
         """End it, where it has not ended, and tell how: `code`, `cpu` (seconds), `memory` (bytes)."""
         with anyio.move_on_after(_START):
-            self._report.shutdown(socket.SHUT_WR)
+            if self._end is None:
+                self._report.shutdown(socket.SHUT_WR)
             return await self._reported()
         raise Stopped(Ending.LOST, "its supervisor does not answer")
 
-    def printed(self) -> str:
-        """What it has printed so far. Raises `Stopped` where that is more than it may."""
-        length = os.lseek(self._output, 0, os.SEEK_CUR)
-        content = os.pread(self._output, min(length, self._limits.output), 0)
-        if length >= self._limits.output:
-            raise Stopped(Ending.OUTPUT, f"it printed more than {self._limits.output} bytes")
-        return content.decode(errors="replace")
+    def printed(self) -> tuple[str, str]:
+        """What it has printed so far, as output and as errors. Raises `Stopped` where one of them is more than it may."""
+        most = self._limits.output
+        output, errors = (os.pread(file, most + 1, 0) for file in self._printed)
+        if max(len(output), len(errors)) > most:
+            raise Stopped(Ending.OUTPUT, f"it printed more than {most} bytes")
+        return output.decode(errors="replace"), errors.decode(errors="replace")
 
     def close(self) -> None:
         """Hang up: what still runs is killed."""
         for line in (self._talk, self._report, *self._theirs):
             line.close()
-        os.close(self._output)
+        for file in self._printed:
+            os.close(file)
 
     async def _exchange(self, message: dict[str, Any], answer: Answer | None) -> dict[str, Any]:
         with anyio.move_on_at(self._deadline):
@@ -96,8 +103,8 @@ class Box:
 
     async def _round(self, message: dict[str, Any]) -> dict[str, Any]:
         try:
-            await _send(self._talk, message)
-            return await _receive(self._talk, self._limits.value)
+            await send(self._talk, message)
+            return await receive(self._talk, self._limits.value)
         except (EOFError, ConnectionError):
             raise await self._death() from None
         except (ValueError, RecursionError) as error:
@@ -115,49 +122,9 @@ class Box:
 
     async def _reported(self) -> dict[str, Any]:
         try:
-            report = await _receive(self._report, _REPORT)
+            self._end = self._end or await receive(self._report, _REPORT)
         except (EOFError, ConnectionError):
             raise Stopped(Ending.LOST, "its supervisor is gone") from None
-        if "refused" in report:
-            raise Stopped(Ending.REFUSED, f"the sandbox could not be closed: {report['refused']}")
-        return report
-
-
-async def _send(line: socket.socket, message: dict[str, Any]) -> None:
-    content = json.dumps(message).encode()
-    rest = memoryview(struct.pack(">I", len(content)) + content)
-    while rest:
-        rest = rest[await _until_sent(line, lambda rest=rest: line.send(rest)) :]
-
-
-async def _until_sent(line: socket.socket, send: Callable[[], int]) -> int:
-    while True:
-        try:
-            return send()
-        except BlockingIOError:
-            await anyio.wait_writable(line)
-
-
-async def _receive(line: socket.socket, most: int) -> dict[str, Any]:
-    """The next frame. Raises `ValueError` for one that is too long or no JSON object, `EOFError` at the end."""
-    length = struct.unpack(">I", await _exactly(line, 4))[0]
-    if length > most:
-        raise ValueError(f"{length} bytes at once, and {most} are allowed")
-    message = json.loads(await _exactly(line, length))
-    if not isinstance(message, dict):
-        raise ValueError("no JSON object")
-    return message
-
-
-async def _exactly(line: socket.socket, length: int) -> bytes:
-    parts = bytearray()
-    while len(parts) < length:
-        try:
-            part = line.recv(length - len(parts))
-        except BlockingIOError:
-            await anyio.wait_readable(line)
-            continue
-        if not part:
-            raise EOFError
-        parts += part
-    return bytes(parts)
+        if "refused" in self._end:
+            raise Stopped(Ending.REFUSED, f"the sandbox could not be closed: {self._end['refused']}")
+        return self._end

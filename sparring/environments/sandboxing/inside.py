@@ -2,7 +2,7 @@
 
 Sent as text to an interpreter without site-packages, so it uses the standard library alone. Three kinds of processes:
 
-server      waits for requests on file 0; each brings three files: talk, report, output
+server      waits for requests on file 0; each brings four files: talk, report, output, errors
 supervisor  one a run, in fresh namespaces: waits for its child's end, or for the host to hang up, and then kills the child
 candidate   its child and process 1 of the new namespace: closes what it does not need, gives up what it may, runs the code
 
@@ -143,7 +143,7 @@ def serve(isolated: bool, uid: int | None, program: str, modules: list[str]) -> 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     control.send(b"ready")
     while True:
-        request, files, _, _ = socket.recv_fds(control, 16, 3)
+        request, files, _, _ = socket.recv_fds(control, 16, 4)
         if not request:
             os._exit(0)
         if os.fork() == 0:
@@ -154,7 +154,7 @@ def serve(isolated: bool, uid: int | None, program: str, modules: list[str]) -> 
 
 
 def _supervise(files: list[int], isolated: bool, program: bytes) -> NoReturn:
-    talk, report, output = files
+    talk, report, *printed = files
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setsid()
     try:
@@ -168,9 +168,9 @@ def _supervise(files: list[int], isolated: bool, program: bytes) -> NoReturn:
         os._exit(1)
     if child == 0:
         os.close(report)
-        _candidate(talk, output, isolated, program)
-    os.close(talk)
-    os.close(output)
+        _candidate(talk, printed, isolated, program)
+    for file in (talk, *printed):
+        os.close(file)
     watched = select.poll()
     watched.register(report, select.POLLIN)
     watched.register(os.pidfd_open(child), select.POLLIN)
@@ -198,9 +198,9 @@ def _enter() -> None:
             file.write(text)
 
 
-def _candidate(talk: int, output: int, isolated: bool, program: bytes) -> NoReturn:
-    os.dup2(output, 1)
-    os.dup2(output, 2)
+def _candidate(talk: int, printed: list[int], isolated: bool, program: bytes) -> NoReturn:
+    os.dup2(printed[0], 1)
+    os.dup2(printed[1], 2)
     os.dup2(talk, 3)
     os.closerange(4, 1024)
     line = socket.socket(fileno=3)

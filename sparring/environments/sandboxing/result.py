@@ -57,7 +57,8 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxResult:
-    """`values` of the calls that were answered, in order; what was printed (both streams); `error` where it did not end well.
+    """`values` of the calls that were answered, in order; what was printed, as `output` and as `errors`; `error` tells why
+    it did not end well.
 
     Nothing in it is a verdict: `Ending.OK` says that the code ran, not that it is right.
     """
@@ -65,6 +66,7 @@ class SandboxResult:
     ending: Ending
     values: tuple[object, ...] = ()
     output: str = ""
+    errors: str = ""
     error: str = ""
     seconds: float = 0.0
 

@@ -23,10 +23,12 @@ from sparring.environments.sandboxing import inside, syscalls
 NOBODY = 199_999
 """Whose rights a server takes on where sparring runs as root: a user that no account has."""
 
-MODULES = (
-    "array base64 bisect collections copy dataclasses datetime decimal enum fractions functools hashlib heapq itertools json math "
-    "numbers operator queue random re statistics string textwrap time typing"
-).split()
+MODULES = [
+    "array", "base64", "bisect", "collections", "copy", "dataclasses", "datetime", "decimal", "enum", "fractions", "functools",
+    "hashlib", "heapq", "itertools", "json", "math", "numbers", "operator", "queue", "random", "re", "statistics", "string",
+    "textwrap", "time", "typing",
+]  # fmt: skip
+"""What candidates like to import; it is there before they begin."""
 _START = 30.0
 
 
@@ -38,9 +40,13 @@ def missing() -> list[str]:
     """What this machine lacks for a sandbox, each with its remedy; empty where nothing is known to lack."""
     found = []
     if sys.platform != "linux":
-        found.append(f"Linux: sandboxes are made of its namespaces, and this is {sys.platform}; use a Linux machine or container")
+        found.append(
+            f"Linux: sandboxes are made of its namespaces, and this is {sys.platform}; use a Linux machine or container"
+        )
     elif platform.machine() not in syscalls.machines():
-        found.append(f"a filter of system calls for {platform.machine()}: there is one for {', '.join(syscalls.machines())}")
+        found.append(
+            f"a filter of system calls for {platform.machine()}: there is one for {', '.join(syscalls.machines())}"
+        )
     elif shutil.which("bwrap") is None:
         found.append("bubblewrap: install the package of that name (apt-get install bubblewrap)")
     return found
@@ -68,10 +74,12 @@ class Server:
                 raise CannotStart(_explained(log.read().decode(errors="replace")))
         ours.setblocking(False)
         self.control = ours
+        self.gone = False
+        """Somebody found its line closed."""
 
     @property
     def alive(self) -> bool:
-        return self._end.alive and self.process.poll() is None
+        return not self.gone and self._end.alive and self.process.poll() is None
 
     def close(self) -> None:
         """End it and its runs. Does nothing the second time."""
@@ -125,7 +133,9 @@ def _bubblewrap(python: str) -> Iterator[str]:
     """The interpreter and its libraries, readable; nothing else of this machine."""
     yield from (shutil.which("bwrap") or "bwrap", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-net")
     yield from ("--new-session", "--as-pid-1", "--clearenv", "--setenv", "PYTHONHASHSEED", "0")
-    if os.getuid() != 0:  # root mounts as root, since others may not reach its interpreter, and gives up its rights inside
+    if (
+        os.getuid() != 0
+    ):  # root mounts as root, since others may not reach its interpreter, and gives up its rights inside
         yield from ("--unshare-user", "--uid", "1000", "--gid", "1000")
     yield from ("--ro-bind", "/usr", "/usr")
     for name in ("/lib", "/lib64", "/lib32", "/bin"):
@@ -136,18 +146,20 @@ def _bubblewrap(python: str) -> Iterator[str]:
             yield from ("--ro-bind", name, name)
     for prefix in sorted({sys.base_prefix, sys.base_exec_prefix, str(Path(python).parents[1])}):
         if not Path(prefix).is_relative_to("/usr"):
-            for folder in reversed(Path(prefix).parents[:-1]):  # as the one who runs the code may not walk through root's
+            for folder in reversed(
+                Path(prefix).parents[:-1]
+            ):  # as the one who runs the code may not walk through root's
                 yield from ("--perms", "0755", "--dir", str(folder))
             yield from ("--ro-bind", prefix, prefix)
     yield from ("--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache", "--proc", "/proc", "--tmpfs", "/dev")
     for device in ("null", "zero", "urandom", "random"):
         yield from ("--dev-bind", f"/dev/{device}", f"/dev/{device}")
-    yield from ("--remount-ro", "/dev", "--dir", "/tmp", "--remount-ro", "/", "--chdir", "/", "--")  # noqa: S108
+    yield from ("--remount-ro", "/dev", "--dir", "/tmp", "--remount-ro", "/", "--chdir", "/", "--")
 
 
 def _explained(log: str) -> str:
     said = log.strip()[-1000:] or "it said nothing"
     return (
-        f"the sandbox did not start: {said}. It needs user namespaces (sysctl user.max_user_namespaces above 0; in a container, "
-        "the right to make them; on Ubuntu, an AppArmor profile for bwrap)"
+        f"the sandbox did not start: {said}. It needs user namespaces (sysctl user.max_user_namespaces above 0; in a "
+        "container, the right to make them; on Ubuntu, an AppArmor profile for bwrap)"
     )

@@ -1,9 +1,9 @@
 """The filter of system calls under which untrusted code runs, as a classic BPF program for seccomp.
 
 Refused: new processes and other programs (threads are allowed), so that one process's memory limit is the whole memory and
-nothing outlives the run; other processes' memory and signals to them; mounts and namespaces; sockets of other families than Unix; memory that no
-limit counts; what the kernel offers to administrators. Numbers: the kernel's `arch/x86/entry/syscalls/syscall_64.tbl` and
-`include/uapi/asm-generic/unistd.h` (aarch64).
+nothing outlives the run; other processes' memory and signals to them; mounts and namespaces; sockets of other families than
+Unix; memory that no limit counts; what the kernel offers to administrators. Numbers: the kernel's
+`arch/x86/entry/syscalls/syscall_64.tbl` and `include/uapi/asm-generic/unistd.h` (aarch64).
 """
 
 from __future__ import annotations
