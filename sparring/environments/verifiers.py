@@ -47,8 +47,8 @@ class MathVerifier:
     workers   how many comparisons run at once on an event loop
 
     A reply without an answer is wrong, and so is one beyond any answer's bounds (1000 characters, 50 brackets deep, numbers
-    that would fill the memory). Raises `SettingError` for a `gold` that is not a number (integer, decimal, fraction `a/b`) where
-    `symbolic` is not set. An episode journals each comparison that a worker made.
+    that would fill the memory). Raises `SettingError` for a `gold` that is not a number (integer, decimal, fraction `a/b`)
+    where `symbolic` is not set. An episode journals each comparison that a worker made.
     """
 
     extract: Extract = "marked"

@@ -142,7 +142,7 @@ def test_the_last_block_is_the_code(reply: str, code: str) -> None:
 
 
 def test_settings_are_checked() -> None:
-    with pytest.raises(SettingError, match="deadline|seconds"):
+    with pytest.raises(SettingError, match="seconds=0"):
         CodeVerifier(deadline=0)
     with pytest.raises(SettingError, match="tier='docker'"):
         CodeVerifier(tier="docker")  # type: ignore[arg-type]
@@ -198,10 +198,11 @@ def test_every_solution_of_human_eval_passes_and_no_empty_function_does() -> Non
     assert (failed, passed) == ([], [])
 
 
-async def test_no_example_of_human_eval_is_wrong_for_its_solution() -> None:
-    """Some docstrings are wrong themselves; they are few, and hidden tests decide."""
-    wrong = []
-    for solution, task in list(zip(human_eval_solutions(), human_eval(), strict=True))[:40]:
-        if task.examples and not (await VERIFY(solution, task.entry, task.examples)).passed:
-            wrong.append(task.name)
-    assert wrong == []
+def test_the_examples_of_human_eval_are_right_for_its_solutions() -> None:
+    async def main() -> tuple[list[str], int]:
+        rows = [row for row in zip(human_eval_solutions(), human_eval(), strict=True) if row[1].examples]
+        wrong = [task.name for code, task in rows if not (await VERIFY(code, task.entry, task.examples)).passed]
+        return wrong, len(rows)
+
+    wrong, with_examples = anyio.run(main)
+    assert (wrong, with_examples > 60) == ([], True)

@@ -1,0 +1,119 @@
+"""The battery of maths answers, and what users do with it without this library: math-verify here and now, or in threads.
+
+python -m benchmarks._maths plain|threads SECONDS      prints JSON: how many were right, seconds, lag of the event loop
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import anyio
+import anyio.to_thread
+from math_verify import parse, verify
+
+Case = tuple[str, str, bool]
+"""Gold, answer, whether they are equal."""
+
+HOSTILE = (
+    "(a+b+c+d+e+f+g+h)^{40}",
+    "(a+b+c+d+e+f+g+h)^{39}",
+    "\\left(a+b+c+d+e+f+g+h+k\\right)^{40}",
+    "(x+y+z+u+v+w+a+b)^{41}",
+)
+
+
+def cases(golds: int = 40, replies: int = 8) -> list[Case]:
+    """Groups of replies to one question, as a run has them: numbers for half of the questions, expressions for the others."""
+    found: list[Case] = []
+    for n in range(2, golds + 2):
+        gold, right, wrong = _question(n)
+        found += [(gold, right if reply % 2 else wrong, bool(reply % 2)) for reply in range(replies)]
+    return found
+
+
+def _question(n: int) -> tuple[str, str, str]:
+    kinds = [
+        (f"{n}", f"{n}.0", f"{n + 1}"),
+        (f"\\frac{{{n}}}{{7}}", f"\\frac{{{2 * n}}}{{14}}", f"\\frac{{{n}}}{{8}}"),
+        (f"{n * n}", f"{n * n}", f"-{n * n}"),
+        (f"{n},{n:03d}", f"{n}{n:03d}", f"{n}"),
+        (f"2\\sqrt{{{n}}}", f"\\sqrt{{{4 * n}}}", f"\\sqrt{{{n}}}"),
+        (f"x^2+{n}x", f"x(x+{n})", f"x(x-{n})"),
+        (f"({n}, {n + 1})", f"({n},{n + 1})", f"({n}, {n})"),
+        (f"\\{{1,{n}\\}}", f"\\{{{n},1\\}}", f"\\{{{n}\\}}"),
+    ]
+    return kinds[n % len(kinds)]
+
+
+def boxed(answer: str) -> str:
+    """A reply."""
+    return f"So the answer is \\boxed{{{answer}}}."
+
+
+async def lag(until: Callable[[], bool], every: float = 0.005) -> list[float]:
+    """How late the event loop came back, in seconds, each time it was asked to."""
+    found: list[float] = []
+    while not until():
+        asked = time.perf_counter()
+        await anyio.sleep(every)
+        found.append(time.perf_counter() - asked - every)
+    return found
+
+
+async def watched(work: Callable[[], Awaitable[int]]) -> tuple[int, float, list[float]]:
+    """What `work` gives, its seconds, and the lag beside it."""
+    found: list[int] = []
+    lags: list[float] = []
+
+    async def watch() -> None:
+        lags.extend(await lag(lambda: bool(found)))
+
+    began = time.perf_counter()
+    async with anyio.create_task_group() as group:
+        group.start_soon(watch)
+        found.append(await work())
+    return found[0], time.perf_counter() - began, lags
+
+
+def _compared(case: Case) -> bool:
+    gold, answer, equal = case
+    timeouts = {"parsing_timeout": None}
+    return verify(parse(f"${gold}$", **timeouts), parse(boxed(answer), **timeouts), timeout_seconds=None) == equal
+
+
+def _plain() -> dict[str, float]:
+    battery = cases()
+    for case in battery[::8]:
+        _compared(case)
+    began = time.perf_counter()
+    right = sum(map(_compared, battery))
+    return {"right": right, "seconds": time.perf_counter() - began}
+
+
+async def _threads(seconds: float) -> dict[str, float]:
+    """300 good ones and four hostile ones through two threads: whoever is not done by then is not."""
+    battery = [("x", hostile, False) for hostile in HOSTILE] + cases()[:300]
+    with ThreadPoolExecutor(2) as pool:
+        futures = [pool.submit(_compared, case) for case in battery]
+
+        async def work() -> int:
+            with anyio.move_on_after(seconds):
+                while not all(future.done() for future in futures):
+                    await anyio.sleep(0.05)
+            return sum(future.done() and future.result() for future in futures[len(HOSTILE) :])
+
+        right, took, lags = await watched(work)
+        print(json.dumps({"right": right, "seconds": took, "lag": max(lags)}), flush=True)
+        os._exit(0)  # the threads would be waited for
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "plain":
+        print(json.dumps(_plain()))
+    else:
+        anyio.run(_threads, float(sys.argv[2]))
