@@ -2,11 +2,11 @@
 
     python -m benchmarks.environments [--runs 300]
 
-Maths: a battery of 40 questions with 8 replies each, half of them plain numbers, through `MathVerifier(symbolic=True)` with two
-workers, against math-verify alone on one core; then 300 good answers with four that never end, beside the same through a pool of
-two threads. Sandboxes: runs of `print(1)` one after the other and four at once, against a bare `python -I -S` process; the
-solutions of HumanEval; 200 runs and 200 comparisons at once, with the memory of all processes but this one (Linux only). Needs the
-extras `maths` and `humaneval`, and bubblewrap.
+Maths: a battery of 40 questions with 8 replies each, half of them plain numbers, through `MathVerifier(symbolic=True)` with
+two workers, against math-verify alone on one core; then 300 good answers with four that never end, beside the same through a
+pool of two threads. Sandboxes: runs of `print(1)` one after the other and four at once, against a bare `python -I -S` process;
+the solutions of HumanEval; 200 runs and 200 comparisons at once, with the memory of all processes but this one (Linux only).
+Needs the extras `maths` and `humaneval`, and bubblewrap.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sparring.environments.running import effect
@@ -16,6 +16,7 @@ from sparring.environments.sandbox import CANDIDATE, Sandbox, Tier, checked
 from sparring.environments.sandboxing.box import Box
 from sparring.environments.sandboxing.result import Ending, Limits, Stopped
 from sparring.environments.score import Score
+from sparring.errors import SettingError
 
 _FENCED = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE)
 _PATIENCE = 600.0  # seconds, most of which pass in the queue for a place
@@ -39,8 +40,8 @@ Tests = str | Sequence[str] | Sequence[Example]
 class Report:
     """`text` tells a model what went wrong, with the test that found it: show it for public tests alone.
 
-    `score` is 1.0 or 0.0, or an error where nobody could judge; its parts: the share of tests passed before the first that did
-    not, and `tampered`, 1.0 where the code left, or said what no code says, instead of answering.
+    `score` is 1.0 or 0.0, or an error where nobody could judge, or there were no tests; its parts: the share of tests passed
+    before the first that did not, and `tampered`, 1.0 where the code left, or said what no code says, instead of answering.
     """
 
     ending: Ending
@@ -49,8 +50,8 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether all tests did."""
-        return self.score.value == 1.0
+        """Whether no test failed."""
+        return self.ending is Ending.OK
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,15 +74,24 @@ class CodeVerifier:
 
     async def __call__(self, text: str, entry: str, tests: Tests) -> Report:
         """Judge the function `entry` (a program where `tests` are `Example`s). An episode journals the verdict."""
-        cases = [tests] if isinstance(tests, str) else list(tests)
-        written = [[case.input, case.output] if isinstance(case, Example) else case for case in cases]
+        cases = _written(tests)
         settings = (self.tier, self.deadline, self.memory, self.at_once)
-        said = await effect(judged, settings, code_of(text), entry, written, timeout=_PATIENCE)
+        said = await effect(judged, settings, code_of(text), entry, cases, timeout=_PATIENCE)
         return _report(Ending(said["ending"]), said["text"], said["passed"], len(cases))
 
     def _sandbox(self) -> Sandbox:
         limits = Limits(seconds=self.deadline, memory=self.memory)
         return Sandbox(tier=self.tier, limits=limits, at_once=self.at_once)
+
+
+def _written(tests: Tests) -> list[Any]:
+    """As JSON data: texts, or pairs of input and output."""
+    cases: list[object] = [tests] if isinstance(tests, str) else list(tests)
+    if all(isinstance(case, str) for case in cases):
+        return cases
+    if not all(isinstance(case, Example) for case in cases):
+        raise SettingError(f"tests={tests!r}: must be Python as text, a list of such texts, or a list of `Example`s")
+    return [[case.input, case.output] for case in cases if isinstance(case, Example)]
 
 
 def code_of(reply: str) -> str:
@@ -113,9 +123,11 @@ class _Judge:
         self._failure = ""
 
     async def program(self, cases: list[tuple[str, str]]) -> None:
-        """Raises `Stopped` at the first case that fails."""
+        """Raises `Stopped` at the first case that fails, or where the runs took too long together."""
+        limits, left = self._sandbox.limits, self._sandbox.limits.seconds
         for given, expected in cases:
-            result = await self._sandbox.run(self._code, stdin=given)
+            result = await self._sandbox.run(self._code, stdin=given, limits=replace(limits, seconds=max(left, 0.001)))
+            left -= result.seconds
             if result.ending is not Ending.OK:
                 raise Stopped(result.ending, f"With the input\n{given}\n{result.error}")
             if _lines(result.output) != _lines(expected):
@@ -162,6 +174,8 @@ def _report(ending: Ending, text: str, passed: int, cases: int) -> Report:
     if ending in _UNJUDGED:
         return Report(ending=ending, text=text, score=Score(error=f"CodeVerifier: {ending}: {text}", parts=parts))
     told = f"{ending}: {text}" if text else f"All tests passed ({cases})."
+    if not cases:
+        return Report(ending=ending, text=told, score=Score(error="CodeVerifier: there are no tests"))
     return Report(ending=ending, text=told, score=Score(float(ending is Ending.OK), parts=parts))
 
 

@@ -21,7 +21,7 @@ from sparring.environments.sandboxing.result import Ending, Limits, SandboxResul
 from sparring.environments.sandboxing.server import CannotStart, Server, fresh, standing, started
 from sparring.errors import SettingError
 
-Tier = Literal["zygote", "bubblewrap", "unsafe_subprocess_that_can_read_my_files"]
+Tier = Literal["zygote", "bubblewrap", "unsafe_subprocess_without_isolation"]
 CANDIDATE = "solution.py"
 """The name of the code in tracebacks."""
 _TRIES = 5  # a server that died is noticed by those who ask it
@@ -43,8 +43,8 @@ class Sandbox:
 
     tier      "zygote": a process forked from a warm interpreter, in fresh user, process, mount, network, IPC and host-name
               namespaces, inside bubblewrap (some 5 ms a run). "bubblewrap": the same from a cold start (some 50 ms).
-              "unsafe_subprocess_that_can_read_my_files": limits and a filter of system calls, but this user's files and
-              processes are in reach: for machines without user namespaces and code that you trust.
+              "unsafe_subprocess_without_isolation": limits and a filter of system calls, but this user's files can
+              be read and written: for machines without user namespaces, and code that you trust.
     limits    what each run may use
     at_once   so many run beside each other on an event loop; others wait. The time that they wait is not counted
     """

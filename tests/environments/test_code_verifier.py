@@ -110,6 +110,24 @@ async def test_programs_are_compared_by_what_they_print() -> None:
     assert (await judged("import os\nos._exit(0)", examples)).score.value == 0.0
 
 
+async def test_the_deadline_is_for_all_inputs_together() -> None:
+    slow = "import time\ntime.sleep(0.5)\nprint(input())"
+    report = await CodeVerifier(deadline=1)(slow, "", [Example(str(n), str(n)) for n in range(5)])
+    assert (report.ending, report.score.value) == (Ending.TIME, 0.0)
+
+
+async def test_without_tests_nothing_failed_but_nobody_is_rewarded() -> None:
+    report = await judged("def double(x): return 0", [])
+    assert report.passed
+    assert report.score.error == "CodeVerifier: there are no tests"
+
+
+async def test_tests_of_other_kinds_are_refused() -> None:
+    for tests in (["assert double(1) == 2", Example("1", "2")], [("1", "2")]):
+        with pytest.raises(SettingError, match="must be Python as text"):
+            await judged("def double(x): return 0", tests)
+
+
 async def test_more_replies_than_places_are_judged_in_turn() -> None:
     found = []
 
@@ -205,4 +223,4 @@ def test_the_examples_of_human_eval_are_right_for_its_solutions() -> None:
         return wrong, len(rows)
 
     wrong, with_examples = anyio.run(main)
-    assert (wrong, with_examples > 60) == ([], True)
+    assert (wrong, with_examples > 60) == (["HumanEval/47"], True), "that docstring is wrong itself, as is known"

@@ -16,7 +16,7 @@ from tests.environments.attacks import ATTACKS, LIMITS, outcomes, reached
 
 ROOT = Path(__file__).parents[2]
 BOX = Sandbox(limits=LIMITS)
-UNSAFE = Sandbox(tier="unsafe_subprocess_that_can_read_my_files", limits=LIMITS)
+UNSAFE = Sandbox(tier="unsafe_subprocess_without_isolation", limits=LIMITS)
 
 
 @pytest.mark.parametrize("tier", ["zygote", "bubblewrap"])

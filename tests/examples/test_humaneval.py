@@ -1,9 +1,10 @@
 """examples/humaneval.py: repair turns on the public examples, the verdict by the hidden tests, and a short run."""
 
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
-from sparring import Lineup, Scripted, human_eval, play
+from sparring import Lineup, Sampling, Scripted, human_eval, play
 from sparring.environments.problems import human_eval_solutions
 from tests.examples.short import evaluations_of, example, shortened, steps_of, trained
 
@@ -43,7 +44,9 @@ async def test_a_short_run(tmp_path: Path) -> None:
         known = [code for entry, code in solutions.items() if f"{entry}(" in prompt]
         return rng.choice([*known, "I do not know.", "I do not know either."])
 
-    run = shortened(humaneval.run, reply, tmp_path, groups_per_step=2, group_size=4, steps=1, held_out=None)
+    policies = replace(humaneval.run.policies, sampling=Sampling(max_tokens=4000))  # a letter is a token here
+    settings = {"groups_per_step": 2, "group_size": 4, "steps": 1, "held_out": None, "policies": policies}
+    run = shortened(humaneval.run, reply, tmp_path, **settings)
     events = await trained(run)
     (step,) = steps_of(events)
     assert 0 < step.metrics["reward"] < 1

@@ -30,6 +30,7 @@ MODULES = [
 ]  # fmt: skip
 """What candidates like to import; it is there before they begin."""
 _START = 30.0
+_ENVIRONMENT = {"PYTHONHASHSEED": "0"}
 
 
 class CannotStart(Exception):
@@ -59,7 +60,13 @@ class Server:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with tempfile.TemporaryFile() as log, theirs:
             self.process = subprocess.Popen(
-                list(_command(isolated)), stdin=theirs, stdout=log, stderr=log, env={}, cwd="/", start_new_session=True
+                list(_command(isolated)),
+                stdin=theirs,
+                stdout=log,
+                stderr=log,
+                env=_ENVIRONMENT,
+                cwd="/",
+                start_new_session=True,
             )
             self._end = weakref.finalize(self, _ended, self.process, ours)
             theirs.close()
@@ -132,7 +139,9 @@ def _command(isolated: bool) -> Iterator[str]:
 def _bubblewrap(python: str) -> Iterator[str]:
     """The interpreter and its libraries, readable; nothing else of this machine."""
     yield from (shutil.which("bwrap") or "bwrap", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-net")
-    yield from ("--new-session", "--as-pid-1", "--clearenv", "--setenv", "PYTHONHASHSEED", "0")
+    yield from ("--new-session", "--as-pid-1", "--clearenv")
+    for name, value in _ENVIRONMENT.items():
+        yield from ("--setenv", name, value)
     if (
         os.getuid() != 0
     ):  # root mounts as root, since others may not reach its interpreter, and gives up its rights inside
