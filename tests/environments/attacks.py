@@ -63,6 +63,8 @@ ATTACKS: Mapping[str, str] = {
     "the shadow file": tried("open('/etc/shadow').read()"),
     "other homes": tried("assert [n for n in os.listdir('/root') if n != '.pyenv'] or os.listdir('/home')"),
     "a link out of /tmp": tried("os.symlink('/proc/1/root/etc/passwd', '/tmp/x')\nopen('/tmp/x').read()"),
+    "a hard link out of /tmp": tried("os.link('/etc/ld.so.cache', '/tmp/x')"),
+    "typing at a terminal": tried("import fcntl\nfcntl.ioctl(0, 0x5412, b'x')"),
     "the host's processes": tried("assert os.listdir('/proc')"),
     "the environment of process 1": tried("open('/proc/1/environ', 'rb').read()"),
     "secrets in its own environment": tried("assert set(os.environ) - {'PYTHONHASHSEED', 'PWD', 'LC_CTYPE'}"),

@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import anyio
 import pytest
 
 from sparring.environments.sandbox import Call, Sandbox
@@ -22,6 +23,21 @@ UNSAFE = Sandbox(tier="unsafe_subprocess_without_isolation", limits=LIMITS)
 @pytest.mark.parametrize("tier", ["zygote", "bubblewrap"])
 async def test_no_attack_reaches_anything(tier: str) -> None:
     assert reached(await outcomes(replace(BOX, tier=tier))) == []
+
+
+async def test_another_run_notices_nothing() -> None:
+    victim = (
+        "import os, time\nfor n in range(20):\n    time.sleep(0.05)\n    assert os.listdir('/tmp') == []\nprint('well')"
+    )
+    results = []
+
+    async def watched() -> None:
+        results.append(await replace(BOX, at_once=9).run(victim))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(watched)
+        await outcomes(BOX)
+    assert (results[0].ending, results[0].output) == (Ending.OK, "well\n")
 
 
 @pytest.mark.parametrize("name", ["the accounts", "the host's processes"])
@@ -86,6 +102,11 @@ ENDINGS = {
         Ending.TIME,
     ),
     "too much memory": ("x = bytearray(1 << 30)", Ending.MEMORY),
+    "text nested deep": ("eval('(' * 100_000 + ')' * 100_000)", Ending.EXCEPTION),
+    "clocks that stand": (
+        "import time\ntime.time = time.monotonic = time.perf_counter = lambda: 0\nwhile True: pass",
+        Ending.TIME,
+    ),
     "recursion": ("def f(): f()\nf()", Ending.EXCEPTION),
     "a crash": ("import ctypes; ctypes.string_at(0)", Ending.KILLED),
     "too much output": ("while True: print('x' * 1000)", Ending.OUTPUT),
