@@ -6,7 +6,7 @@ Maths: a battery of 40 questions with 8 replies each, half of them plain numbers
 two workers, against math-verify alone on one core; then 300 good answers with four that never end, beside the same through a
 pool of two threads. Sandboxes: runs of `print(1)` one after the other and four at once, against a bare `python -I -S` process;
 the solutions of HumanEval; 200 runs and 200 comparisons at once, with the memory of all processes but this one (Linux only).
-Needs the extras `maths` and `humaneval`, and bubblewrap.
+Needs the extras `maths`, `monty` and `humaneval`, and bubblewrap.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy as np
 
 from benchmarks._maths import HOSTILE, boxed, cases, watched
 from benchmarks._rows import Row, at_least, at_most, report
-from sparring import CodeVerifier, Limits, MathVerifier, Sandbox, human_eval
+from sparring import Call, CodeVerifier, Limits, MathVerifier, Sandbox, human_eval
 from sparring.environments.problems import human_eval_solutions
 
 THREADS_SECONDS = 30.0
@@ -118,13 +118,26 @@ async def _sandboxes(runs: int) -> list[Row]:
         for _ in range(runs):
             group.start_soon(box.run, "print(1)")
     rate = runs / (time.perf_counter() - began)
+    monty = await _monty(runs)
     middle = statistics.median(alone), statistics.median(bare)
     return [
         at_most("sandbox, a run, median ms", middle[0], 6),
         Row(name="bare python -I -S, median ms", figure=f"{middle[1]:.1f}"),
         at_most("sandbox / bare python", middle[0] / middle[1], 1.0),
         at_least("sandbox, runs per second, four at once", rate, 200),
+        at_most("monty, a call, median ms", monty, 1),
     ]
+
+
+async def _monty(runs: int) -> float:
+    """Milliseconds, the median."""
+    box, took = Sandbox(tier="monty"), list[float]()
+    for n in range(runs):
+        began = time.perf_counter()
+        result = await box.run("def double(x):\n    return 2 * x", calls=[Call(name="double", args=[n])])
+        took.append(1000 * (time.perf_counter() - began))
+        assert result.values == (2 * n,)
+    return statistics.median(took)
 
 
 async def _human_eval() -> list[Row]:

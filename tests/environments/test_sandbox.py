@@ -62,7 +62,7 @@ def test_what_no_value_is_written_as_is_refused(data: Any) -> None:
         unpack(data)
 
 
-@pytest.mark.parametrize("tier", ["zygote", "bubblewrap"])
+@pytest.mark.parametrize("tier", ["monty", "zygote", "bubblewrap"])
 async def test_calls_are_answered_in_order(tier: str) -> None:
     code = "seen = []\ndef f(x, *, y=0):\n    seen.append(x)\n    print('f', x)\n    return (len(seen), {x: {y}})"
     calls = [Call(name="f", args=["a"]), Call(name="f", args=["b"], kwargs={"y": 2.5})]

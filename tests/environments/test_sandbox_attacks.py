@@ -170,10 +170,11 @@ FORGERIES = {
 }
 
 
+@pytest.mark.parametrize("tier", ["monty", "zygote"])
 @pytest.mark.parametrize("name", FORGERIES)
-async def test_no_forged_value_comes_out(name: str) -> None:
+async def test_no_forged_value_comes_out(name: str, tier: str) -> None:
     """The right one would be 4."""
-    result = await BOX.run(FORGERIES[name], calls=[Call(name="f", args=[2])])
+    result = await replace(BOX, tier=tier).run(FORGERIES[name], calls=[Call(name="f", args=[2])])
     assert 4 not in result.values
     assert (result.ending is Ending.OK) == (result.values == (5,)), result
     assert result.ending not in (Ending.REFUSED, Ending.LOST), "a candidate cannot have its run called unjudged"
