@@ -53,7 +53,7 @@ async def test_what_fails_is_judged_by_the_zygote(code: str, ending: Ending) -> 
     limits = Limits(seconds=1)
     assert attempted(code, [("f", [2], {})], limits) is None
     result = await BOX.run(code, calls=[Call(name="f", args=[2])], limits=limits)
-    assert (result.ending, result.values) == (ending, ())
+    assert result.ending is ending
 
 
 async def test_programs_go_to_the_zygote() -> None:
