@@ -94,7 +94,7 @@ async def publication(model: TorchModel, prompt: I32, rounds: int) -> list[Row]:
         await model.publish(version)
         (sample,) = await following.sample(prompt, SamplingParams(max_tokens=1))
         found["in flight"].append(time.perf_counter() - start)
-        assert sample.versions[0].version == version, sample.versions
+        assert sample.versions[0][0] == version, sample.versions
     await following.aclose()
     return [
         Row(name=f"publication, {name}, ms", figure=f"{1000 * statistics.median(seconds[1:]):.0f}")

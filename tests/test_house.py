@@ -47,6 +47,7 @@ TID251: the user's cache folder is where the XDG convention says. ASYNC110: a th
 
 KEYWORD_EDGES = {
     "sparring/backend/local/attention.py",
+    "sparring/backend/local/attention_layer.py",
     "sparring/backend/local/kernel_attention.py",
     "sparring/backend/local/row_attention.py",
     "sparring/environments/environment.py",

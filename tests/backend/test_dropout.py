@@ -15,7 +15,8 @@ from torch.nn.functional import linear
 from sparring.backend.datum import Datum
 from sparring.backend.local import LocalBackend
 from sparring.backend.local.dropout import Dropout
-from sparring.backend.local.lora import Adapter, AdapterCall, LoraLinear, Target
+from sparring.backend.local.linear import LoraLinear
+from sparring.backend.local.lora import Adapter, AdapterCall, Target
 from sparring.backend.local.readout import Readout
 from sparring.backend.losses import CrossEntropy, Custom
 from sparring.backend.sampling import SamplingParams

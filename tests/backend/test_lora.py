@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from sparring.backend.local.base import BaseModel, load_base
 from sparring.backend.local.checkpoint import adapter_files, write_folder
-from sparring.backend.local.lora import Adapter, AdapterCall, LoraLinear, Target
+from sparring.backend.local.linear import LoraLinear
+from sparring.backend.local.lora import Adapter, AdapterCall, Target
 from sparring.backend.training import Lora
 
 CPU = torch.device("cpu")

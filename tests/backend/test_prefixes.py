@@ -45,14 +45,14 @@ def fill(cache: KeyValueCache, slot: int, tokens: I32, mark: float) -> None:
     """Keys and values that tell the token, its place and the weights."""
     told = torch.from_numpy(tokens).float() + torch.arange(len(tokens)) / 1024 + mark
     keys, values = cache.layer(0)
-    keys[slot, 0, 0, : len(tokens)] = told
+    keys[slot, 0, : len(tokens), 0] = told
     values[slot, 0, : len(tokens), 0] = -told
 
 
 def holds(cache: KeyValueCache, slot: int, tokens: I32, mark: float) -> bool:
     told = torch.from_numpy(tokens).float() + torch.arange(len(tokens)) / 1024 + mark
     keys, values = cache.layer(0)
-    return bool((keys[slot, 0, 0, : len(tokens)] == told).all() and (values[slot, 0, : len(tokens), 0] == -told).all())
+    return bool((keys[slot, 0, : len(tokens), 0] == told).all() and (values[slot, 0, : len(tokens), 0] == -told).all())
 
 
 def branching(seed: int, shared: int, length: int) -> I32:

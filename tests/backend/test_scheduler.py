@@ -78,7 +78,7 @@ class Scheduling(RuleBasedStateMachine):
 
     def mark(self, drawn: Drawn) -> None:
         self.marks[drawn] = len(self.marks) + 1
-        self.cache.layer(0)[0][drawn.slot, :, :, :3] = self.marks[drawn]
+        self.cache.layer(0)[0][drawn.slot, :, :3] = self.marks[drawn]
 
     @precondition(lambda self: self.schedule.running)
     @rule(data=st.data())
@@ -129,7 +129,7 @@ class Scheduling(RuleBasedStateMachine):
     @invariant()
     def memory_moves_with_its_sequence(self) -> None:
         for drawn in self.schedule.running:
-            assert (self.cache.layer(0)[0][drawn.slot, :, :, :3] == self.marks[drawn]).all()
+            assert (self.cache.layer(0)[0][drawn.slot, :, :3] == self.marks[drawn]).all()
 
 
 TestScheduling = Scheduling.TestCase

@@ -98,7 +98,7 @@ class Pass:
             query = query.index_select(0, self.place)
         out: Tensor | None = None
         for view in self.views:
-            looked = self._read(keys[..., : view.width]), self._read(values[:, :, : view.width])
+            looked = (self._read(cached)[:, :, : view.width] for cached in (keys, values))
             seen = attend(query, *looked, view.bias[window], scaling).transpose(1, 2)
             if view.rows is None:
                 out = seen
@@ -116,14 +116,14 @@ class Pass:
             key, value = key.index_select(0, self.place[:count]), value.index_select(0, self.place[:count])
         if isinstance(self.start, int):
             span = slice(self.start, self.start + key.shape[2])
-            keys[self.slots, :, :, span] = key.transpose(2, 3)
+            keys[self.slots, :, span] = key
             values[self.slots, :, span] = value
         else:
-            keys[self.slots, :, :, self.start] = key[:, :, 0]
+            keys[self.slots, :, self.start] = key[:, :, 0]
             values[self.slots, :, self.start] = value[:, :, 0]
 
     def _read(self, cached: Tensor) -> Tensor:
-        """The slots that are looked at: [S, H, D, W] or [S, H, W, D]."""
+        """The slots that are looked at, [S, H, L, D]."""
         return cached[: self.reads] if self.read is None else cached.index_select(0, self.read)
 
 

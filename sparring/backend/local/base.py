@@ -15,13 +15,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging
 
 from sparring.backend.local import kernel_attention, row_attention
+from sparring.backend.local.attention_layer import install_attention
 from sparring.backend.local.kernel_attention import KernelBias
-from sparring.backend.local.lora import AdapterCall, LoraLinear, Target
+from sparring.backend.local.linear import Joint, LoraLinear
+from sparring.backend.local.lora import AdapterCall, Target
 from sparring.backend.local.norms import install_norms
 from sparring.backend.local.packing import Rows
 from sparring.backend.local.plugged import plugged
 from sparring.backend.local.row_attention import RowBias
-from sparring.backend.local.supported import layer_windows, part_of, refuse_unsupported
+from sparring.backend.local.supported import layer_windows, part_of, refuse_unsupported, same_input
 from sparring.errors import SettingError
 
 _HASHED = (".safetensors", ".json", ".jinja", ".model", ".txt")
@@ -57,6 +59,7 @@ class BaseModel:
         self.windows: tuple[int | None, ...] = tuple(dict.fromkeys(layer_windows(self.config, name)))
         self.head: Tensor = head.weight
         install_norms(self.model)
+        install_attention(self.model)
         self.targets: tuple[Target, ...] = (*self._install(), self._output_target(head))
         self.named_parameters: dict[str, nn.Parameter] = dict(self.model.named_parameters())
         self.call.parameters = tuple(self.named_parameters.values())
@@ -141,9 +144,12 @@ class BaseModel:
             )
             for name, module in linear
         )
-        for index, (name, module) in enumerate(linear):
+        layers = [LoraLinear(module, self.call, index) for index, (_, module) in enumerate(linear)]
+        for (name, _), layer in zip(linear, layers, strict=True):
             parent, _, child = name.rpartition(".")
-            self.body.get_submodule(parent).register_module(child, LoraLinear(module, self.call, index))
+            self.body.get_submodule(parent).register_module(child, layer)
+        for places in same_input([name for name, _ in linear]):
+            Joint([layers[place] for place in places], self.call, first=places[0])
         return targets
 
     def _output_target(self, head: nn.Linear) -> Target:

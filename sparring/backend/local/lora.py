@@ -10,20 +10,16 @@ Letters: `B` rows of the call (dimension 0 of what a layer gets), `D` inputs, `O
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd import Function
-from torch.nn import functional
 
 from sparring.backend.local.dropout import Dropout
 from sparring.backend.local.full import FullModel, FullWeights, installed
-from sparring.backend.local.supported import Part
+from sparring.backend.local.supported import Part, same_input
 from sparring.backend.training import Lora
 
 
@@ -43,7 +39,8 @@ class AdapterWeights:
 
     `places[j]` is the i of the base's j-th target (the last is the output layer), None where the adapter leaves that one alone.
     `grad_a` and `grad_b` are fp32 buffers that the backward pass adds to; empty in a snapshot, which nothing can train.
-    `dropout` is None in a snapshot too, and where there is none.
+    `dropout` is None in a snapshot too, and where there is none. `joint` has, in a snapshot, for targets that read the same the
+    A one below the other [k r, D] and the B on a diagonal [O of all, k r], under the number of the first; elsewhere it is None.
     """
 
     a: tuple[Tensor, ...]
@@ -53,6 +50,7 @@ class AdapterWeights:
     grad_a: tuple[Tensor, ...] = ()
     grad_b: tuple[Tensor, ...] = ()
     dropout: Dropout | None = None
+    joint: Mapping[int, tuple[Tensor, Tensor]] | None = None
 
     @property
     def trains(self) -> bool:
@@ -91,13 +89,15 @@ class AdapterCall:
     """The adapters of the forward pass that is running, shared by all layers of one base. Engine thread only.
 
     `rows([(first, 5), (None, 2)])` sends rows 0-4 through `first` and rows 5-6 through the base alone. A forward pass outside
-    of a with-block is a mistake and raises. `parameters` are the base's, where full weights go.
+    of a with-block is a mistake and raises. `parameters` are the base's, where full weights go. `joins` says whether layers
+    that read the same are computed as one: where nothing is trained, through the base's own weights and snapshots.
     """
 
-    __slots__ = ("_segments", "parameters")
+    __slots__ = ("_segments", "joins", "parameters")
 
     def __init__(self) -> None:
         self._segments: tuple[AdapterSegment, ...] | None = None
+        self.joins = False
         self.parameters: tuple[nn.Parameter, ...] = ()
 
     @property
@@ -115,91 +115,25 @@ class AdapterCall:
         full = [weights for weights, _ in parts if isinstance(weights, FullWeights)]
         assert not full or len(parts) == 1, "full weights share a pass with others"
         self._segments = tuple((None if isinstance(w, FullWeights) else w, count) for w, count in parts)
+        snapshots = all(adapter is None or adapter.joint is not None for adapter, _ in self._segments)
+        self.joins = snapshots and not full and not torch.is_grad_enabled()
         try:
             with installed(self.parameters, full[0]) if full else nullcontext():
                 yield
         finally:
-            self._segments = None
+            self._segments, self.joins = None, False
 
-
-class _Part(NamedTuple):
-    """Neighbouring tokens, `start` to `end` of the flattened input, that go through one adapter: its `place`-th layer."""
-
-    adapter: AdapterWeights
-    place: int
-    start: int
-    end: int
-
-
-class _LoraFunction(Function):
-    """The layer with adapters: the base once for all tokens, then each adapter on its own ones. The adapters' gradients are
-    added to fp32 buffers in place: no cast nodes, no copies."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, parts: Sequence[_Part]) -> Tensor:
-        flat = x.reshape(-1, x.shape[-1])
-        y = functional.linear(flat, weight, bias)
-        lows, masks = [], []
-        for adapter, place, start, end in parts:
-            rows = flat[start:end]
-            kept = None if adapter.dropout is None else adapter.dropout.mask(rows)
-            low = (rows if kept is None else rows * kept) @ adapter.a[place].T
-            y[start:end].addmm_(low, adapter.b[place].T, alpha=adapter.scale)
-            lows.append(low)
-            masks.append(kept)
-        ctx.save_for_backward(flat, weight, *lows, *masks)
-        ctx.parts, ctx.shape = parts, x.shape
-        return y.view(*x.shape[:-1], y.shape[-1])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        flat, weight, *kept_ones = ctx.saved_tensors
-        lows, masks = kept_ones[: len(ctx.parts)], kept_ones[len(ctx.parts) :]
-        whole = grads[0].reshape(-1, grads[0].shape[-1])
-        grad_x = whole @ weight if ctx.needs_input_grad[0] else None
-        for (adapter, place, start, end), low, kept in zip(ctx.parts, lows, masks, strict=True):
-            grad, rows = whole[start:end], flat[start:end]
-            grad_low = grad @ adapter.b[place]  # but for the scale
-            if adapter.trains:
-                adapter.grad_b[place].add_(grad.T @ low, alpha=adapter.scale)
-                adapter.grad_a[place].add_(grad_low.T @ (rows if kept is None else rows * kept), alpha=adapter.scale)
-            if grad_x is not None and kept is None:
-                grad_x[start:end].addmm_(grad_low, adapter.a[place], alpha=adapter.scale)
-            elif grad_x is not None:
-                grad_x[start:end].add_((grad_low @ adapter.a[place]).mul_(kept), alpha=adapter.scale)
-        return None if grad_x is None else grad_x.view(ctx.shape), None, None, None
-
-
-class LoraLinear(nn.Module):
-    """A frozen linear layer [O, D] that adds the adapters of the running `AdapterCall`; the `index`-th of the targets."""
-
-    def __init__(self, linear: nn.Linear, call: AdapterCall, index: int) -> None:
-        super().__init__()
-        self.weight = linear.weight.requires_grad_(False)
-        self.bias = None if linear.bias is None else linear.bias.requires_grad_(False)
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self._call, self._index = call, index
-
-    def forward(self, x: Float[Tensor, "B *T D"]) -> Float[Tensor, "B *T O"]:
-        """One pass through base and adapters; gradients flow to `x` and to the buffers of adapters that train."""
-        parts = self._parts(x)
-        if not parts:
-            return functional.linear(x, self.weight, self.bias)
-        return _LoraFunction.apply(x, self.weight, self.bias, parts)  # type: ignore[no-any-return, no-untyped-call]
-
-    def _parts(self, x: Tensor) -> list[_Part]:
-        segments = self._call.segments
+    def spans(self, x: Tensor) -> Iterator[tuple[AdapterWeights, int, int]]:
+        """Each adapter and which of the flattened input's tokens are its: from where to where."""
+        segments = self.segments
         assert sum(count for _, count in segments) == x.shape[0], (segments, x.shape)
         tokens = x.numel() // (x.shape[0] * x.shape[-1])
-        parts: list[_Part] = []
         start = 0
         for adapter, count in segments:
             end = start + count * tokens
-            place = None if adapter is None else adapter.places[self._index]
-            if adapter is not None and place is not None:
-                parts.append(_Part(adapter, place, start, end))
+            if adapter is not None:
+                yield adapter, start, end
             start = end
-        return parts
 
 
 class Adapter:
@@ -222,6 +156,7 @@ class Adapter:
     ) -> None:
         self.tail = tail
         self.targets, self.lora = chosen(targets, lora), lora
+        self._all = targets
         seed = seed if lora.seed is None else lora.seed
         number = {target: place for place, target in enumerate(self.targets)}
         places = tuple(number.get(target) for target in targets)
@@ -253,8 +188,22 @@ class Adapter:
 
     def snapshot(self) -> AdapterWeights:
         """An immutable copy in compute dtype, for samplers."""
-        a, b = self._views(self._compute.clone())
-        return AdapterWeights(a=a, b=b, scale=self.weights.scale, places=self.weights.places)
+        a, b = (list(views) for views in self._views(self._compute.clone()))
+        joint: dict[int, tuple[Tensor, Tensor]] = {}
+        for group in same_input([target.name for target in self._all]):
+            places = [place for number in group if (place := self.weights.places[number]) is not None]
+            if places:
+                below, diagonal = torch.cat([a[i] for i in places]), torch.block_diag(*(b[i] for i in places))
+                joint[group[0]] = below, diagonal
+                self._point(a, b, places, below, diagonal)
+        return AdapterWeights(a=tuple(a), b=tuple(b), scale=self.weights.scale, places=self.weights.places, joint=joint)
+
+    def _point(self, a: list[Tensor], b: list[Tensor], places: Sequence[int], below: Tensor, diagonal: Tensor) -> None:
+        """Let the matrices at these places be parts of the joint ones: there is one copy of each."""
+        rank, start = self.lora.rank, 0
+        for at, place in enumerate(places):
+            columns, end = slice(at * rank, (at + 1) * rank), start + len(b[place])
+            a[place], b[place], start = below[columns], diagonal[start:end, columns], end
 
     def named(self) -> dict[str, Tensor]:
         """The masters under PEFT's names, as copies on the CPU, in the order of the flat layout."""

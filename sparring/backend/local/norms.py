@@ -35,16 +35,24 @@ class RootMeanSquareNorm(nn.Module):
         """Gradients flow to `x`, and to the weight where it is trained."""
         if x.is_cuda:
             return functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
-        return _Norm.apply(x, self.weight, self.eps)  # type: ignore[no-any-return, no-untyped-call]
+        if torch.is_grad_enabled():
+            return _Norm.apply(x, self.weight, self.eps)  # type: ignore[no-any-return, no-untyped-call]
+        return _normed(x, self.weight, self.eps)[0]
+
+
+def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """And 1 / rms(x), in fp32."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return torch.mul(x, scale, out=torch.empty_like(x)).mul_(weight), scale
 
 
 class _Norm(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        normed, scale = _normed(x, weight, eps)
         ctx.save_for_backward(x, weight, scale)
-        return torch.mul(x, scale).to(x.dtype).mul_(weight)
+        return normed
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:

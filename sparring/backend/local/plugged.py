@@ -42,11 +42,15 @@ def refuse_unknown(arguments: Mapping[str, Any]) -> None:
 
 
 def attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scaling: float) -> Tensor:
-    """[R, H, T, D] from queries [R, H, T, D], keys [R, K, D, W], values [R, K, W, D] and what is added to the scores,
+    """[R, H, T, D] from queries [R, H, T, D], keys and values [R, K, W, D] and what is added to the scores,
     [R * K or 1, H / K * T or 1, W]."""
     rows, heads, tokens, width = query.shape
     kv_heads = keys.shape[1]
     asked = query.reshape(rows * kv_heads, heads // kv_heads * tokens, width)
-    scores = torch.baddbmm(bias, asked, keys.flatten(0, 1), alpha=scaling)
+    if tokens == 1:  # of a few queries and many keys, the keys are faster as the first of the two
+        scores = torch.bmm(keys.flatten(0, 1), asked.transpose(1, 2)).transpose(1, 2).contiguous()
+        scores = torch.add(bias, scores, alpha=scaling)
+    else:
+        scores = torch.baddbmm(bias, asked, keys.flatten(0, 1).transpose(1, 2), alpha=scaling)
     out = torch.bmm(torch.softmax(scores, dim=-1), values.flatten(0, 1))
     return out.view(rows, heads, tokens, width)

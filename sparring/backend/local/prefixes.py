@@ -26,12 +26,11 @@ BLOCK = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Block:
-    """Keys [N, H, D, BLOCK] and values [N, H, BLOCK, D]; the weights they were made with, whose `id` is in the block's name and
-    so must not be given to others."""
+    """Keys and values [N, 2, H, BLOCK, D]; the weights they were made with, whose `id` is in the block's name and so must not
+    be given to others."""
 
     weights: Weights | None
-    keys: Tensor
-    values: Tensor
+    kept: Tensor
 
 
 class Prefixes:
@@ -60,7 +59,7 @@ class Prefixes:
     def load(self, names: list[bytes], slot: int) -> int:
         """Copy blocks that `find` named to the beginning of a slot; returns how many tokens that are."""
         for place, name in enumerate(names):
-            self._cache.write(slot, place * BLOCK, self._blocks[name].keys, self._blocks[name].values)
+            self._cache.write(slot, place * BLOCK, self._blocks[name].kept)
         self._use(names)
         return len(names) * BLOCK
 
@@ -72,8 +71,8 @@ class Prefixes:
             if name not in self._blocks:
                 if len(self._blocks) == self._most:
                     self._blocks.popitem(last=False)
-                keys, values = self._cache.read(slot, place * BLOCK, (place + 1) * BLOCK)
-                self._blocks[name] = _Block(weights=weights, keys=keys, values=values)
+                kept = self._cache.read(slot, place * BLOCK, (place + 1) * BLOCK)
+                self._blocks[name] = _Block(weights=weights, kept=kept)
         self._use(names)
 
     def forget(self, weights: Weights) -> None:

@@ -43,7 +43,7 @@ from sparring.backend.local.standing import SamplerStatistics
 from sparring.backend.sampling import SampledSequence, SamplingParams
 from sparring.errors import BackendError, SettingError, UnsupportedError
 
-PREFILL_TOKENS = {"cpu": 512, "cuda": 2048}
+PREFILL_TOKENS = {"cpu": 1024, "cuda": 2048}
 """Tokens of prompts in one step; a longer prompt is computed in parts. More of them fill a larger device, and hold more
 scores: [heads, tokens of the step, tokens looked at]."""
 

@@ -7,7 +7,7 @@ each with transformers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from transformers import PreTrainedConfig
@@ -21,6 +21,9 @@ PARTS: Mapping[str, Part] = {
     **dict.fromkeys(("gate_proj", "up_proj", "down_proj", "gate_up_proj"), "mlp"),
 }
 """The linear layers that adapters apply to, and what each belongs to."""
+
+_SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Of one module, the linear layers that read the same, in their order."""
 
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "attn_logit_softcapping": (None,),
@@ -62,3 +65,11 @@ def part_of(layer: str, model: str) -> Part:
     if part is None:
         raise UnsupportedError(f"model {model!r}: its layer {layer!r} is none of {', '.join(PARTS)}")
     return part
+
+
+def same_input(layers: Sequence[str]) -> list[tuple[int, ...]]:
+    """Which of these layers (module names, in the model's order) read the same input: their places, for each such set."""
+    place = {name: at for at, name in enumerate(layers)}
+    modules = dict.fromkeys(name.rpartition(".")[0] for name in layers)
+    sets = (tuple(f"{module}.{name}" for name in names) for module in modules for names in _SAME_INPUT)
+    return [tuple(place[name] for name in names) for names in sets if place.keys() >= set(names)]
