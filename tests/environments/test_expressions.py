@@ -101,7 +101,7 @@ HANGS = "(a+b+c+d+e+f+g+h)^{40}"
 
 
 async def test_a_comparison_that_takes_long_is_an_error_and_harms_no_other() -> None:
-    verify = MathVerifier(symbolic=True, deadline=1)
+    verify = MathVerifier(symbolic=True, deadline=3)
     scores: dict[int, Score] = {}
 
     async def one(n: int) -> None:
@@ -112,7 +112,7 @@ async def test_a_comparison_that_takes_long_is_an_error_and_harms_no_other() -> 
             for n in range(1, 21):
                 group.start_soon(one, n)
     hung = {n for n in scores if n % 5 == 0}
-    assert {scores[n].error for n in hung} == {"MathVerifier: comparing took longer than 1 s"}
+    assert {scores[n].error for n in hung} == {"MathVerifier: comparing took longer than 3 s"}
     assert {scores[n].value for n in scores.keys() - hung} == {1.0}
 
 

@@ -122,11 +122,11 @@ async def test_many_at_once_do_not_meet() -> None:
 
 
 async def test_the_time_that_a_run_waits_for_others_is_not_its_own() -> None:
-    box = Sandbox(at_once=1, limits=Limits(seconds=1))
+    box = Sandbox(at_once=1, limits=Limits(seconds=2))
     endings = []
 
     async def one() -> None:
-        endings.append((await box.run("import time\ntime.sleep(0.4)")).ending)
+        endings.append((await box.run("import time\ntime.sleep(0.7)")).ending)
 
     async with anyio.create_task_group() as group:
         for _ in range(4):
