@@ -70,7 +70,7 @@ class CodeVerifier:
     at_once: int = 4
 
     def __post_init__(self) -> None:
-        self._sandbox()
+        _sandbox(self.tier, self.deadline, self.memory, self.at_once)
 
     async def __call__(self, text: str, entry: str, tests: Tests) -> Report:
         """Judge the function `entry` (a program where `tests` are `Example`s). An episode journals the verdict."""
@@ -79,9 +79,9 @@ class CodeVerifier:
         said = await effect(judged, settings, code_of(text), entry, cases, timeout=_PATIENCE)
         return _report(Ending(said["ending"]), said["text"], said["passed"], len(cases))
 
-    def _sandbox(self) -> Sandbox:
-        limits = Limits(seconds=self.deadline, memory=self.memory)
-        return Sandbox(tier=self.tier, limits=limits, at_once=self.at_once)
+
+def _sandbox(tier: Tier, deadline: float, memory: int, at_once: int) -> Sandbox:
+    return Sandbox(tier=tier, limits=Limits(seconds=deadline, memory=memory), at_once=at_once)
 
 
 def _written(tests: Tests) -> list[Any]:
@@ -102,9 +102,7 @@ def code_of(reply: str) -> str:
 
 async def judged(settings: tuple[Tier, float, int, int], code: str, entry: str, cases: list[Any]) -> dict[str, Any]:
     """How it ended, what to tell, and how many cases passed."""
-    tier, deadline, memory, at_once = settings
-    verifier = CodeVerifier(tier=tier, deadline=deadline, memory=memory, at_once=at_once)
-    judge = _Judge(verifier._sandbox(), code, entry)
+    judge = _Judge(_sandbox(*settings), code, entry)
     ending, text = Ending.OK, ""
     try:
         await (judge.program(cases) if cases and not isinstance(cases[0], str) else judge.function(cases))

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparring.environments.sandbox import Call, Sandbox
+from sparring.environments.sandbox import Call, Sandbox, Tier
 from sparring.environments.sandboxing import syscalls
 from sparring.environments.sandboxing.inside import pack, unpack
 from sparring.environments.sandboxing.result import Ending, Limits
@@ -63,7 +63,7 @@ def test_what_no_value_is_written_as_is_refused(data: Any) -> None:
 
 
 @pytest.mark.parametrize("tier", ["monty", "zygote", "bubblewrap"])
-async def test_calls_are_answered_in_order(tier: str) -> None:
+async def test_calls_are_answered_in_order(tier: Tier) -> None:
     code = "seen = []\ndef f(x, *, y=0):\n    seen.append(x)\n    print('f', x)\n    return (len(seen), {x: {y}})"
     calls = [Call(name="f", args=["a"]), Call(name="f", args=["b"], kwargs={"y": 2.5})]
     result = await replace(BOX, tier=tier).run(code, calls=calls)

@@ -11,7 +11,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from sparring.environments.sandbox import Call, Sandbox
+from sparring.environments.sandbox import Call, Sandbox, Tier
 from sparring.environments.sandboxing.result import Ending
 from tests.environments.attacks import ATTACKS, LIMITS, outcomes, reached
 
@@ -21,7 +21,7 @@ UNSAFE = Sandbox(tier="unsafe_subprocess_without_isolation", limits=LIMITS)
 
 
 @pytest.mark.parametrize("tier", ["zygote", "bubblewrap"])
-async def test_no_attack_reaches_anything(tier: str) -> None:
+async def test_no_attack_reaches_anything(tier: Tier) -> None:
     assert reached(await outcomes(replace(BOX, tier=tier))) == []
 
 
@@ -172,7 +172,7 @@ FORGERIES = {
 
 @pytest.mark.parametrize("tier", ["monty", "zygote"])
 @pytest.mark.parametrize("name", FORGERIES)
-async def test_no_forged_value_comes_out(name: str, tier: str) -> None:
+async def test_no_forged_value_comes_out(name: str, tier: Tier) -> None:
     """The right one would be 4."""
     result = await replace(BOX, tier=tier).run(FORGERIES[name], calls=[Call(name="f", args=[2])])
     assert 4 not in result.values

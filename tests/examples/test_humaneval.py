@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from sparring import Lineup, Sampling, Scripted, human_eval, play
 from sparring.environments.problems import human_eval_solutions
@@ -45,7 +46,13 @@ async def test_a_short_run(tmp_path: Path) -> None:
         return rng.choice([*known, "I do not know.", "I do not know either."])
 
     policies = replace(humaneval.run.policies, sampling=Sampling(max_tokens=4000))  # a letter is a token here
-    settings = {"groups_per_step": 2, "group_size": 4, "steps": 1, "held_out": None, "policies": policies}
+    settings: dict[str, Any] = {
+        "groups_per_step": 2,
+        "group_size": 4,
+        "steps": 1,
+        "held_out": None,
+        "policies": policies,
+    }
     run = shortened(humaneval.run, reply, tmp_path, **settings)
     events = await trained(run)
     (step,) = steps_of(events)
