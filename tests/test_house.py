@@ -277,7 +277,7 @@ def test_only_the_command_line_prints_and_reads_the_environment() -> None:
 
 ROOMS = ("environments", "agents", "rollout", "learner", "cli", "backend")
 PLANTED_IMPORTS = {
-    "environments/a.py": "import sparring.backend\n",
+    "environments/a.py": "import sparring.backend\nimport math_verify\n",
     "backend/a.py": "import sparring.agents\nimport torch\n",
     "learner/a.py": "import torch\n",
     "rollout/a.py": "import wandb\n",

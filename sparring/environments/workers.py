@@ -99,18 +99,19 @@ class Workers:
     def _standing(self) -> Worker | None:
         with suppress(IndexError):
             while True:
-                worker = self._idle.popleft()
+                worker = self._idle.pop()  # the last that worked: its caches are warm
                 if worker.process.poll() is None:
                     return worker
         return None
 
     def _started(self) -> Worker:
-        self._idle.append(Worker(self.program))  # one to spare
+        if not self._idle:
+            self._idle.appendleft(Worker(self.program))  # one to spare
         return Worker(self.program)
 
     def _replaced(self, worker: Worker) -> None:
         worker.close()
-        self._idle.append(Worker(self.program))
+        self._idle.appendleft(Worker(self.program))
 
     def _limiter(self) -> anyio.CapacityLimiter:
         limiters = _limiters.get(None)

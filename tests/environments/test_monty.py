@@ -31,6 +31,11 @@ BEYOND = {
 }
 
 
+@pytest.mark.parametrize("returned", ["f", "[f]", "{1: f}", "(f,)", "'<b>'", "{'...'}", "print"])
+def test_a_text_that_may_stand_for_something_else_is_not_believed(returned: str) -> None:
+    assert attempted(f"def f(): return {returned}", [("f", [], {})], Limits()) is None
+
+
 @pytest.mark.parametrize("name", BEYOND)
 async def test_what_it_cannot_run_is_run_by_the_zygote(name: str) -> None:
     result = await BOX.run(BEYOND[name], calls=[Call(name="f", args=[2])])

@@ -10,6 +10,7 @@ import atexit
 import json
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 from pydantic_monty import CollectStreams, Monty, MontyError, ResourceLimits
 
@@ -37,10 +38,20 @@ def attempted(
                 call = f"{name}(*{_CALLED[0]}, **{_CALLED[1]})"
                 given = dict(zip(_CALLED, (args, kwargs), strict=True))
                 values.append(session.feed_run(call, inputs=given, print_callback=printed))
-        small = all(len(json.dumps(pack(value))) <= limits.value for value in values)
+        fits = all(len(json.dumps(pack(value))) <= limits.value for value in values) and not _doubtful(values)
     except (MontyError, ValueError, TypeError, RecursionError):
         return None
-    return (values, "".join(text for _, text in printed.output)) if small else None
+    return (values, "".join(text for _, text in printed.output)) if fits else None
+
+
+def _doubtful(value: Any) -> bool:
+    """Whether a text in it may stand for something that is no plain value: Monty writes functions as <...> and circles as
+    [...]."""
+    if isinstance(value, str):
+        return "..." in value or (value.startswith("<") and value.endswith(">"))
+    if isinstance(value, dict):
+        return any(map(_doubtful, value.keys())) or any(map(_doubtful, value.values()))
+    return isinstance(value, list | tuple | set | frozenset) and any(map(_doubtful, value))
 
 
 @cache
