@@ -28,26 +28,28 @@ HOSTILE = (
 
 
 def cases(golds: int = 40, replies: int = 8) -> list[Case]:
-    """Groups of replies to one question, as a run has them: numbers for half of the questions, expressions for the others."""
-    found: list[Case] = []
-    for n in range(2, golds + 2):
-        gold, right, wrong = _question(n)
-        found += [(gold, right if reply % 2 else wrong, bool(reply % 2)) for reply in range(replies)]
-    return found
-
-
-def _question(n: int) -> tuple[str, str, str]:
-    kinds = [
-        (f"{n}", f"{n}.0", f"{n + 1}"),
-        (f"\\frac{{{n}}}{{7}}", f"\\frac{{{2 * n}}}{{14}}", f"\\frac{{{n}}}{{8}}"),
-        (f"{n * n}", f"{n * n}", f"-{n * n}"),
-        (f"{n},{n:03d}", f"{n}{n:03d}", f"{n}"),
-        (f"2\\sqrt{{{n}}}", f"\\sqrt{{{4 * n}}}", f"\\sqrt{{{n}}}"),
-        (f"x^2+{n}x", f"x(x+{n})", f"x(x-{n})"),
-        (f"({n}, {n + 1})", f"({n},{n + 1})", f"({n}, {n})"),
-        (f"\\{{1,{n}\\}}", f"\\{{{n},1\\}}", f"\\{{{n}\\}}"),
+    """Groups of different replies to one question: numbers for half of the questions, expressions for the others."""
+    return [
+        (gold, answer, bool(reply % 2))
+        for n in range(2, golds + 2)
+        for reply in range(replies)
+        for gold, answer in [_reply(n, reply) if reply % 2 else (_reply(n, 0)[0], _reply(n + reply + 1, 0, n)[1])]
     ]
-    return kinds[n % len(kinds)]
+
+
+def _reply(n: int, k: int, kind: int | None = None) -> tuple[str, str]:
+    """A gold answer, and the same written in the `k`th way."""
+    kinds = [
+        (f"{n}", f"{n}.{'0' * (k + 1)}"),
+        (f"\\frac{{{n}}}{{7}}", f"\\frac{{{(k + 1) * n}}}{{{7 * (k + 1)}}}"),
+        (f"{n * n}", f"{n * n}.{'0' * (k + 1)}"),
+        (f"{n},{n:03d}", f"{n}{n:03d}.{'0' * (k + 1)}"),
+        (f"2\\sqrt{{{n}}}", f"\\frac{{{2 * (k + 1)}\\sqrt{{{n}}}}}{{{k + 1}}}"),
+        (f"x^2+{n}x", f"x(x+{n + k})-{k}x"),
+        (f"({n}, {n + 1})", f"({n + k}-{k},{n + 1})"),
+        (f"\\{{1,{n}\\}}", f"\\{{{n},{k + 1}-{k}\\}}"),
+    ]
+    return kinds[(n if kind is None else kind) % len(kinds)]
 
 
 def boxed(answer: str) -> str:

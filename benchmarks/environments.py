@@ -46,7 +46,8 @@ async def _speed() -> list[Row]:
     """Answers per second and core."""
     plain = _child("plain", "0")
     verify, battery = MathVerifier(symbolic=True), cases()
-    await _right(verify, battery[::8])
+    for _ in range(2):  # the first time, one of the workers may still start
+        await _right(verify, battery[::8])
     began = time.perf_counter()
     right = await _right(verify, battery)
     ours = time.perf_counter() - began

@@ -42,7 +42,7 @@ class Worker:
         quiet = subprocess.DEVNULL
         with theirs:
             self.process = subprocess.Popen(
-                command, stdin=theirs, stdout=quiet, stderr=quiet, env={}, cwd="/", start_new_session=True
+                command, stdin=theirs.fileno(), stdout=quiet, stderr=quiet, env={}, cwd="/", start_new_session=True
             )
         self.ready = False
         self._end = weakref.finalize(self, _ended, self.process, self.line)
@@ -78,7 +78,10 @@ class Workers:
         raise Lost(f"{_TRIES} workers died, one after the other")
 
     async def _asked(self, question: dict[str, Any], deadline: float) -> dict[str, Any]:
-        worker, well = self._standing() or await anyio.to_thread.run_sync(self._started), False
+        worker = self._standing()
+        if worker is None:
+            worker = await anyio.to_thread.run_sync(self._started)
+        well = False
         try:
             if not worker.ready:
                 with anyio.fail_after(_START):

@@ -6,6 +6,7 @@ import json
 import socket
 import struct
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import anyio
@@ -16,7 +17,7 @@ async def send(line: socket.socket, message: dict[str, Any]) -> None:
     content = json.dumps(message).encode()
     rest = memoryview(struct.pack(">I", len(content)) + content)
     while rest:
-        rest = rest[await until_sent(line, lambda rest=rest: line.send(rest)) :]
+        rest = rest[await until_sent(line, partial(line.send, rest)) :]
 
 
 async def until_sent(line: socket.socket, send: Callable[[], int]) -> int:

@@ -36,7 +36,7 @@ def attempted(
             session.feed_run(code, print_callback=printed)
             for name, args, kwargs in calls:
                 call = f"{name}(*{_CALLED[0]}, **{_CALLED[1]})"
-                given = dict(zip(_CALLED, (args, kwargs), strict=True))
+                given: dict[str, Any] = dict(zip(_CALLED, (args, kwargs), strict=True))
                 values.append(session.feed_run(call, inputs=given, print_callback=printed))
         fits = all(len(json.dumps(pack(value))) <= limits.value for value in values) and not _doubtful(values)
     except (MontyError, ValueError, TypeError, RecursionError):

@@ -61,7 +61,7 @@ class Server:
         with tempfile.TemporaryFile() as log, theirs:
             self.process = subprocess.Popen(
                 list(_command(isolated)),
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=log,
                 stderr=log,
                 env=_ENVIRONMENT,
