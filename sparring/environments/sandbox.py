@@ -44,8 +44,8 @@ class Sandbox:
     """Where code runs: Python's standard library, one process, no network, no files of this machine but the interpreter's.
 
     tier      "zygote": a process forked from a warm interpreter, in fresh user, process, mount, network, IPC and host-name
-              namespaces, inside bubblewrap (some 5 ms a run). "bubblewrap": the same from a cold start (some 50 ms).
-              "monty": calls of functions are tried in pydantic-monty's interpreter first (extra `monty`; 0.5 ms); what it
+              namespaces, inside bubblewrap (some 6 ms a run). "bubblewrap": the same from a cold start (some 50 ms).
+              "monty": calls of functions are tried in pydantic-monty's interpreter first (extra `monty`; 0.3 ms); what it
               cannot run, what fails in it, and programs go to the zygote.
               "unsafe_subprocess_without_isolation": limits and a filter of system calls, but this user's files can be read
               and written: for machines without user namespaces, and code that you trust.
