@@ -26,8 +26,8 @@ PYTEST := $(CHECKED)=$(SHAPED),beartype.beartype
 # Those of the learner, in a run of their own: elsewhere it is tested what their records say of values of a wrong type, which the
 # check of types would refuse before them.
 SHAPED_LEARNER := sparring.learner.credit,sparring.learner.normalization,sparring.learner.updates,sparring.learner.kl
-SHAPED_LEARNER := $(SHAPED_LEARNER),sparring.learner.by_token
-LEARNER := $(CHECKED)=$(SHAPED_LEARNER),beartype.beartype -k "not that_is_left_open" $(patsubst %,tests/learner/test_%.py,by_token step presets)
+SHAPED_LEARNER := $(SHAPED_LEARNER),sparring.learner.by_token,sparring.learner.preference
+LEARNER := $(CHECKED)=$(SHAPED_LEARNER),beartype.beartype -k "not that_is_left_open" $(patsubst %,tests/learner/test_%.py,by_token step presets preference)
 
 NEW_ENOUGH = @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11; name another: make PYTHON=python3.11"; exit 1; }
 
@@ -41,8 +41,8 @@ heavy = @$(if $(FLOCK),( $(WAIT); export SPARRING_LOCKED=1; { set -x; $(1); } 9>
 help:
 	@echo "make demo        set up .venv, then train a small model on this machine"
 	@echo "make test        every test but the slow ones, the shapes of numerical functions checked"
-	@echo "make test-all    every test but those of vLLM"
-	@echo "make test-vllm   set up .venv-vllm (vLLM on CPU), then the tests of the vLLM sampler"
+	@echo "make test-all    every test, those of vLLM too"
+	@echo "make test-vllm   set up .venv-vllm (vLLM on CPU), then the tests of the vLLM sampler but the slow ones"
 	@echo "make lint        ruff, import-linter, mypy, pyright"
 	@echo "make format      ruff's formatter and safe fixes"
 	@echo "make bench-NAME  benchmarks/NAME.py:$(patsubst bench-%, %,$(BENCHMARKS))"
@@ -68,9 +68,10 @@ test: $(READY) bubblewrap
 	$(call heavy,$(PYTEST) -m "not slow and not vllm and not trl" --must-run=model)
 	$(call heavy,$(LEARNER) -m "not slow")
 
-test-all: $(BENCH_READY) bubblewrap
+test-all: $(BENCH_READY) $(VLLM_READY) bubblewrap
 	$(call heavy,$(PYTEST) -m "not vllm" --must-run=model --must-run=slow --must-run=trl)
 	$(call heavy,$(LEARNER))
+	$(call heavy,$(VLLM) -m pytest -m vllm --must-run=vllm --must-run=slow tests/backend/vllm)
 
 # vLLM asks for versions of its own, so it has an environment of its own; requirements-vllm.txt says what is left out and why.
 $(VLLM_READY): pyproject.toml requirements-vllm.txt
@@ -81,7 +82,7 @@ $(VLLM_READY): pyproject.toml requirements-vllm.txt
 	@touch $@
 
 test-vllm: $(VLLM_READY)
-	$(call heavy,$(VLLM) -m pytest -m vllm --must-run=vllm tests/backend/vllm)
+	$(call heavy,$(VLLM) -m pytest -m "vllm and not slow" --must-run=vllm tests/backend/vllm)
 
 # The environment variable keeps pyright from asking the network for a newer version of itself.
 lint: $(READY)

@@ -1,7 +1,8 @@
 """Who plays: policies, scripted players, people; and line-ups of them."""
 
 from sparring.agents.action import Action, Sample
-from sparring.agents.agent import Agent
+from sparring.agents.agent import Agent, Chooser
+from sparring.agents.endpoint import EndpointAgent
 from sparring.agents.lineup import External, Frozen, Human, League, Lineup, Player, Scripted
 from sparring.agents.policy import PolicyAgent, Sampling, rendered
 from sparring.agents.scripted import HumanAgent, ScriptedAgent
@@ -9,6 +10,8 @@ from sparring.agents.scripted import HumanAgent, ScriptedAgent
 __all__ = [
     "Action",
     "Agent",
+    "Chooser",
+    "EndpointAgent",
     "External",
     "Frozen",
     "Human",

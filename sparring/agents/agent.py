@@ -1,5 +1,6 @@
 """The one thing a player must be able to do."""
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from sparring.agents.action import Action
@@ -19,4 +20,14 @@ class Agent(Protocol):
 
     def context_left(self, conversation: Conversation) -> int:
         """Tokens that still fit into this conversation's context."""
+        ...
+
+
+@runtime_checkable
+class Chooser(Protocol):
+    """What a player may be able to do besides: say how likely it is to give each of some replies."""
+
+    async def choose(self, conversation: Conversation, options: Sequence[str]) -> Sequence[float]:
+        """The log-prob of each option as the whole reply to `conversation`, at temperature 1; minus infinity where it is never
+        given. Raises `ContextFull` where one does not fit."""
         ...

@@ -10,7 +10,7 @@ import numpy as np
 
 from sparring.agents.action import Action, Sample
 from sparring.arrays import I32
-from sparring.backend.renderer import RenderedMessage, Renderer
+from sparring.backend.renderer import RenderedMessage, Renderer, reply_tokens
 from sparring.backend.sampling import SamplingClient, SamplingParams
 from sparring.environments import Conversation, Message, Reply, Request, Turn
 from sparring.errors import ContextFull, SettingError
@@ -18,17 +18,25 @@ from sparring.errors import ContextFull, SettingError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How a trained seat's replies are drawn. No top-p or top-k: the trainer must be able to recompute the
+    """How a policy's replies are drawn. `top_p` and `top_k` are refused: the trainer must be able to recompute the
     distribution."""
 
     temperature: float = 1.0
     max_tokens: int = 512
+    top_p: float = 1.0
+    top_k: int = -1
 
     def __post_init__(self) -> None:
         if not (isinstance(self.temperature, int | float) and isfinite(self.temperature) and self.temperature >= 0):
             raise SettingError(
                 f"sampling.temperature={self.temperature!r}: must be a finite number, 0 (greedy) or above"
             )
+        for name, off in (("top_p", 1.0), ("top_k", -1)):
+            if getattr(self, name) != off:
+                raise SettingError(
+                    f"sampling.{name}={getattr(self, name)!r}: what is left out when a token is drawn has no probability that "
+                    f"the trainer could recompute; leave it at {off}, and lower the temperature for less chance"
+                )
         if not isinstance(self.max_tokens, int) or self.max_tokens < 1:
             raise SettingError(f"sampling.max_tokens={self.max_tokens!r}: must be a whole number, at least 1")
 
@@ -74,6 +82,13 @@ class PolicyAgent:
         )
         return Action(reply=Reply(text=parsed.text, reasoning=parsed.reasoning, stop=drawn.stop), sample=sample)
 
+    async def choose(self, conversation: Conversation, options: Sequence[str]) -> Sequence[float]:
+        """Each option is a whole turn, up to the token that ends it."""
+        context = np.concatenate(rendered(conversation, self._renderer))
+        replies = [reply_tokens(self._renderer, option) for option in options]
+        logprobs: list[float] = (await self._client.options(context, replies)).tolist()
+        return logprobs
+
     def context_left(self, conversation: Conversation) -> int:
         past, prompt = rendered(conversation, self._renderer)
         return self._context_length - len(past) - len(prompt)
@@ -101,7 +116,7 @@ def rendered(conversation: Conversation, renderer: Renderer) -> tuple[I32, I32]:
     past = np.concatenate(pieces) if pieces else np.zeros(0, np.int32)
     if not fresh:
         return past, np.zeros(0, np.int32)
-    messages = _merged(fresh)
+    messages = merged(fresh)
     return past, renderer.start(messages) if last is None else renderer.extend(messages, last)
 
 
@@ -114,11 +129,12 @@ def _spoke_itself(conversation: Conversation) -> bool:
     return any(isinstance(entry, Turn) for entry in conversation.entries[conversation.inherited :])
 
 
-def _merged(messages: Sequence[Message]) -> Sequence[RenderedMessage]:
-    merged: list[dict[str, str]] = []
+def merged(messages: Sequence[Message]) -> Sequence[RenderedMessage]:
+    """As they are rendered: neighbours of one role as one message."""
+    found: list[dict[str, str]] = []
     for message in messages:
-        if merged and merged[-1]["role"] == message.role:
-            merged[-1]["content"] += f"\n{message.text}"
+        if found and found[-1]["role"] == message.role:
+            found[-1]["content"] += f"\n{message.text}"
         else:
-            merged.append({"role": message.role, "content": message.text})
-    return merged
+            found.append({"role": message.role, "content": message.text})
+    return found

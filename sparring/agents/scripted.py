@@ -1,6 +1,7 @@
 """Players that are not models: a function, or a person at a prompt."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from math import inf
 from sys import maxsize
 
 from sparring.agents.action import Action
@@ -22,6 +23,16 @@ class ScriptedAgent:
         if not isinstance(text, str):
             raise SettingError(f"the script of seat {conversation.place.seat!r} returned {text!r}: must be text")
         return Action(reply=Reply(text=text))
+
+    async def choose(self, conversation: Conversation, options: Sequence[str]) -> Sequence[float]:
+        """All of it is on what the script says, which must be one of the options."""
+        text = self._script(conversation)
+        if text not in options:
+            raise SettingError(
+                f"the script of seat {conversation.place.seat!r} says {text!r} where it has to choose: must be one of "
+                f"{options!r}"
+            )
+        return [0.0 if option == text else -inf for option in options]
 
     def context_left(self, conversation: Conversation) -> int:
         return maxsize

@@ -18,9 +18,10 @@ from sparring.backend.losses import (
     Truncated,
     TruncatedImportanceSampling,
 )
-from sparring.backend.renderer import Renderer
+from sparring.backend.renderer import Renderer, reply_tokens
 from sparring.backend.sampling import SampledSequence, SamplingClient, SamplingParams
 from sparring.backend.scripted import ScriptedBackend
+from sparring.backend.teacher import Teacher, TeacherReference
 from sparring.backend.training import (
     Adam,
     Backend,
@@ -67,10 +68,13 @@ __all__ = [
     "ScriptedBackend",
     "ScriptedModels",
     "SoftTargets",
+    "Teacher",
+    "TeacherReference",
     "TrainingClient",
     "Truncated",
     "TruncatedImportanceSampling",
     "ValueDatum",
     "ValueOutput",
+    "reply_tokens",
     "token_mean",
 ]

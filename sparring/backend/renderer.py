@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import numpy as np
+
 from sparring.arrays import I32
 
 RenderedMessage = Mapping[str, str]
@@ -55,6 +57,16 @@ class Renderer(Protocol):
     def text(self, tokens: Sequence[int] | I32) -> str:
         """The tokens as text, special tokens left out."""
         ...
+
+
+def reply_tokens(renderer: Renderer, text: str) -> I32:
+    """The tokens that a model would have to sample to say `text`, its stop token included, i32[T]."""
+    question = [{"role": "user", "content": "?"}]
+    before = renderer.start(question)
+    whole = renderer.start([*question, {"role": "assistant", "content": text}, *question])
+    assert np.array_equal(whole[: len(before)], before), "renderers are prefix-stable"
+    said = whole[len(before) :]
+    return said[: int(np.flatnonzero(np.isin(said, renderer.stop_ids))[0]) + 1]
 
 
 Thinking = Literal["keep", "drop"]

@@ -17,7 +17,7 @@ import numpy as np
 
 from sparring.agents import Agent, Frozen, Lineup, PolicyAgent
 from sparring.arrays import F32, I32
-from sparring.backend import Datum, Renderer, SampledSequence, SamplingParams
+from sparring.backend import Datum, Renderer, SampledSequence, SamplingParams, reply_tokens
 from sparring.backend.bytes_renderer import ByteRenderer
 from sparring.cli.script import scripted_reply
 from sparring.environments import FunctionEnvironment, task_digest
@@ -161,16 +161,6 @@ class ScriptClient:
             stop="stop" if len(cut) == len(tokens) else "length",
             versions=((0, len(cut)),),
         )
-
-
-def reply_tokens(renderer: Renderer, text: str) -> I32:
-    """The tokens that a model would have to sample to say `text`, its stop token included, i32[T]."""
-    question = [{"role": "user", "content": "?"}]
-    before = renderer.start(question)
-    whole = renderer.start([*question, {"role": "assistant", "content": text}, *question])
-    assert np.array_equal(whole[: len(before)], before), "renderers are prefix-stable"
-    said = whole[len(before) :]
-    return said[: int(np.flatnonzero(np.isin(said, renderer.stop_ids))[0]) + 1]
 
 
 # ---------------------------------------------------------------------------------------------------------------- showing

@@ -21,8 +21,9 @@ from sparring.errors import SparringError
 COMMANDS = {
     "demo": "train a small language model on small arithmetic, on this machine",
     "train": "train the Run that a Python file defines; running the same command again resumes it",
+    "fit": "train on texts, scripted play, a run's best episodes or preferences, as a Python file defines",
     "play": "play one episode of an environment, with a person or a script at each seat",
-    "eval": "show the held-out evaluations of a run",
+    "eval": "show the held-out evaluations of a run, or measure a checkpoint, a model or an endpoint anew",
     "replay": "recompute a run's batches, advantages and metrics from its journal, and compare",
     "rescore": "score a run's stored episodes with a changed environment or verifier, and report what would have changed",
     "doctor": "say what this machine has of what sparring can use, and what to install for the rest",
@@ -35,8 +36,10 @@ examples:
   sparring demo --steps 20 --seed 1
   sparring train examples/addition.py --policies.learning_rate 3e-4 --name second
   sparring train examples/addition.py --dry-run
+  sparring fit examples/warm_start.py
   sparring play examples/addition.py --seat solver=human
   sparring eval runs/addition
+  sparring eval runs/addition@40 examples/addition.py --attempts 8 --temperature 1
   sparring replay runs/addition
   sparring rescore runs/addition examples/addition.py
   sparring export examples/addition.py addition.jsonl

@@ -141,9 +141,9 @@ def execute(run: Run, arguments: Namespace) -> int:
     return 0
 
 
-def listed_fields(run: Run) -> str:
+def listed_fields(value: object, kind: str = "run") -> str:
     """Every field that the command line can set, with its type and what it is."""
-    places = list(settable(run))
+    places = list(settable(value))
     names, types = max(len(place.name) for place in places), max(len(place.type_name) for place in places)
     lines = [f"  --{place.name:<{names}}  {place.type_name:<{types}}  {place.value}" for place in places]
-    return "\n".join(["fields of this run, what they take, and what they are:", *lines])
+    return "\n".join([f"fields of this {kind}, what they take, and what they are:", *lines])

@@ -7,7 +7,7 @@ in `play`, never by when it ran: event loops differ in the order in which they s
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from inspect import isawaitable, isroutine
@@ -49,6 +49,11 @@ class Running(Protocol):
         """
         ...
 
+    async def choose(self, conversation: Conversation, options: Sequence[str], asked: str) -> Sequence[float]:
+        """The log-prob of each option as the player's reply, f[n]; `asked` tells calls apart that ask the same in different
+        branches. Raises `ContextFull` where one does not fit, `UnsupportedError` for a player that cannot say."""
+        ...
+
     async def effect(self, name: str, call: Callable[[], Awaitable[Any]], arguments: bytes, timeout: float) -> Any:
         """The result of something outside, from the journal where it is there."""
         ...
@@ -75,6 +80,12 @@ OWN_CODE: ContextVar[Callable[[Awaitable[Any]], Awaitable[Any]] | None] = Contex
 
 RUNNING: ContextVar[Running | None] = ContextVar("sparring_running", default=None)
 _BRANCHES: ContextVar[tuple[Running | None, tuple[Branch, ...]]] = ContextVar("sparring_branches", default=(None, ()))
+
+
+def in_branch(name: str) -> str:
+    """The name of a call, with the branch that it is made in."""
+    inside = "-".join(str(branch.index) for branch in branches())
+    return f"{name} (branch {inside})" if inside else name
 
 
 def branches() -> tuple[Branch, ...]:
@@ -182,9 +193,7 @@ async def effect(fn: Callable[..., Awaitable[T]], *args: Any, timeout: float = 6
 
     if running is None:
         return await call()
-    inside = "-".join(str(branch.index) for branch in branches())
-    key = f"{name} (branch {inside})" if inside else name
-    result: T = await running.effect(key, call, encoded(args, f"the arguments of {name}"), timeout)
+    result: T = await running.effect(in_branch(name), call, encoded(args, f"the arguments of {name}"), timeout)
     return result
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from math import isfinite
+from math import exp, isfinite
 
 from sparring.environments.conversation import Conversation, Message, Place, Role, Text, Turn
 from sparring.environments.reply import Reply, ToolCall
-from sparring.environments.running import Branch, Request, Running, branches
+from sparring.environments.running import Branch, Request, Running, branches, in_branch
 from sparring.environments.score import finite
 from sparring.errors import RewardError, SettingError, UnsupportedError
 
@@ -125,8 +125,22 @@ class Seat:
         return None
 
     async def choose(self, text: str, options: Sequence[str]) -> Mapping[str, float]:
-        """The probability that each option is the reply. Refused so far: no agent gives option probabilities yet."""
-        raise UnsupportedError(f"{self!r}.choose({text!r}): option probabilities are not there yet; use pick()")
+        """How likely each option is to be the player's reply to `text`, at temperature 1, given that it is one of them: the
+        probabilities sum to 1.
+
+        Nothing is sampled or trained, and the conversation does not change, so that it may be asked several times at once.
+        Raises `ContextFull` where an option does not fit, `UnsupportedError` for a player without probabilities (a program
+        behind an endpoint).
+        """
+        _forms(f"{self!r}.choose", options)
+        self._check("asked what it would choose", self._used_in)
+        self._forked_in.append(branches())
+        asked = self.conversation.copied(self.conversation.place)
+        asked.append(_message("user", text, f"{self!r} was asked"))
+        logprobs = await self._running.choose(asked, tuple(options), in_branch(f"choose {self.key}"))
+        likeliest = max(logprobs)
+        weights = [exp(logprob - likeliest) for logprob in logprobs]
+        return {option: weight / sum(weights) for option, weight in zip(options, weights, strict=True)}
 
     def tools(self, *tools: object) -> None:
         """Offer tools in the model's own template. Refused so far."""
@@ -197,9 +211,7 @@ class Seat:
         return self._running.context_left(self.conversation)
 
     def _say(self, role: Role, text: str) -> None:
-        if not isinstance(text, str):
-            raise SettingError(f"{self!r} was told {text!r}: must be text; str(reply) is the text of a reply")
-        self.conversation.append(Message(role=role, parts=(Text(text=text),)))
+        self.conversation.append(_message(role, text, f"{self!r} was told"))
 
     def _use(self, what: str) -> None:
         self._check(what, self._used_in, *self._forked_in)
@@ -218,6 +230,12 @@ class Seat:
                 f"{self!r} was {what} in one branch of gather() after it was used in another: which came first would be "
                 f"chance; fork() it for each branch, or use it after gather()"
             )
+
+
+def _message(role: Role, text: str, what: str) -> Message:
+    if not isinstance(text, str):
+        raise SettingError(f"{what} {text!r}: must be text; str(reply) is the text of a reply")
+    return Message(role=role, parts=(Text(text=text),))
 
 
 def _path(inside: Sequence[Branch]) -> tuple[int, ...]:

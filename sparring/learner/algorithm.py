@@ -8,9 +8,10 @@ from math import isfinite
 from typing import Literal, get_args
 
 from sparring.backend.losses import AdvantageLoss, CrossEntropy, Loss, Regularized
+from sparring.backend.teacher import Teacher
 from sparring.errors import SettingError
 from sparring.learner.advantages import Advantages, GroupMean, LeaveOneOut, RoleBaseline
-from sparring.learner.by_token import GAE, RewardToGo, TurnMean
+from sparring.learner.by_token import GAE, Penalty, RewardToGo, TurnMean
 from sparring.learner.credit import Credit
 from sparring.learner.critic import Critic
 from sparring.learner.kl import KL
@@ -18,7 +19,7 @@ from sparring.learner.normalization import Normalization, TokenMean
 from sparring.learner.overlong import Overlong
 from sparring.rollout.comparable import Scope
 
-BLIND = (GroupMean, LeaveOneOut, RoleBaseline, RewardToGo, TurnMean)
+BLIND = (GroupMean, LeaveOneOut, RoleBaseline, RewardToGo, TurnMean, Penalty)
 """Estimators that read no values."""
 
 
@@ -51,6 +52,8 @@ class Algorithm:
     kl             KL(...) holds the policy near a reference, by its reward or by its loss
     entropy        coefficient of a bonus for the exact entropy, nats per token, weighed as the loss is (arXiv 1602.01783)
     critic         Critic(...) learns values, for GAE()
+    teacher        a `Teacher` is the reference of `kl`: a model behind any sampling client, where KL(reference=...) names one
+                   of the run's own backend
     """
 
     name: str
@@ -65,6 +68,7 @@ class Algorithm:
     kl: KL | None = None
     entropy: float = 0.0
     critic: Critic | None = None
+    teacher: Teacher | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.advantages, type) or not isinstance(self.advantages, Advantages):
@@ -108,7 +112,33 @@ class Algorithm:
         ):
             raise SettingError(f"{self.name}(entropy={self.entropy!r}): must be a finite number, at least 0")
         self.objective(1.0 if self.kl is None else self.kl.coefficient)
+        self._check_teacher()
         self._check_critic()
+
+    def _check_teacher(self) -> None:
+        if isinstance(self.advantages, Penalty) and (self.kl is None or self.kl.into != "reward"):
+            raise SettingError(
+                f"{self.name}(advantages={self.advantages!r}): reads how far each token is from a teacher, and there is none; "
+                f"use distillation(teacher), or kl=KL(coefficient=1.0, into='reward', reference=...)"
+            )
+        for name in ("overlong", "filters", "whiten"):
+            if isinstance(self.advantages, Penalty) and getattr(self, name):
+                raise SettingError(
+                    f"{self.name}({name}={getattr(self, name)!r}): rewards are not learned from where {self.advantages!r} "
+                    f"gives the advantages, and its own scale is the distance to the teacher; leave out {name}"
+                )
+        if self.teacher is None:
+            return
+        if isinstance(self.teacher, type) or not isinstance(self.teacher, Teacher):
+            raise SettingError(
+                f"{self.name}(teacher={self.teacher!r}): must have a model's name and opened(), which gives a sampling client; "
+                f"a model of the run's own backend is KL(reference='its name')"
+            )
+        if self.kl is None or self.kl.reference is not None:
+            raise SettingError(
+                f"{self.name}(teacher={self.teacher!r}, kl={self.kl!r}): it is the reference of a KL that names none; give "
+                f"a teacher and KL(coefficient=..., reference=None)"
+            )
 
     def _check_critic(self) -> None:
         if not isinstance(self.critic, Critic | None):
@@ -123,6 +153,11 @@ class Algorithm:
                 f"{self.name}(critic={self.critic!r}): {self.advantages.name} does not read its values; use GAE() for the "
                 f"advantages, or leave out the critic"
             )
+
+    @property
+    def refers_to_itself(self) -> bool:
+        """Whether its reference is what the policy began as."""
+        return self.kl is not None and self.kl.reference is None and self.teacher is None
 
     @property
     def credit(self) -> Credit:

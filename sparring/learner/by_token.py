@@ -32,6 +32,24 @@ class RewardToGo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Penalty:
+    """A_t = the penalty of token t alone, whatever came of it: with `KL(into="reward")` and a teacher as the reference, how
+    much likelier the teacher finds the token than who sampled it (`distillation`)."""
+
+    @property
+    def name(self) -> str:
+        return "penalty of each token"
+
+    @property
+    def minimum(self) -> int:
+        return 1
+
+    def __call__(self, group: Comparable, state: State) -> tuple[list[F32], State]:
+        assert len(group.penalties) == len(group), "an algorithm without penalties is refused before"
+        return list(group.penalties), state
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TurnMean:
     """A_t = G_k - the mean G_k of the set, for token t of turn k and G_k the reward from the beginning of turn k on, over
     N >= 2 (turn-level credit, arXiv 2505.11821). 0 where no other trajectory of the set has a turn k.

@@ -14,7 +14,7 @@ from sparring.learner.described import digests
 from sparring.learner.pacing import Drop
 from sparring.learner.players import check_players
 from sparring.learner.run import Episodes, Policy, Run
-from sparring.rollout import Bound, Schedule, Source
+from sparring.rollout import Schedule, Source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,10 +64,9 @@ def schedule_of(run: Run) -> Schedule:
     for policy in policies:
         if policy not in learning:
             raise SettingError(f"policy {policy!r} plays no training seat: name it in a line-up, or leave it out")
-    bound = Bound(units_per_step=run.groups_per_step, max_staleness=run.max_staleness, steps=run.steps)
     return Schedule(
         sources=tuple(sources),
-        bounds=dict.fromkeys(policies, bound),
+        bounds=dict.fromkeys(policies, run.bound),
         group_size=run.group_size,
         seed=run.seed,
         pinned=run.deterministic,
@@ -110,7 +109,7 @@ def _check_models(name: str, policy: Policy, able: Capabilities) -> None:
         raise UnsupportedError(
             f"policy {name!r}: {algorithm.critic!r}: this backend has no critics; use an algorithm without, as grpo()"
         )
-    if algorithm.kl is not None and not able.references:
+    if algorithm.kl is not None and algorithm.teacher is None and not able.references:
         raise UnsupportedError(f"policy {name!r}: {algorithm.kl!r}: this backend has no references; leave out the KL")
     whole = algorithm.objective(1.0)
     if type(whole) not in able.losses:
@@ -119,8 +118,8 @@ def _check_models(name: str, policy: Policy, able: Capabilities) -> None:
 
 def versions_at_once(run: Run) -> int:
     """How many versions may be played at the same time, of all policies on one base: of each policy the newest
-    `max_staleness + 1`, the one that is being published, one that held-out tasks are played with, version 0 where it is an
-    opponent, and with weights in flight the name that goes on from version to version."""
+    K + 1 (K the largest bound), the one that is being published, one that held-out tasks are played with, version 0 where it is
+    an opponent, and with weights in flight the name that goes on from version to version."""
     frozen = {
         player.policy
         for episodes in (*run.sources, *run.named_held_out.values())
@@ -128,7 +127,7 @@ def versions_at_once(run: Run) -> int:
         for player in lineup.resolved(episodes.environment.seats, tuple(run.named_policies)).values()
         if isinstance(player, Frozen)
     }
-    each = run.max_staleness + 2 + bool(run.named_held_out) + (run.weights == "inflight")
+    each = run.bound.most_staleness + 2 + bool(run.named_held_out) + (run.weights == "inflight")
     needed = Counter[str]()
     for name, policy in run.named_policies.items():
         needed[policy.model] += each + (name in frozen)

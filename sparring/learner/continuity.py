@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 import anyio.to_thread
@@ -97,10 +98,10 @@ async def trained_again(run: Run) -> Verdict:
         lambda: fold(read_events(run.path), coordinator, Lines(), lambda now: begun)
     )
     wrong: list[str] = []
-    async with run.backend.open(deterministic=run.deterministic) as backend:
+    async with run.backend.open(deterministic=run.deterministic) as backend, AsyncExitStack() as teachers:
         for name, policy in run.named_policies.items():
-            models = await taught(backend, policy, run.seed)
-            versions = Versions(models.model, keep=run.max_staleness + 1)
+            models = await taught(backend, policy, run.seed, teachers)
+            versions = Versions(models.model, keep=run.bound.most_staleness + 1)
             wrong += await redo(run, name, 0, steps[name], models, versions, folder=RunFolder(run.path), needed=())
     figure = f"{sum(map(len, steps.values()))} steps of {len(steps)} policies"
     return Verdict(name="trained again from the journal", figure=figure, wrong=tuple(wrong))

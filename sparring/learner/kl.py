@@ -13,6 +13,7 @@ from sparring.arrays import F32
 from sparring.errors import SettingError
 
 Estimator = Literal["k1", "k2", "k3"]
+_RATE = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +37,7 @@ class KL:
     estimator: Estimator | None = None
     reference: str | None = None
     target: float | None = None
-    rate: float = 0.1
+    rate: float = _RATE
 
     def __post_init__(self) -> None:
         if self.into not in ("loss", "reward"):
@@ -47,6 +48,10 @@ class KL:
                 continue
             if isinstance(value, bool) or not (isinstance(value, int | float) and 0 < value < inf):
                 raise SettingError(f"KL({name}={value!r}): must be a finite number above 0")
+        if self.target is None and self.rate != _RATE:
+            raise SettingError(
+                f"KL(rate={self.rate!r}) without a target: nothing is adapted; give a target, in nats per token"
+            )
         if self.estimator not in (None, "k1", "k2", "k3"):
             raise SettingError(f"KL(estimator={self.estimator!r}): must be 'k1', 'k2', 'k3' or None")
         if self.into == "loss" and self.estimator == "k1":

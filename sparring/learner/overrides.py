@@ -98,6 +98,8 @@ def _check_name(value: object, name: str, text: str, prefix: str) -> None:
     here, type_, walked = value, None, ""
     for part in name.split("."):
         members = {key: (type_, held) for key, type_, held in _members(here)}
+        if here is None and walked:
+            raise SettingError(_nothing_there(name, walked.removesuffix("."), type_, prefix))
         if part not in members:
             where = f"{prefix}{walked.removesuffix('.')}" if walked else type(value).__name__
             raise SettingError(
@@ -113,6 +115,13 @@ def _check_name(value: object, name: str, text: str, prefix: str) -> None:
             f"{prefix}{name} {text!r}: a {type(here).__name__} cannot be written on the command line; set it in the file"
         )
     raise SettingError(f"{prefix}{name} {text!r}: it is a group of settings; name one of them: {', '.join(below)}")
+
+
+def _nothing_there(name: str, empty: str, type_: Any, prefix: str) -> str:
+    """What is said where a name goes on below what is None."""
+    kinds = [one.__name__ for one in _alternatives(type_) if is_dataclass(one) and isinstance(one, type)]
+    remedy = f"; give it one in the file, as in {empty.rpartition('.')[2]}={kinds[0]}(...)" if kinds else ""
+    return f"{prefix}{name}: there is no {prefix}{empty}, so that nothing of it can be set{remedy}"
 
 
 def _nearest(value: object, name: str, siblings: Sequence[str], walked: str, prefix: str) -> str:

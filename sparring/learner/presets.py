@@ -27,11 +27,13 @@ from sparring.backend.losses import (
     PolicyLoss,
     Truncated,
 )
+from sparring.backend.teacher import Teacher
 from sparring.errors import SettingError
 from sparring.learner.advantages import Advantages, GroupMean, LeaveOneOut, RoleBaseline
 from sparring.learner.algorithm import Algorithm, EqualRewards
-from sparring.learner.by_token import GAE, RewardToGo
+from sparring.learner.by_token import GAE, Penalty, RewardToGo
 from sparring.learner.critic import Critic
+from sparring.learner.kl import KL
 from sparring.learner.normalization import Constant, Normalization, SequenceMean, TokenMean
 from sparring.learner.overlong import Overlong
 from sparring.rollout.comparable import Scope
@@ -278,6 +280,30 @@ def rae(
         advantages=RoleBaseline(decay=decay),
         loss=_corrected("rae", PPO() if loss is None else loss, correction),
         compare={} if compare is None else compare,
+    )
+
+
+def distillation(
+    teacher: str | Teacher,
+    *,
+    coefficient: float = 1.0,
+    loss: Loss | None = None,
+    correction: Correction | None = None,
+) -> Algorithm:
+    """On-policy distillation: A_t = coefficient (log-prob of the token under the teacher - under the sampler), so that the
+    expected step goes down the reverse KL to the teacher at each place that the policy itself comes to (arXiv 2306.13649, GKD,
+    with all data on-policy and the reverse KL; 2306.08543, MiniLLM). Rewards are measured and not learned from.
+
+    `teacher` is a model of the run's backend (a folder or hub name) or a `Teacher` behind any sampling client, with the
+    policy's tokens. Differs from the papers: one sampled token stands for the sum over the vocabulary, and what a token does to
+    later ones is not counted; the loss is the policy gradient with its ratio to the sampler. Works with groups of one.
+    """
+    return Algorithm(
+        name="distillation",
+        advantages=Penalty(),
+        loss=_corrected("distillation", ImportanceSampling() if loss is None else loss, correction),
+        kl=KL(coefficient=coefficient, into="reward", reference=teacher if isinstance(teacher, str) else None),
+        teacher=None if isinstance(teacher, str) else teacher,
     )
 
 

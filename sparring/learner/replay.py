@@ -15,7 +15,7 @@ import msgspec
 
 from sparring.errors import SettingError
 from sparring.learner.advantages import Advantages, GroupMean, LeaveOneOut, RoleBaseline
-from sparring.learner.by_token import GAE, RewardToGo, TurnMean
+from sparring.learner.by_token import GAE, Penalty, RewardToGo, TurnMean
 from sparring.learner.credit import Credit
 from sparring.learner.history import note_of, read_events, read_snapshots
 from sparring.learner.kl import KL
@@ -29,7 +29,7 @@ from sparring.rollout.events import Accepted, Admitted, AnyEvent, Ended, Opened,
 
 P = TypeVar("P", Overlong, KL, GAE)
 _KNOWN: Mapping[str, type[Any]] = {
-    kind.__name__: kind for kind in (GroupMean, LeaveOneOut, RoleBaseline, RewardToGo, TurnMean, GAE)
+    kind.__name__: kind for kind in (GroupMean, LeaveOneOut, RoleBaseline, RewardToGo, TurnMean, Penalty, GAE)
 }
 
 

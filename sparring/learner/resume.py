@@ -155,7 +155,7 @@ def bases(run: Run, coordinator: Coordinator, there: Mapping[str, Collection[int
     chosen = {}
     for policy in run.named_policies:
         newest = coordinator.budget.version(policy)
-        lately = newest - run.max_staleness if run.deterministic else newest
+        lately = newest - run.bound.most_staleness if run.deterministic else newest
         oldest = min(
             [max(0, lately), *(version for version in needed_versions(run, coordinator, policy) if version > 0)]
         )
@@ -201,7 +201,7 @@ async def redo(
     moved: Callable[[], None] = lambda: None,
 ) -> list[str]:
     """Bring the policy's models to where the journal stands, installing the versions that may still be played with: the
-    newest `max_staleness + 1`, and those that something `needed` waits for. `moved` is called after each step.
+    newest K + 1 (K the largest bound), and those that something `needed` waits for. `moved` is called after each step.
 
     A redone step that ends in other weights than the journaled one is a `ReplayDiverged` in a deterministic run; in any other
     the machine, its threads or a package may have changed, the journal's plans were trained all the same, and the steps are
@@ -226,7 +226,7 @@ async def redo(
                 raise ReplayDiverged(f"{difference}; go back to what it was, or start the run anew under another name")
             differences.append(difference)
         version = redone.stepped.step + 1
-        if version in needed or version >= newest - run.max_staleness:
+        if version in needed or version >= newest - run.bound.most_staleness:
             await versions.install(version)
         moved()
     return differences

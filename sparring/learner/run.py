@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from math import cos, isfinite, pi
+from math import cos, pi
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -14,14 +14,20 @@ from sparring.backend import Adam, BackendChoice, Local, Lora
 from sparring.environments import Environment, Tasks, size
 from sparring.errors import SettingError, UnsupportedError
 from sparring.learner.algorithm import Algorithm
+from sparring.learner.kinds import finite, folder_name, whole
 from sparring.learner.pacing import Pace, Pacing, check_pacing
 from sparring.learner.presets import grpo
 from sparring.learner.reuse import Reuse, check_reuse
-from sparring.rollout import Curriculum, Faults
+from sparring.rollout import Bound, Curriculum, Faults
 
 DEFAULT_POLICY = "policy"
 
 LearningRateSchedule = Literal["constant", "linear", "cosine"]
+
+
+def rate_factor(schedule: LearningRateSchedule, done: float) -> float:
+    """What the learning rate is multiplied with when a share of all steps is done."""
+    return {"constant": 1.0, "linear": 1 - done, "cosine": (1 + cos(pi * done)) / 2}[schedule]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +79,14 @@ class Episodes:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A model that learns: a folder or hub name, and how. `adam` holds the rest of the optimizer; its learning rate is
-    `learning_rate`, which `lr_schedule` lets fall to nothing over the run's steps (see `rate_at`). With `final_temperature`
-    replies are drawn at a temperature that goes there by equal amounts from that of `sampling` (see `sampling_at`)."""
+    """A model that learns: a folder or hub name, and how. `start` is a folder of weights to begin with: a checkpoint of a `Fit`
+    or of a run; the optimizer begins anew. `adam` holds the rest of the optimizer; its learning rate is `learning_rate`, which
+    `lr_schedule` lets fall to nothing over the run's steps (see `rate_at`). With `final_temperature` replies are drawn at a
+    temperature that goes there by equal amounts from that of `sampling` (see `sampling_at`)."""
 
     model: str
     algorithm: Algorithm = field(default_factory=grpo)
+    start: str | None = field(default=None, kw_only=True)
     learning_rate: float = field(default=1e-4, kw_only=True)
     lr_schedule: LearningRateSchedule = field(default="constant", kw_only=True)
     lora: Lora = field(default=Lora(), kw_only=True)
@@ -96,6 +104,7 @@ class Policy:
             if not isinstance(value, kind):
                 example = "grpo()" if kind is Algorithm else f"{kind.__name__}()"
                 raise SettingError(f"{name}={value!r}: must be a sparring.{kind.__name__}, as in {name}={example}")
+        self._check_references()
         self._check_schedules()
         if self.adam.learning_rate not in (Adam().learning_rate, self.learning_rate):
             raise SettingError(
@@ -110,12 +119,26 @@ class Policy:
         if self.thinking != "keep":
             raise UnsupportedError(f"thinking={self.thinking!r}: only 'keep' is there")
 
+    def _check_references(self) -> None:
+        if self.start is not None and not (isinstance(self.start, str) and self.start):
+            raise SettingError(f"start={self.start!r}: must be None or text, the folder of a checkpoint")
+        if self.start is not None and self.algorithm.refers_to_itself:
+            raise SettingError(
+                f"start={self.start!r} with {self.algorithm.kl!r}: a reference is a model without what start brings; name one: "
+                f"reference={self.model!r}, or a folder with start merged in (TrainingClient.export)"
+            )
+        if self.algorithm.teacher is not None and not self.sampling.temperature == (self.final_temperature or 1) == 1:
+            raise SettingError(
+                f"sampling.temperature={self.sampling.temperature!r}, final_temperature={self.final_temperature!r} with "
+                f"{self.algorithm.teacher!r}: a teacher's log-probs are those at temperature 1; sample at 1"
+            )
+
     def _check_schedules(self) -> None:
-        if not (_number(self.learning_rate) and self.learning_rate > 0):
+        if not (finite(self.learning_rate) and self.learning_rate > 0):
             raise SettingError(f"learning_rate={self.learning_rate!r}: must be a finite number above 0")
         if self.lr_schedule not in get_args(LearningRateSchedule):
             raise SettingError(f"lr_schedule={self.lr_schedule!r}: must be 'constant', 'linear' or 'cosine'")
-        if self.final_temperature is not None and not (_number(self.final_temperature) and self.final_temperature > 0):
+        if self.final_temperature is not None and not (finite(self.final_temperature) and self.final_temperature > 0):
             raise SettingError(f"final_temperature={self.final_temperature!r}: must be None or a finite number above 0")
 
     def resolved(self) -> Policy:
@@ -133,9 +156,7 @@ class Policy:
     def rate_at(self, step: int, steps: int) -> float:
         """The learning rate of the step that trains version `step`, of `steps` in all: the whole rate at first, then `linear`
         falls by equal amounts and `cosine` along half a period (arXiv 1608.03983), to nothing after the last step."""
-        done = step / steps
-        factor = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + cos(pi * done)) / 2}[self.lr_schedule]
-        return self.learning_rate * factor
+        return self.learning_rate * rate_factor(self.lr_schedule, step / steps)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +167,8 @@ class Run:
     groups_per_step   groups (units of each policy) in a step
     group_size        episodes of one task that are compared
     max_staleness     how many versions older than the weights it trains a token may be
+    final_staleness   with it, that goes from `max_staleness` at the first step by equal amounts, rounded, to this at the last;
+                      the bound holds at every step (`rollout/budget.py`)
     weights           'snapshot': a reply is made by the version that was the newest when it began; 'inflight': it goes on with
                       each version that is published, every token stamped with the one that made it
     evaluate_every    steps between held-out evaluations and checkpoints; the first and the last version always are
@@ -169,6 +192,7 @@ class Run:
     groups_per_step: int = 16
     group_size: int = 8
     max_staleness: int = 1
+    final_staleness: int | None = None
     weights: Literal["snapshot", "inflight"] = "snapshot"
     evaluate_every: int = 10
     backend: BackendChoice = field(default=Local())
@@ -198,7 +222,7 @@ class Run:
             self._check_policy(name, policy)
 
     def _check_plain(self) -> None:
-        if not _folder_name(self.name):
+        if not folder_name(self.name):
             raise SettingError(f"name={self.name!r}: it names a folder; use letters, digits, '-' and '_'")
         if not isinstance(self.folder, Path):
             raise SettingError(f"folder={self.folder!r}: must be a pathlib.Path, as in Path('runs')")
@@ -211,20 +235,28 @@ class Run:
         self._check_weights()
         for name, least in _LEAST.items():
             value = getattr(self, name)
-            if not (_whole(value) and value >= least):
+            if not (whole(value) and value >= least):
                 raise SettingError(f"{name}={value!r}: must be a whole number, at least {least}")
         for name in ("episode_deadline", "stall_deadline"):
             seconds = getattr(self, name)
-            if not (_number(seconds) and seconds > 0):
+            if not (finite(seconds) and seconds > 0):
                 raise SettingError(f"{name}={seconds!r}: must be a finite number of seconds above 0")
+        self._check_final_staleness()
         self._check_ceilings()
         check_pacing(
             self.pacing,
-            max_staleness=self.max_staleness,
+            max_staleness=self.bound.most_staleness,
             episode_deadline=self.episode_deadline,
             deterministic=self.deterministic,
         )
-        check_reuse(self.reuse, max_staleness=self.max_staleness)
+        check_reuse(self.reuse, max_staleness=self.bound.most_staleness)
+
+    def _check_final_staleness(self) -> None:
+        final = self.final_staleness
+        if final is not None and not (whole(final) and final >= 0):
+            raise SettingError(f"final_staleness={final!r}: must be None or a whole number, at least 0")
+        if final is not None and self.steps == 1:
+            raise SettingError(f"final_staleness={final!r}: a run of one step has no way to go; leave it out")
 
     def _check_weights(self) -> None:
         if self.weights not in ("snapshot", "inflight"):
@@ -236,12 +268,15 @@ class Run:
             )
 
     def _check_ceilings(self) -> None:
-        if not (_number(self.max_faults) and 0 <= self.max_faults <= 1):
+        if not (finite(self.max_faults) and 0 <= self.max_faults <= 1):
             raise SettingError(f"max_faults={self.max_faults!r}: a share of the episodes, between 0 and 1")
-        if self.max_refill is not None and not (_whole(self.max_refill) and self.max_refill >= 1):
+        if self.max_refill is not None and not (whole(self.max_refill) and self.max_refill >= 1):
             raise SettingError(f"max_refill={self.max_refill!r}: must be None or a whole number of groups, at least 1")
 
     def _check_policy(self, name: str, policy: Policy) -> None:
+        if policy.final_temperature is not None and self.steps == 1:
+            final = f"final_temperature={policy.final_temperature!r}"
+            raise SettingError(f"policy {name!r}: {final}: a run of one step has no way to go; leave it out")
         compare = policy.algorithm.compare
         seats = list(dict.fromkeys(seat for source in self.sources for seat in source.environment.seats))
         for seat in compare:
@@ -291,6 +326,16 @@ class Run:
         return {"held-out": self.held_out} if isinstance(self.held_out, Episodes) else self.held_out
 
     @property
+    def bound(self) -> Bound:
+        """What the staleness of its policies is bounded by."""
+        return Bound(
+            units_per_step=self.groups_per_step,
+            max_staleness=self.max_staleness,
+            steps=self.steps,
+            final_staleness=self.final_staleness,
+        )
+
+    @property
     def most_refills(self) -> int:
         """`max_refill`, or what None stands for."""
         return max(32, 4 * self.groups_per_step) if self.max_refill is None else self.max_refill
@@ -323,7 +368,7 @@ def _check_policies(policies: object) -> None:
     if not isinstance(policies, Mapping) or not policies:
         raise SettingError(f"policies={policies!r}: must be a Policy, or a mapping of names to at least one")
     for name, policy in policies.items():
-        if not _folder_name(name) or "@" in name:
+        if not folder_name(name) or "@" in name:
             raise SettingError(f"policies: the name {name!r} also names a folder; use letters, digits, '-' and '_'")
         if not isinstance(policy, Policy):
             raise SettingError(f"policies[{name!r}]={policy!r}: must be a Policy, as in Policy('folder of the model')")
@@ -348,15 +393,3 @@ def _check_held_out(held_out: object) -> None:
             raise SettingError(
                 f"held_out[{name!r}]: faults={source.faults!r}: a held-out episode that fails has no verdict; leave out score"
             )
-
-
-def _folder_name(name: object) -> bool:
-    return isinstance(name, str) and bool(name) and not name.startswith(".") and not set(name) & set("/\\\0")
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sparring.backend import Backend, CriticClient, ModelInfo, ReferenceClient, TrainingClient
+from sparring.backend import (
+    Backend,
+    CriticClient,
+    Lora,
+    ModelInfo,
+    ReferenceClient,
+    TeacherReference,
+    TrainingClient,
+)
+from sparring.errors import SettingError
 from sparring.learner.run import Policy
 
 
@@ -39,15 +49,41 @@ class Taught:
         return "" if self.critic is None else await self.critic.digest()
 
 
-async def taught(backend: Backend, policy: Policy, seed: int) -> Taught:
-    """The models of a policy, as they are before the first step."""
+async def begun(backend: Backend, name: str, start: str | None, *, lora: Lora, seed: int) -> TrainingClient:
+    """A fresh model, or one with the weights that lie in `start`. Raises `SettingError` where those are of another adapter."""
+    if start is None:
+        return await backend.create_model(name, lora=lora, seed=seed)
+    model = await backend.create_from_state(_absolute(start), model=name, optimizer=False)
+    found = model.info.lora
+    if model.info.trained_parameters and (found is None or replace(found, seed=None) != replace(lora, seed=None)):
+        model.unload()
+        raise SettingError(
+            f"start={start!r} holds {found!r}, the settings say lora={lora!r}: set lora to what it holds"
+        )
+    return model
+
+
+def _absolute(folder: str) -> str:
+    """A backend would take a relative one for a name of its own."""
+    return str(Path(folder).absolute())
+
+
+async def taught(backend: Backend, policy: Policy, seed: int, open_until: AsyncExitStack) -> Taught:
+    """The models of a policy, as they are before the first step. A teacher stays open as long as `open_until`."""
     algorithm = policy.algorithm
-    model = await backend.create_model(policy.model, lora=policy.lora, seed=seed)
-    critic, kl = algorithm.critic, algorithm.kl
+    model = await begun(backend, policy.model, policy.start, lora=policy.lora, seed=seed)
+    critic = algorithm.critic
     return Taught(
         model=model,
         critic=None
         if critic is None
         else await backend.create_critic(critic.model or policy.model, lora=critic.lora, seed=seed),
-        reference=None if kl is None else await backend.reference(kl.reference or policy.model),
+        reference=await _reference(backend, policy, open_until),
     )
+
+
+async def _reference(backend: Backend, policy: Policy, open_until: AsyncExitStack) -> ReferenceClient | None:
+    kl, teacher = policy.algorithm.kl, policy.algorithm.teacher
+    if teacher is not None:
+        return TeacherReference(await open_until.enter_async_context(teacher.opened()), teacher.model)
+    return None if kl is None else await backend.reference(kl.reference or policy.model)

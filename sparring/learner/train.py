@@ -62,9 +62,13 @@ async def train_async(
     watchers = [*watchers, MetricsFile(run.path), ReportFile(run.path)] if store is None else watchers
     with _unwrapped():
         ready = checked(run)
-        async with RunFolder.held(run.path) as folder, run.backend.open(deterministic=run.deterministic) as backend:
+        async with (
+            RunFolder.held(run.path) as folder,
+            run.backend.open(deterministic=run.deterministic) as backend,
+            AsyncExitStack() as teachers,
+        ):
             check_capabilities(run, backend)
-            models = await _created(run, backend)
+            models = await _created(run, backend, teachers)
             segments = store if store is not None else await anyio.to_thread.run_sync(SqliteSegments, folder.journal)
             async with Journal.open(segments) as journal:
                 begun = await _begun(run, ready.schedule, models, journal)
@@ -85,7 +89,7 @@ async def train_async(
             return trainer.complete
 
 
-async def _created(run: Run, backend: Backend) -> dict[str, Taught]:
+async def _created(run: Run, backend: Backend, teachers: AsyncExitStack) -> dict[str, Taught]:
     """The models of each policy. Waits for the backend, which may download one."""
     models: dict[str, Taught] = {}
     for name, policy in run.named_policies.items():
@@ -94,7 +98,7 @@ async def _created(run: Run, backend: Backend) -> dict[str, Taught]:
             f"if it needs longer (a download), raise stall_deadline"
         )
         async with never_still(run.stall_deadline, lambda: dict(backend.statistics()), partial(str, late)):
-            models[name] = await taught(backend, policy, run.seed)
+            models[name] = await taught(backend, policy, run.seed, teachers)
     return models
 
 
@@ -114,6 +118,9 @@ async def _begun(run: Run, schedule: Schedule, models: Mapping[str, Taught], jou
     }
     renderers = {name: one.model.renderer.fingerprint for name, one in models.items()}
     described = await anyio.to_thread.run_sync(describe, run, schedule, infos, renderers)
+    described["fingerprints"] |= {
+        f"start of {name}": await one.model.digest() for name, one in models.items() if run.named_policies[name].start
+    }
     opened = await anyio.to_thread.run_sync(lambda: next(journal.read(), None))
     if opened is None:
         await journal.commit(Opened(run=described))
@@ -198,7 +205,7 @@ async def _ready(
         snapshots=found.snapshots,
         folder=folder,
         versions={
-            name: Versions(one.model, keep=run.max_staleness + 1, follow=run.weights == "inflight")
+            name: Versions(one.model, keep=run.bound.most_staleness + 1, follow=run.weights == "inflight")
             for name, one in models.items()
         },
         models=models,

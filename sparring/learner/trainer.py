@@ -322,7 +322,7 @@ class Trainer:
                 await self._parts.models[policy].save(path)
             await self._commit(Checkpointed(policy=policy, step=version))
         waiting = [due for due in due_versions(self._run) if due < version and not self._evaluated(due)]
-        oldest = min([version - self._run.max_staleness, *waiting])
+        oldest = min([version - self._run.bound.most_staleness, *waiting])
         base = max((step for step in done if step <= oldest), default=0)
         await anyio.to_thread.run_sync(folder.prune, policy, {step for step in done if step >= base})
 

@@ -14,19 +14,50 @@ from sparring.errors import RunChanged, SettingError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bound:
-    """One trained policy's numbers: `units_per_step` is B, `max_staleness` is k, `steps` is the number of steps of the run."""
+    """One trained policy's numbers: `units_per_step` is B, `max_staleness` is k, `steps` are those of the run. With
+    `final_staleness` k goes there by equal amounts, rounded, from the first step to the last."""
 
     units_per_step: int
     max_staleness: int
     steps: int
+    final_staleness: int | None = None
 
     def __post_init__(self) -> None:
         if self.units_per_step < 1:
             raise SettingError(f"units_per_step={self.units_per_step!r}: must be at least 1")
         if self.max_staleness < 0:
             raise SettingError(f"max_staleness={self.max_staleness!r}: must be at least 0 (0 is synchronous)")
+        if self.final_staleness is not None and self.final_staleness < 0:
+            raise SettingError(
+                f"final_staleness={self.final_staleness!r}: must be None or at least 0 (0 is synchronous)"
+            )
         if self.steps < 0:
             raise SettingError(f"steps={self.steps!r}: must be at least 0")
+
+    @property
+    def most_staleness(self) -> int:
+        """The largest k of any step."""
+        return max(self.max_staleness, self.max_staleness if self.final_staleness is None else self.final_staleness)
+
+    def staleness(self, step: int) -> int:
+        """k at a step."""
+        if self.final_staleness is None or self.steps <= 1:
+            return self.max_staleness
+        last = self.steps - 1
+        done = min(step, last)
+        return (2 * (self.max_staleness * (last - done) + self.final_staleness * done) + last) // (2 * last)
+
+    def oldest(self, step: int) -> int:
+        """The oldest version that a unit may begin with which this step trains on: the largest d - k(d) of the steps d up to
+        it, of which only the last ones can have it."""
+        return max(d - self.staleness(d) for d in range(max(0, step - self.most_staleness), step + 1))
+
+    def due(self, version: int) -> int:
+        """The last step that may train on a unit that begins with this version: the one before the first that may not."""
+        step = version
+        while step + 1 - self.staleness(step + 1) <= version:
+            step += 1
+        return step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,8 +152,8 @@ class Book(ABC):
         return self.version >= self.bound.steps
 
     def blocked(self) -> str | None:
-        """What keeps rule 1 from holding; `place < (i + k + 1)*B` is `place // B - k <= i`."""
-        needed = self.place // self.bound.units_per_step - self.bound.max_staleness
+        """What keeps rule 1 from holding; `place < (due(i) + 1)*B` is `oldest(place // B) <= i`."""
+        needed = self.bound.oldest(self.place // self.bound.units_per_step)
         if needed <= self.installed:
             return None
         if needed <= self.version:
@@ -184,7 +215,7 @@ class Book(ABC):
 
     def statistics(self) -> BudgetStatistics:
         planned, outstanding = len(self.planned or ()), len(self.units)
-        open_until = min(self.installed + self.bound.max_staleness + 1, self.bound.steps) * self.bound.units_per_step
+        open_until = min(self.bound.due(self.installed) + 1, self.bound.steps) * self.bound.units_per_step
         return BudgetStatistics(
             version=self.version,
             installed=self.installed,
@@ -200,7 +231,7 @@ class Book(ABC):
 
     def state(self) -> dict[str, Any]:
         return {
-            "bound": asdict(self.bound),
+            "bound": {name: value for name, value in asdict(self.bound).items() if value is not None},
             "version": self.version,
             "installed": self.installed,
             "admitted": self.admitted,
@@ -225,9 +256,8 @@ class Book(ABC):
             self.left(name, self.units[name])
         self.ready = len(finished_units) - len(self.planned or ())
         if (
-            replace(then, steps=self.bound.steps) != self.bound
-            or self.place > self.bound.steps * self.bound.units_per_step
-        ):
+            then if self.bound.final_staleness is not None else replace(then, steps=self.bound.steps)
+        ) != self.bound or self.place > self.bound.steps * self.bound.units_per_step:
             raise RunChanged(
                 f"{self.policy}: the run was started with {then}, now it has {self.bound}: only more steps are possible"
             )
@@ -247,7 +277,7 @@ class ReadyBook(Book):
 
     @property
     def next_due(self) -> int:
-        return self.installed + self.bound.max_staleness
+        return self.bound.due(self.installed)
 
     def entered(self, name: str, unit: Unit) -> None:
         self._in_flight.setdefault(unit.due, {})[name] = None
@@ -301,7 +331,7 @@ class ReadyBook(Book):
         """The first due step at which too many units would be left, and how many too many; None where rule 3 holds. `taken`
         is {due: how many of the finished units with that due step are taken}."""
         left = 0
-        for j in range(self.bound.max_staleness + 1):
+        for j in range(self.bound.most_staleness + 1):
             due = self.version + j
             left += len(self._in_flight.get(due, ())) + len(self._finished.get(due, ())) - taken.get(due, 0)
             if left > j * self.bound.units_per_step:

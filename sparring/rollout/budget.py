@@ -1,34 +1,41 @@
 """When a group may be admitted and which units a step may take, so that no token is trained on when it is too old.
 
 For each trained policy: `s` versions are committed, `i <= s` is the oldest version with which any of its samplers may
-still start a token, `k` is the bound (`max_staleness`), `B` the units of a step. A *unit* is one policy's share of one
-group; *outstanding* units are admitted and neither trained nor dropped. Step `s` turns version `s` into `s + 1`.
+still start a token, `k(d)` is the bound at step `d` (`max_staleness`; it may change, `K` is its largest value), `B` the units
+of a step. A *unit* is one policy's share of one group; *outstanding* units are admitted and neither trained nor dropped. Step
+`s` turns version `s` into `s + 1`. `due(i)` is the last step `d` with `d' - k(d') <= i` for every step `d'` up to it: `i + k`
+where `k` never changes.
 
-1. A group is admitted, for all the policies that train in it or for none, while `s*B + outstanding < (i + k + 1)*B`
-   holds for each; its units are due at `i + k`: that is the last step that may train on them.
+1. A group is admitted, for all the policies that train in it or for none, while `s*B + outstanding < (due(i) + 1)*B`
+   holds for each; its units are due at `due(i)`: that is the last step that may train on them.
 2. Samplers never go back to an older version (kept by the samplers; `install` refuses to).
-3. Step `s` may take `B` finished units if afterwards, for every `j = 0..k`, at most `j*B` outstanding units are due at
+3. Step `s` may take `B` finished units if afterwards, for every `j = 0..K`, at most `j*B` outstanding units are due at
    or before `s + j`. Otherwise it waits, for named units.
 4. A unit leaves by a step or by a drop, never for its age.
 6. Admission ends when `s*B + outstanding = steps*B`; a drop opens it again for a replacement.
 
 (Rule 5 is about reuse, which takes no part in this.)
 
-*Why nothing is stale.* Let `O(d)` be the outstanding units due at or before `d`. As `i` never falls, units are admitted
-in the order of their due steps, so when the last unit due by `d` came in, every outstanding unit was due by `d`, and
-rule 1 says `O(d) <= (d + 1 - s)*B`. Drops only lower `O(d)`. A step raises `s` by one, and rule 3 with `j = d - s` says
-exactly that the bound still holds afterwards. At `d = s - 1` it reads `O(s - 1) <= 0`: nothing outstanding is overdue.
-A unit admitted at `i` has no token older than `i` (rule 2), so at step `s` its age is at most `s - i <= due - i = k`.
+*Why nothing is stale.* Let `O(d)` be the outstanding units due at or before `d`. As `i` never falls, and `due` with it, units
+are admitted in the order of their due steps, so when the last unit due by `d` came in, every outstanding unit was due by `d`,
+and rule 1 says `O(d) <= (d + 1 - s)*B`. Drops only lower `O(d)`. A step raises `s` by one, and rule 3 with `j = d - s` says
+exactly that the bound still holds afterwards (`j <= K`, as `i <= s` and `due(s) <= s + K`). At `d = s - 1` it reads
+`O(s - 1) <= 0`: nothing outstanding is overdue. A unit admitted at `i` has no token older than `i` (rule 2) and is trained at
+a step `s <= due(i)`, so its age is at most `s - i <= k(s)`, by what `due` means.
+
+*When k changes.* All this holds for any `k(d) >= 0`. Where it falls, what was admitted before was due early enough. Where it
+rises, by more than one a step too, `due` follows as far as the steps on the way allow, so that units stay in order.
 
 *Why it never locks.* Let all units be finished and all versions installed. A policy with `B` outstanding units can
 step: taking the earliest due first takes `min(B, O(d))` of those due by `d`, and `O(s + j) - j*B <= B` is all that rule
-3 asks for. A policy with fewer is open to admission, as `s*B + outstanding < (s + 1)*B`. So whatever the policies of a
-group, one can step or all can admit.
+3 asks for. A policy with fewer is open to admission, as `s*B + outstanding < (s + 1)*B` and `due(s) >= s`. So whatever the
+policies of a group, one can step or all can admit.
 
-*Pinned* (for bit-equal runs): the unit at position `n`, the n-th admitted of its policy, trains exactly at step `n //
-B` and is admitted once `i >= n // B - k`. A drop leaves a hole, so a batch may be smaller than `B`, even empty.
+*Pinned* (for bit-equal runs): the unit at position `n`, the n-th admitted of its policy, trains exactly at step `n // B`,
+plays with the largest `d - k(d)` of the steps `d` up to that one (or with version 0), and is admitted once `i` is there. A
+drop leaves a hole, so a batch may be smaller than `B`, even empty.
 
-This is a state machine without I/O or clock. Each call costs at most O((k + 1)*B). Misuse is an `AssertionError`.
+This is a state machine without I/O or clock. Each call costs at most O((K + 1)*B). Misuse is an `AssertionError`.
 """
 
 from __future__ import annotations

@@ -42,7 +42,8 @@ class Used:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BufferStatistics:
-    """Units and action tokens that wait. Bounded by admission: at most (max_staleness + 1) steps' worth for each policy.
+    """Units and action tokens that wait. Bounded by admission: at most K + 1 steps' worth for each policy, K the
+    largest bound.
 
     `kept` units were trained and may be used again: at most max_age steps' worth.
     """

@@ -244,7 +244,7 @@ class Coordinator:
         counts = self.budget.statistics()
         for policy in dict.fromkeys(self.schedule.sources[source].lineups[lineup].values()):
             bound = self.schedule.bounds[policy]
-            pinned[policy] = max(0, counts[policy].admitted // bound.units_per_step - bound.max_staleness)
+            pinned[policy] = max(0, bound.oldest(counts[policy].admitted // bound.units_per_step))
         return pinned
 
     def _admit(self, event: Admitted) -> None:
@@ -381,7 +381,7 @@ class Coordinator:
         step, policy = batch.planned.step, batch.planned.policy
         reuse = self.schedule.reuse
         for units, most in (
-            (batch.units, self.schedule.bounds[policy].max_staleness),
+            (batch.units, self.schedule.bounds[policy].staleness(step)),
             (batch.again, reuse.max_age if reuse else 0),
         ):
             for unit in units:

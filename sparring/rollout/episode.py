@@ -12,13 +12,14 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from hashlib import sha256
+from math import inf
 from typing import Any
 
 import anyio
 import anyio.lowlevel
 import msgspec
 
-from sparring.agents import Agent, Sample
+from sparring.agents import Agent, Chooser, Sample
 from sparring.environments import Conversation, Environment, EpisodeRandom, Reply, Request, Rewards, Seat, settle
 from sparring.environments.running import OWN_CODE, RUNNING, Running, encoded
 from sparring.errors import (
@@ -108,19 +109,49 @@ class Episode:
         sample: Sample | None = known.sample.unpacked() if known.sample is not None else None
         return known.reply, sample
 
+    async def choose(self, conversation: Conversation, options: Sequence[str], asked: str) -> Sequence[float]:
+        arguments = conversation.digest + msgspec.json.encode(options)
+        event = msgspec.structs.replace(self._affected(asked, arguments), player=True)
+        known = await self._answered(event, asked, lambda: self._choose(event, conversation, options))
+        assert isinstance(known, Affected)
+        if known.error:
+            raise ContextFull(known.error)
+        return [
+            -inf if value is None else value for value in msgspec.json.decode(known.result, type=list[float | None])
+        ]
+
     async def effect(self, name: str, call: Callable[[], Awaitable[Any]], arguments: bytes, timeout: float) -> Any:
-        occurrence = self._occurrences.get((name, arguments), 0)
-        self._occurrences[name, arguments] = occurrence + 1
-        digest = sha256(arguments).digest()[:16]
-        event = Affected(
-            group=self._plan.group, member=self._plan.member, name=name, arguments=digest, occurrence=occurrence
-        )
+        event = self._affected(name, arguments)
         limit = timeout if self._plan.clock else None
         known = await self._answered(event, f"effect {name}", lambda: _affect(event, lambda: self.own(call()), limit))
         assert isinstance(known, Affected)
         if known.error:
             raise EffectError(known.error)
         return msgspec.json.decode(known.result)
+
+    def _affected(self, name: str, arguments: bytes) -> Affected:
+        """The event of a call, before it has its answer."""
+        occurrence = self._occurrences.get((name, arguments), 0)
+        self._occurrences[name, arguments] = occurrence + 1
+        digest = sha256(arguments).digest()[:16]
+        return Affected(
+            group=self._plan.group, member=self._plan.member, name=name, arguments=digest, occurrence=occurrence
+        )
+
+    async def _choose(self, event: Affected, conversation: Conversation, options: Sequence[str]) -> Affected:
+        seat = conversation.place.seat
+        agent = self._plan.agents[seat]
+        if not isinstance(agent, Chooser):
+            raise UnsupportedError(
+                f"seat {seat!r} is played by {type(agent).__name__}, which has no probabilities: use pick(), or seat a policy"
+            )
+        await anyio.lowlevel.checkpoint()
+        try:
+            found = await agent.choose(conversation, options)
+        except ContextFull as error:
+            return msgspec.structs.replace(event, error=str(error))
+        plain = [float(value) if value > -inf else None for value in found]  # JSON has no infinity
+        return msgspec.structs.replace(event, result=msgspec.json.encode(plain))
 
     def context_left(self, conversation: Conversation) -> int:
         return self._plan.agents[conversation.place.seat].context_left(conversation)

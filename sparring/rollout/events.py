@@ -109,7 +109,10 @@ class Acted(Event, frozen=True, kw_only=True, tag="acted"):
 
 
 class Affected(Event, frozen=True, kw_only=True, tag="affected"):
-    """An effect answered with JSON, or failed (`error`). (name, arguments, occurrence) is the key within the episode."""
+    """An effect answered with JSON, or failed (`error`). (name, arguments, occurrence) is the key within the episode.
+
+    What a player says of options (`Seat.choose`) is one too, with `player`: its log-probs, or why they do not fit.
+    """
 
     group: int
     member: int
@@ -118,6 +121,7 @@ class Affected(Event, frozen=True, kw_only=True, tag="affected"):
     occurrence: int = 0
     result: bytes = b""
     error: str = ""
+    player: bool = False
 
     @property
     def key(self) -> tuple[Any, ...]:

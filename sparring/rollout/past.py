@@ -121,6 +121,9 @@ class StoredAnswers:
                         await anyio.sleep_forever()
                 seat = f"{wanted.seat}/{wanted.fork}" if wanted.fork else wanted.seat
                 raise NoReply(seat, wanted.turn, more=known is None)
+        elif wanted.player:
+            if known is None:
+                raise ReplayDiverged(f"{wanted.name}: the journal does not hold what it would have chosen of these")
         elif self._effects == "anew":
             return None
         if position is not None:

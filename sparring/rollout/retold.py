@@ -80,6 +80,12 @@ class _Retold:
         finally:
             self._count()
 
+    async def choose(self, conversation: Conversation, options: Sequence[str], asked: str) -> Sequence[float]:
+        try:
+            return await self._episode.choose(conversation, options, asked)
+        finally:
+            self._count()
+
     async def effect(self, name: str, call: Callable[[], Awaitable[Any]], arguments: bytes, timeout: float) -> Any:
         try:
             return await self._episode.effect(name, _nothing_more, arguments, timeout)
@@ -115,6 +121,9 @@ class _Silent:
 
     async def act(self, conversation: Conversation, request: Request, seed: int) -> Action:
         raise _NothingMore(f"seat {conversation.place.seat!r} was asked for more than the journal holds")
+
+    async def choose(self, conversation: Conversation, options: Sequence[str]) -> Sequence[float]:
+        raise _NothingMore(f"seat {conversation.place.seat!r} was asked to choose more often than the journal holds")
 
     def context_left(self, conversation: Conversation) -> int:
         raise AssertionError("the running episode answers")

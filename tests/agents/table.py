@@ -10,7 +10,7 @@ from typing import Any
 import anyio.lowlevel
 import numpy as np
 
-from sparring.agents import Agent, PolicyAgent, Sample, Sampling
+from sparring.agents import Agent, Chooser, PolicyAgent, Sample, Sampling
 from sparring.arrays import F32, I32
 from sparring.backend import SampledSequence, SamplingParams
 from sparring.backend.bytes_renderer import END, ByteRenderer
@@ -32,6 +32,7 @@ class RecordingClient:
     version: int = 5
     prompts: list[list[int]] = field(default_factory=list)
     params: list[SamplingParams] = field(default_factory=list)
+    options_asked: list[list[list[int]]] = field(default_factory=list)
 
     async def sample(self, prompt: Sequence[int] | I32, params: SamplingParams, n: int = 1) -> list[SampledSequence]:
         assert n == 1
@@ -54,7 +55,11 @@ class RecordingClient:
         raise AssertionError("no player asks for it")
 
     async def options(self, prompt: Sequence[int] | I32, options: Sequence[Sequence[int] | I32]) -> F32:
-        raise AssertionError("no player asks for it")
+        """The shorter, the likelier."""
+        self.prompts.append(np.asarray(prompt).tolist())
+        self.options_asked.append([np.asarray(option).tolist() for option in options])
+        await anyio.lowlevel.checkpoint()
+        return np.array([-len(option) for option in options], np.float32)
 
     async def aclose(self) -> None: ...
 
@@ -71,6 +76,10 @@ class Table:
         action = await self.agent.act(conversation, request, self.seed)
         self.acts.append((conversation.place, action.sample))
         return action.reply, action.sample
+
+    async def choose(self, conversation: Conversation, options: Sequence[str], asked: str) -> Sequence[float]:
+        assert isinstance(self.agent, Chooser)
+        return await self.agent.choose(conversation, options)
 
     async def effect(self, name: str, call: Callable[[], Awaitable[Any]], arguments: bytes, timeout: float) -> Any:
         raise AssertionError("there are no effects at this table")

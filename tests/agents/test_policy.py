@@ -24,6 +24,20 @@ def told(role: int, text: str) -> list[int]:
     return [role, *text.encode(), END]
 
 
+# --------------------------------------------------------------------------------------------------------------- choosing
+
+
+async def test_options_are_whole_replies_after_all_that_was_said() -> None:
+    """Up to the token that ends a turn: an option that begins another is not likelier for it."""
+    seat, client, _ = policy(words("four"))
+    await seat.ask("2 + 2?")
+    likely = await seat.choose("Sure?", ("yes", "yes and no"))
+    first = [*told(USER, "2 + 2?"), ASSISTANT]
+    assert client.prompts == [first, [*first, *b"four", END, *told(USER, "Sure?"), ASSISTANT]]
+    assert client.options_asked == [[[*b"yes", END], [*b"yes and no", END]]]
+    assert likely == pytest.approx({"yes": 1 / (1 + math.exp(-7)), "yes and no": 1 / (1 + math.exp(7))})
+
+
 # --------------------------------------------------------------------------------------------------------------- one turn
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sparring import GAE, Critic, grpo, ppo
+from sparring import GAE, Critic, distillation, grpo, ppo
 from sparring.backend import CrossEntropy, Datum
 from sparring.backend.local.objectives import Scored, clipped_value, objective
 from sparring.backend.losses import clip_thresholds, required_fields
@@ -98,11 +98,19 @@ def descend(table: Table, algorithm: Algorithm, update: Update) -> None:
         table.critic.step()
 
 
-def learn(table: Table, algorithm: Algorithm, drawn: list[Trajectory], state: dict[str, Any]) -> dict[str, Any]:
+def learn(
+    table: Table,
+    algorithm: Algorithm,
+    drawn: list[Trajectory],
+    state: dict[str, Any],
+    reference: tuple[np.ndarray, ...] = (),
+) -> dict[str, Any]:
     """One step of a run: what is decided, then its updates. Returns the durable state."""
     of = batch(*drawn)
     values = [table.values[places((d,))[0]].detach().numpy().astype(np.float32) for d in map(_datum, drawn)]
-    decided = decide(of, algorithm.credit, state, ["game"], measured=Measured(values=tuple(values)))
+    decided = decide(
+        of, algorithm.credit, state, ["game"], measured=Measured(values=tuple(values), reference=reference)
+    )
     laid = [
         Laid(
             advantages=row,
@@ -143,6 +151,18 @@ def test_a_bandit_is_solved(name: str) -> None:
         state = learn(table, algorithm, drawn, state)
     best = torch.softmax(table.logits[0].detach(), -1)[2].item()
     assert best > 0.9, f"the best arm is drawn with probability {best:.2f}"
+
+
+def test_a_teacher_s_distribution_is_found() -> None:
+    """The reverse KL has its one minimum, 0, at the teacher's probabilities, whatever the arms pay."""
+    algorithm, table, wanted = distillation("teacher"), Table(1, 4, seed=1), np.array([0.05, 0.15, 0.3, 0.5])
+    table.adam = torch.optim.Adam([table.logits], lr=0.05)
+    for _ in range(150):
+        arms = [table.draw(0) for _ in range(GROUPS * MEMBERS)]
+        drawn = [trajectory(arm == 0, played([(0, arm, lp)]), group=number) for number, (arm, lp) in enumerate(arms)]
+        learn(table, algorithm, drawn, {}, tuple(np.log(wanted[[arm]]).astype(np.float32) for arm, _ in arms))
+    found = torch.softmax(table.logits[0].detach(), -1).numpy()
+    assert found == pytest.approx(wanted, abs=0.06)
 
 
 WALKERS = {

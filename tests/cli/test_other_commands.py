@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sparring.backend import reply_tokens
 from sparring.backend.bytes_renderer import ByteRenderer
-from sparring.cli.dry_run import renderer_of, reply_tokens
+from sparring.cli.dry_run import renderer_of
 from tests.cli.command import ENTRY, ENVIRONMENT, ROOT, sparring, write_run
 
 GAME = """

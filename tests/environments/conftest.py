@@ -25,6 +25,9 @@ class Scripted:
     script: Script
     requests: list[tuple[Place, Request]] = field(default_factory=list)
     effects: list[tuple[str, bytes, float]] = field(default_factory=list)
+    likely: dict[str, float] = field(default_factory=dict)
+    """The log-prob of each option."""
+    chosen: list[tuple[Sequence[str], Sequence[str], str]] = field(default_factory=list)
     left: int = 1000
     parts: list[int] = field(default_factory=lambda: [1])
     """How many parts of `play` ran at once, one after the other."""
@@ -36,6 +39,11 @@ class Scripted:
         if isinstance(said, Exception):
             raise said
         return said if isinstance(said, Reply) else Reply(text=said), ("record", request.turn)
+
+    async def choose(self, conversation: Conversation, options: Sequence[str], asked: str) -> Sequence[float]:
+        self.chosen.append((texts(conversation), options, asked))
+        await anyio.lowlevel.checkpoint()
+        return [self.likely[option] for option in options]
 
     async def effect(self, name: str, call: Callable[[], Awaitable[Any]], arguments: bytes, timeout: float) -> Any:
         self.effects.append((name, arguments, timeout))

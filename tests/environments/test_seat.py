@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from math import inf, nan
+from math import inf, log, nan
 from typing import Any
 from weakref import ref
 
@@ -12,9 +12,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from sparring.environments import Conversation, Place, Reply, Request, Score, Seat, ToolCall, Turn
+from sparring.environments import Conversation, Place, Reply, Request, Score, Seat, ToolCall, Turn, gather
 from sparring.errors import ContextFull, RewardError, SettingError, Unjudged, UnsupportedError
-from tests.environments.conftest import Scripted, saying, seat, texts
+from tests.environments.conftest import Scripted, episode, saying, seat, texts
 
 
 async def test_a_conversation_of_asks_and_tells() -> None:
@@ -341,13 +341,63 @@ async def test_a_reward_is_a_finite_number(value: Any) -> None:
     assert solver.turn_rewards == {}
 
 
+# ----------------------------------------------------------------------------------------------------------------- choosing
+
+
+async def test_a_choice_is_probabilities_of_the_options_and_leaves_no_trace() -> None:
+    """Shares of what the options have together, however unlikely that is."""
+    running = saying("a")
+    running.likely = {"yes": -1000.0, "no": -1000.0 + log(3)}
+    judge = Seat("judge", running)
+    judge.system("Judge.")
+    before = judge.conversation.digest
+    assert await judge.choose("So?", ("yes", "no")) == pytest.approx({"yes": 0.25, "no": 0.75})
+    assert judge.conversation.digest == before and not judge.spoke
+    assert running.chosen == [(["system: Judge.", "user: So?"], ("yes", "no"), "choose judge")]
+    await judge.ask("Go on.")
+    assert texts(judge.conversation) == ["system: Judge.", "user: Go on.", "assistant: a"]
+
+
+async def test_what_is_never_said_has_no_probability() -> None:
+    running = saying()
+    running.likely = {"yes": 0.0, "no": -inf}
+    assert await Seat("judge", running).choose("So?", ("yes", "no")) == {"yes": 1.0, "no": 0.0}
+
+
+async def test_one_seat_chooses_in_several_branches_that_do_not_use_it() -> None:
+    running = saying("a")
+    running.likely = {"yes": 0.0, "no": 0.0}
+    judge, other = Seat("judge", running), Seat("other", running)
+    with episode(running):
+        await gather(judge.choose("1?", ("yes", "no")), judge.choose("2?", ("yes", "no")))
+        named = {said[-1]: asked for said, _, asked in running.chosen}
+        assert named == {"user: 1?": "choose judge (branch 0)", "user: 2?": "choose judge (branch 1)"}
+        with pytest.raises(SettingError, match="used in another: which came first would be chance"):
+            await gather(judge.choose("3?", ("yes", "no")), told(judge))
+        with pytest.raises(SettingError, match="which came first would be chance"):
+            await gather(told(other), other.choose("4?", ("yes", "no")))
+
+
+async def told(one: Seat) -> None:
+    one.tell("something")
+
+
+@pytest.mark.parametrize("options", [(), ("a", "A"), ("a", ""), "ab"])
+async def test_options_are_checked(options: Any) -> None:
+    with pytest.raises(SettingError, match=r"choose\(options="):
+        await seat().choose("which", options)
+
+
+async def test_a_question_is_text() -> None:
+    with pytest.raises(SettingError, match=r"was asked 3: must be text"):
+        await seat().choose(3, ("a", "b"))  # type: ignore[arg-type]
+
+
 # --------------------------------------------------------------------------------------------------------- not there yet
 
 
 async def test_what_is_not_there_yet_says_so_and_what_to_use() -> None:
     solver = seat()
-    with pytest.raises(UnsupportedError, match=r"choose\('which'\).*use pick\(\)"):
-        await solver.choose("which", ("a", "b"))
     with pytest.raises(UnsupportedError, match=r"tools are not there yet; use effect\(\) and tell\(\)"):
         solver.tools(print)
     with pytest.raises(UnsupportedError, match=r"answer\('look'\).*use tell\('42'\)"):

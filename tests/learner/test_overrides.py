@@ -139,6 +139,22 @@ BAD = [
     (one, "xyz", "1", "--xyz: Run has no 'xyz'; it has name, train,"),
     (one, "", "1", "Run has no ''"),
     (one, "policies.", "1", "--policies has no ''"),
+    (
+        one,
+        "policies.algorithm.critic.learning_rate",
+        "1",
+        "there is no --policies.algorithm.critic, so that nothing of it can be set; give it one in the file, as in "
+        "critic=Critic(...)",
+    ),
+    (
+        one,
+        "policies.algorithm.kl.target",
+        "1",
+        "there is no --policies.algorithm.kl, so that nothing of it can be set; ",
+    ),
+    (one, "max_refill.x", "1", "--max_refill.x: there is no --max_refill, so that nothing of it can be set"),
+    (one, "policies.sampling.top_p", "0.9", "sampling.top_p=0.9: what is left out when a token is drawn has no prob"),
+    (one, "policies.sampling.top_k", "5", "leave it at -1, and lower the temperature for less chance"),
     (one, "steps", "many", "--steps 'many': must be a whole number (it is 3)"),
     (one, "steps", "2.0", "--steps '2.0': must be a whole number"),
     (one, "steps", "", "--steps '': must be a whole number"),

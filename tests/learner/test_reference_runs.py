@@ -108,6 +108,11 @@ def test_the_coefficient_is_adapted_by_hand() -> None:
     assert IN_LOSS.adapted(2.0, 9.0) == 2, "without a target it stays"
 
 
+def test_a_rate_without_a_target_is_refused() -> None:
+    with pytest.raises(SettingError, match=r"KL\(rate=0.5\) without a target: nothing is adapted; give a target"):
+        KL(coefficient=1.0, rate=0.5)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_adapted_it_finds_the_coefficient_that_keeps_the_target(seed: int) -> None:
     """A policy whose distance is 1 / (1 + 10 beta)."""

@@ -225,6 +225,29 @@ def test_misuse_is_an_assertion() -> None:
         budget.finish("alice", "g0")
 
 
+def test_a_bound_that_changes() -> None:
+    """By hand: k = 0, 1, 1, 2 rising; k = 3, 2, 1, 0 falling; then k stays. `due` and `oldest` are each other's inverse."""
+    rising, falling = bound(2, 0, 4, 2), bound(2, 3, 4, 0)
+    assert [rising.staleness(step) for step in range(6)] == [0, 1, 1, 2, 2, 2]
+    assert [rising.due(version) for version in range(4)] == [1, 3, 4, 5]
+    assert [rising.oldest(step) for step in range(6)] == [0, 0, 1, 1, 2, 3]
+    assert [falling.staleness(step) for step in range(6)] == [3, 2, 1, 0, 0, 0]
+    assert [falling.due(version) for version in range(5)] == [1, 2, 2, 3, 4]
+    assert [falling.oldest(step) for step in range(6)] == [-3, -1, 1, 3, 4, 5]
+    jump = bound(2, 0, 2, 9)
+    assert [jump.staleness(step) for step in range(3)] == [0, 9, 9]
+    assert [jump.due(version) for version in range(3)] == [9, 10, 11]
+    for one in (rising, falling, jump):
+        for version in range(8):
+            assert one.oldest(one.due(version)) <= version < one.oldest(one.due(version) + 1)
+
+
+@pytest.mark.parametrize("final", [-1, -5])
+def test_a_final_bound_below_0_is_refused(final: int) -> None:
+    with pytest.raises(SettingError, match=f"final_staleness={final}: must be None or at least 0"):
+        bound(final=final)
+
+
 def test_samplers_never_go_back_nor_ahead() -> None:
     budget = one(size=1)
     with pytest.raises(AssertionError):
@@ -254,6 +277,10 @@ def test_another_run_is_refused_and_changes_nothing() -> None:
         with pytest.raises(RunChanged, match=message):
             other.restore(data)
         assert other.state() == before
+    changing = StalenessBudget({"alice": bound(2, 1, 4, 3)})
+    fill(changing)
+    with pytest.raises(RunChanged, match="final_staleness=3"):
+        StalenessBudget({"alice": bound(2, 1, 9, 3)}).restore(changing.state())  # more steps: other bounds before
     longer = one(2, 1, 9)
     longer.restore(data)
     assert longer.outstanding("alice") == 4

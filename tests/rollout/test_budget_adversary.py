@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from sparring.rollout.books import Book, PinnedBook, ReadyBook, Unit
+from sparring.rollout.books import Book, Bound, PinnedBook, ReadyBook, Unit
 from sparring.rollout.budget import StalenessBudget, Waiting
-from tests.rollout.world import BOUNDS, Broken, Player, World, bound, spar
+from tests.rollout.world import BOUNDS, CHANGING, Broken, Player, World, bound, spar
 
 
 class Machine(RuleBasedStateMachine):
@@ -27,10 +27,14 @@ class Machine(RuleBasedStateMachine):
         self.world = World({}, StalenessBudget({}))
 
     @initialize(
-        numbers=st.lists(st.tuples(st.integers(1, 3), st.integers(0, 3), st.integers(0, 5)), min_size=1, max_size=3)
+        numbers=st.lists(
+            st.tuples(st.integers(1, 3), st.integers(0, 3), st.integers(0, 5), st.none() | st.integers(0, 4)),
+            min_size=1,
+            max_size=3,
+        )
     )
-    def start(self, numbers: list[tuple[int, int, int]]) -> None:
-        bounds = {f"p{i}": bound(*three) for i, three in enumerate(numbers)}
+    def start(self, numbers: list[tuple[int, int, int, int | None]]) -> None:
+        bounds = {f"p{i}": bound(*four) for i, four in enumerate(numbers)}
         self.world = World(bounds, StalenessBudget(bounds, pinned=self.pinned), pinned=self.pinned)
 
     def policy(self, data: st.DataObject) -> str:
@@ -120,6 +124,18 @@ def test_three_policies_spar_for_long(pinned: bool) -> None:
     assert pinned or world.reasons["needs"] > 1_000
 
 
+@pytest.mark.parametrize("pinned", [False, True])
+def test_policies_spar_while_their_bounds_change(pinned: bool) -> None:
+    """Each to its end, many times: ages go up to the bound where it is high, and beyond that where it is low nothing does."""
+    ages: Counter[tuple[str, int]] = Counter()
+    for seed in range(60):
+        world = World(CHANGING, StalenessBudget(CHANGING, pinned=pinned), pinned=pinned)
+        assert spar(world, Random(seed), moves=4_000, drops=0.05) == 9 + 6 + 3
+        ages += world.ages
+    most = {name: max(age for policy, age in ages if policy == name) for name in CHANGING}
+    assert most == {"rising": 5, "falling": 2, "jumping": 2}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("pinned", [False, True])
 def test_three_policies_spar_for_200_000_steps(pinned: bool) -> None:
@@ -192,6 +208,22 @@ class DueByCommitted(ReadyBook):
         return self.version + self.bound.max_staleness
 
 
+class DueByTheFirstBound(ReadyBook):
+    """The bound that the run began with, whatever it is by then."""
+
+    @property
+    def next_due(self) -> int:
+        return self.installed + self.bound.max_staleness
+
+
+class DueByTheLatestBound(ReadyBook):
+    """The bound of the step that is next, not those of the steps between."""
+
+    @property
+    def next_due(self) -> int:
+        return self.installed + self.bound.staleness(self.version)
+
+
 class TakesAnything(ReadyBook):
     """Rule 3 removed, first finished first."""
 
@@ -261,9 +293,9 @@ class FillsHoles(PinnedBook):
             self.admitted -= 1
 
 
-def planted(book: type[Book], *, pinned: bool = False) -> StalenessBudget:
-    budget = StalenessBudget(BOUNDS, pinned=pinned)
-    budget._books = {policy: book(policy, numbers) for policy, numbers in BOUNDS.items()}
+def planted(book: type[Book], *, pinned: bool = False, bounds: Mapping[str, Bound] = BOUNDS) -> StalenessBudget:
+    budget = StalenessBudget(bounds, pinned=pinned)
+    budget._books = {policy: book(policy, numbers) for policy, numbers in bounds.items()}
     return budget
 
 
@@ -271,7 +303,7 @@ def planted(book: type[Book], *, pinned: bool = False) -> StalenessBudget:
     "book, part",
     [
         (AdmitsByCommitted, "rule 1"),
-        (DueByCommitted, "stale|overdue|rule 3"),
+        (DueByCommitted, "due too late"),
         (TakesAnything, "rule 3"),
         (LooksOneStepAhead, "rule 3"),
         (LatestDueFirst, "rule 3 could be kept"),
@@ -283,6 +315,12 @@ def test_a_planted_defect_is_caught(book: type[Book], part: str) -> None:
     world = World(BOUNDS, planted(book))
     with pytest.raises(Broken, match=f"^({part})"):
         spar_exhaustively(world)
+
+
+@pytest.mark.parametrize("book", [DueByTheFirstBound, DueByTheLatestBound])
+def test_a_bound_that_changes_and_is_not_followed_is_caught(book: type[Book]) -> None:
+    with pytest.raises(Broken, match=r"^due too"):
+        spar(World(CHANGING, planted(book, bounds=CHANGING)), Random(1), moves=4_000)
 
 
 def spar_exhaustively(world: World) -> None:
@@ -304,6 +342,9 @@ def test_what_the_rule_is_for_happens_without_it(defect: type[Book]) -> None:
     class Lenient(World):
         def keeps_rule_3(self, player: Player, batch: Sequence[str]) -> bool:
             return True
+
+        def judge_due(self, player: Player, oldest: int, due: int) -> None:
+            """Whatever it is."""
 
         def admit(self, policies: Sequence[str]) -> bool:
             if self.budget.may_admit(policies) is not None:

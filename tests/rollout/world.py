@@ -6,7 +6,9 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import combinations
+from math import floor
 from random import Random
 
 from sparring.rollout.budget import Bound, BudgetStatistics, StalenessBudget, Waiting
@@ -17,10 +19,28 @@ BOUNDS = {
     "bob": Bound(units_per_step=3, max_staleness=1, steps=ENDLESS),
     "carol": Bound(units_per_step=5, max_staleness=0, steps=ENDLESS),
 }
+CHANGING = {
+    "rising": Bound(units_per_step=4, max_staleness=0, steps=9, final_staleness=5),
+    "falling": Bound(units_per_step=3, max_staleness=6, steps=6, final_staleness=0),
+    "jumping": Bound(units_per_step=2, max_staleness=0, steps=3, final_staleness=9),
+}
 
 
-def bound(size: int = 2, staleness: int = 1, steps: int = 10) -> Bound:
-    return Bound(units_per_step=size, max_staleness=staleness, steps=steps)
+def bound(size: int = 2, staleness: int = 1, steps: int = 10, final: int | None = None) -> Bound:
+    return Bound(units_per_step=size, max_staleness=staleness, steps=steps, final_staleness=final)
+
+
+def staleness(bound: Bound, step: int) -> int:
+    """The bound of a step, on a line from the first to the last, halves rounded up."""
+    if bound.final_staleness is None or bound.steps <= 1:
+        return bound.max_staleness
+    way = Fraction(min(step, bound.steps - 1), bound.steps - 1)
+    return floor(bound.max_staleness + way * (bound.final_staleness - bound.max_staleness) + Fraction(1, 2))
+
+
+def may_train(bound: Bound, version: int, step: int) -> bool:
+    """Whether tokens of a version are young enough for this step and for every one before it, each looked at."""
+    return all(earlier - staleness(bound, earlier) <= version for earlier in range(version, step + 1))
 
 
 class Broken(AssertionError):
@@ -67,6 +87,13 @@ class World:
     def place(self, player: Player) -> int:
         return player.admitted if self.pinned else player.version * player.bound.units_per_step + len(player.born)
 
+    def reach(self, player: Player) -> int:
+        """The first step that what begins now may not be trained at."""
+        step = player.installed
+        while may_train(player.bound, player.installed, step):
+            step += 1
+        return step
+
     def is_open(self, policy: str) -> bool:
         player = self.players[policy]
         ended = self.place(player) == player.bound.steps * player.bound.units_per_step
@@ -77,7 +104,7 @@ class World:
         """All or nothing, and exactly when rule 1 allows it."""
         answer = self.budget.may_admit(policies)
         fits = {
-            policy: self.place(p) < (p.installed + p.bound.max_staleness + 1) * p.bound.units_per_step
+            policy: may_train(p.bound, p.installed, self.place(p) // p.bound.units_per_step)
             for policy, p in self.players.items()
         }
         demand((answer is None) == all(fits[policy] for policy in policies), "rule 1", policies, fits, answer)
@@ -97,12 +124,19 @@ class World:
         oldest = player.installed
         if self.pinned:
             step = player.admitted // player.bound.units_per_step
-            oldest = max(0, step - player.bound.max_staleness)
+            first = step - max(player.bound.max_staleness, player.bound.final_staleness or 0)
+            oldest = next(v for v in range(max(0, first), step + 1) if may_train(player.bound, v, step))
             demand(due == step and oldest <= player.installed, "pinned", due, step)
+        else:
+            self.judge_due(player, oldest, due)
         demand(due == self.budget.due(policy, name), "due", policy, name, due)
         player.born[name] = Born(number=player.admitted, oldest=oldest, due=due)
         player.flying[name] = None
         player.admitted += 1
+
+    def judge_due(self, player: Player, oldest: int, due: int) -> None:
+        demand(may_train(player.bound, oldest, due), "due too late", player.bound, oldest, due)
+        demand(not may_train(player.bound, oldest, due + 1), "due too early", player.bound, oldest, due)
 
     def finish(self, policy: str, name: str) -> None:
         self.budget.finish(policy, name)
@@ -143,7 +177,7 @@ class World:
         for name in chosen:
             born = player.born[name]
             age = player.version - born.oldest
-            demand(age <= player.bound.max_staleness, "stale", policy, name, age)
+            demand(age <= staleness(player.bound, player.version), "stale", policy, name, age)
             demand(born.due >= player.version, "late", policy, name, born)
             self.ages[policy, age] += 1
             del player.finished[name]
@@ -155,7 +189,7 @@ class World:
         dues = [born.due for name, born in player.born.items() if name not in batch]
         return all(
             sum(due <= player.version + j for due in dues) <= j * player.bound.units_per_step
-            for j in range(player.bound.max_staleness + 1)
+            for j in range(max(dues, default=player.version) - player.version + 1)
         )
 
     def commit(self, policy: str) -> None:
@@ -177,7 +211,7 @@ class World:
         demand(self.budget.overdue() == (), "overdue", self.budget.overdue())
         for policy, numbers in self.budget.statistics().items():
             player = self.players[policy]
-            reach = min(player.installed + player.bound.max_staleness + 1, player.bound.steps)
+            reach = min(self.reach(player), player.bound.steps)
             truth = BudgetStatistics(
                 version=player.version,
                 installed=player.installed,

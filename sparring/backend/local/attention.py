@@ -98,8 +98,8 @@ class Pass:
             query = query.index_select(0, self.place)
         out: Tensor | None = None
         for view in self.views:
-            looked = (self._read(cached)[:, :, : view.width] for cached in (keys, values))
-            seen = attend(query, *looked, view.bias[window], scaling).transpose(1, 2)
+            seen_keys, seen_values = (self._read(cached)[:, :, : view.width] for cached in (keys, values))
+            seen = attend(query, seen_keys, seen_values, view.bias[window], scaling).transpose(1, 2)
             if view.rows is None:
                 out = seen
             else:

@@ -106,7 +106,8 @@ def _signed(sin: Tensor) -> Tensor:
 
 def _swapped(x: Tensor) -> Tensor:
     """The second half of the last dimension, then the first."""
-    return x.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
+    halves: Tensor = x.unflatten(-1, (2, -1))
+    return halves.flip(-2).flatten(-2)
 
 
 def install_attention(model: nn.Module) -> int:

@@ -84,8 +84,8 @@ class LoraLinear(nn.Module):
     def forward(self, x: Float[Tensor, "B *T D"]) -> Float[Tensor, "B *T O"]:
         """One pass through base and adapters; gradients flow to `x` and to the buffers of adapters that train."""
         if self.joint is not None and self._call.joins:
-            joint, place = self.joint
-            return joint.part(place, x)
+            joint, part = self.joint
+            return joint.part(part, x)
         parts = [
             _Part(adapter, place, start, end)
             for adapter, start, end in self._call.spans(x)

@@ -23,7 +23,7 @@ from sparring.errors import BackendError
 from tests.backend.drawing import prompt_of
 from tests.backend.vllm.engines import Relay, backend_on, done, learned
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.parametrize("anyio_backend", ["trio"])]
 PROMPT = prompt_of(0, 40)
 LORA = Lora(rank=8, alpha=16.0)
 BY_KIND = pytest.mark.parametrize("kind", ["adapters", "whole"])
@@ -86,7 +86,6 @@ async def test_models_on_one_engine_are_followed_side_by_side(on: tuple[LocalBac
 
 
 @BY_KIND
-@pytest.mark.parametrize("anyio_backend", ["trio"])
 async def test_an_engine_that_dies_while_a_version_is_on_its_way(on: tuple[LocalBackend, str, VllmSampler]) -> None:
     """Nothing is lost, what is asked again has no older weights than before, and the version arrives."""
     backend, folder, sampler = on

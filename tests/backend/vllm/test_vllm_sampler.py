@@ -20,7 +20,7 @@ from tests.backend.batches import spread
 from tests.backend.drawing import assert_refused, prompt_of
 from tests.backend.vllm.engines import done
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.parametrize("anyio_backend", ["asyncio"])]
 LORA = Lora(rank=8, alpha=16.0)
 
 

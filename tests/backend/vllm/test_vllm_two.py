@@ -23,7 +23,7 @@ from sparring.backend.vllm.files import usual_parent
 from sparring.errors import BackendError
 from tests.backend.drawing import prompt_of
 
-pytestmark = [pytest.mark.vllm, pytest.mark.parametrize("anyio_backend", ["trio"])]
+pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.parametrize("anyio_backend", ["trio"])]
 PARAMS = SamplingParams(max_tokens=100, seed=3)
 
 
