@@ -93,6 +93,8 @@ async def test_a_program_is_the_main_module_and_ends_as_one() -> None:
         "if __name__ == '__main__':\n    threading.Thread(target=print, args=('thread',)).start()"
     )
     assert (await BOX.run(code)).output == "thread\nend\n"
+    result = await BOX.run(f"{code}\nimport sys\nsys.exit(2)")
+    assert (result.ending, result.error, result.output) == (Ending.EXCEPTION, "it left with code 2", "thread\nend\n")
 
 
 async def test_chance_and_hashes_are_the_same_every_time() -> None:

@@ -292,9 +292,11 @@ def _obey(line: socket.socket) -> NoReturn:
         message = _receive(line)
         last = bool(message.get("last"))
         try:
-            result = {"value": pack(_carry_out(message, names, line))}
-            if last:
-                _end()
+            try:
+                result = {"value": pack(_carry_out(message, names, line))}
+            finally:
+                if last:
+                    _end()
         except SystemExit as error:
             result = {"exit": error.code if isinstance(error.code, int) else int(error.code is not None)}
         except BaseException as error:  # noqa: BLE001 - whatever untrusted code raises is its answer
