@@ -20,7 +20,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from sparring.environments.conversation import Conversation, Message
 from sparring.environments.environment import Environment
-from sparring.environments.games import gymnasium
+from sparring.environments.gymnasium_extra import gymnasium
 from sparring.environments.outcome import Settled, settle
 from sparring.environments.reply import Reply
 from sparring.environments.running import RUNNING, Request

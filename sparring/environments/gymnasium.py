@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from sparring.environments.environment import Environment
-from sparring.environments.games import gymnasium
+from sparring.environments.gymnasium_extra import gymnasium
 from sparring.environments.gymnasium_text import check_readable, legal, read, wanted, written
 from sparring.environments.outcome import Outcome
 from sparring.environments.seat import Seat

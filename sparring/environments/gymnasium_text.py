@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sparring.environments.games import gymnasium
+from sparring.environments.gymnasium_extra import gymnasium
 from sparring.errors import SettingError, UnsupportedError
 
 spaces = gymnasium.spaces
