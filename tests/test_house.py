@@ -28,6 +28,7 @@ EDGES = {
         "benchmarks/cuda.py",
         "sparring/backend/local/thread.py",
         "sparring/backend/vllm/engine.py",
+        "sparring/environments/sandboxing/inside.py",
         "sparring/learner/called.py",
         "sparring/rollout/culprit.py",
         "sparring/rollout/episode.py",
@@ -35,12 +36,14 @@ EDGES = {
         "tests/rollout/test_episode.py",
         "tests/rollout/test_episode_replay.py",
     },
+    "S102": {"sparring/environments/sandboxing/inside.py"},
     "TID251": {"sparring/backend/models.py"},
     "PT017": {"tests/learner/test_faults.py"},
     "ASYNC110": {"tests/learner/test_faults.py"},
 }
 """Rule -> files that may break it, with `# noqa: RULE - reason` there. BLE001: the error goes to whoever waits, or counts,
-or is what users write. TID251: the user's cache folder is where the XDG convention says. ASYNC110: a thread ends the wait."""
+or is what users write. S102: what a sandbox is for.
+TID251: the user's cache folder is where the XDG convention says. ASYNC110: a thread ends the wait."""
 
 KEYWORD_EDGES = {
     "sparring/backend/local/attention.py",
@@ -57,9 +60,12 @@ LAZY_EDGES = {
     "sparring/backend/vllm/engine.py",
     "sparring/cli",
     "sparring/environments/environment.py",
+    "sparring/environments/sandbox.py",
+    "sparring/environments/sandboxing/inside.py",
 }
 """Files and folders that import a module by its name: a backend when it is opened, vLLM when an engine is
-started, a command when it is called, the function that a stored environment names."""
+started, a command when it is called, the function that a stored environment names, what a warm
+interpreter has ready, Monty where it is asked for."""
 
 
 def python_files(*folders: str) -> list[Path]:
@@ -271,7 +277,7 @@ def test_only_the_command_line_prints_and_reads_the_environment() -> None:
 
 ROOMS = ("environments", "agents", "rollout", "learner", "cli", "backend")
 PLANTED_IMPORTS = {
-    "environments/a.py": "import sparring.backend\n",
+    "environments/a.py": "import sparring.backend\nimport math_verify\n",
     "backend/a.py": "import sparring.agents\nimport torch\n",
     "learner/a.py": "import torch\n",
     "rollout/a.py": "import wandb\n",

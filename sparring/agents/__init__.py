@@ -2,7 +2,7 @@
 
 from sparring.agents.action import Action, Sample
 from sparring.agents.agent import Agent, Chooser
-from sparring.agents.endpoint import EndpointAgent
+from sparring.agents.endpoint import EndpointAgent, Secret
 from sparring.agents.lineup import External, Frozen, Human, League, Lineup, Player, Scripted
 from sparring.agents.policy import PolicyAgent, Sampling, rendered
 from sparring.agents.scripted import HumanAgent, ScriptedAgent
@@ -24,5 +24,6 @@ __all__ = [
     "Sampling",
     "Scripted",
     "ScriptedAgent",
+    "Secret",
     "rendered",
 ]

@@ -24,6 +24,24 @@ _WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
 """Seconds before each further attempt."""
 
 
+class Secret:
+    """A text that is shown nowhere: neither where settings are described nor in messages."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: str) -> None:
+        self.value = value
+
+    def __repr__(self) -> str:
+        return "Secret(...)"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other.value == self.value
+
+    def __hash__(self) -> int:
+        return hash(self.value)
+
+
 class EndpointAgent:
     """Plays with a model that a server has. It keeps nothing: each request tells the whole conversation. What comes back has no
     tokens, so that nothing of it can be trained on.

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 
 from sparring.agents.agent import Agent
+from sparring.agents.endpoint import EndpointAgent, Secret
+from sparring.agents.policy import Sampling
 from sparring.agents.scripted import Script
 from sparring.errors import SettingError, UnsupportedError
 
@@ -64,13 +66,24 @@ class League:
 
 @dataclass(frozen=True, slots=True)
 class External:
-    """An OpenAI-compatible endpoint as a player. Refused so far."""
+    """A model behind an OpenAI-compatible endpoint as a player that does not learn: an opponent, a judge. `url` is where
+    `/chat/completions` is below; `key` is sent as a bearer token, and told to nobody else."""
 
     url: str
     model: str
+    sampling: Sampling = field(default=Sampling(), kw_only=True)
+    key: Secret = field(default=Secret(""), kw_only=True)
 
     def __post_init__(self) -> None:
-        raise UnsupportedError(f"External({self.url!r}): endpoints as players are not there yet; use Scripted(fn)")
+        if not isinstance(self.key, Secret):
+            raise SettingError(
+                f"External({self.url!r}, key=...): write key=Secret(text), so that it is in no journal, log or message"
+            )
+        self.agent()
+
+    def agent(self) -> EndpointAgent:
+        """Who plays. Raises `SettingError` for an address or a name that cannot be one."""
+        return EndpointAgent(self.url, self.model, self.sampling, key=self.key.value)
 
 
 Player = str | Frozen | Scripted | Human | League | External | Agent

@@ -26,6 +26,7 @@ COMMANDS = {
     "eval": "show the held-out evaluations of a run, or measure a checkpoint, a model or an endpoint anew",
     "replay": "recompute a run's batches, advantages and metrics from its journal, and compare",
     "rescore": "score a run's stored episodes with a changed environment or verifier, and report what would have changed",
+    "doctor": "say what this machine has of what sparring can use, and what to install for the rest",
     "export": "write a run's episodes to a file, one JSON object a line",
 }
 
@@ -42,6 +43,7 @@ examples:
   sparring replay runs/addition
   sparring rescore runs/addition examples/addition.py
   sparring export examples/addition.py addition.jsonl
+  sparring doctor
 
 Each command explains itself: sparring train --help"""
 

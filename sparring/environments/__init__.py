@@ -1,29 +1,42 @@
 """What is played: tasks, rules, rewards. Knows nothing of models, tokens or training."""
 
+from sparring.environments.code_verifier import CodeVerifier, Example, Report
 from sparring.environments.conversation import Conversation, Message, Place, Text, Turn
 from sparring.environments.environment import Environment, FunctionEnvironment, environment
 from sparring.environments.outcome import Outcome, Rewards, Settled, settle
+from sparring.environments.problems import CodeTask, code_tasks, human_eval
 from sparring.environments.reply import Reply, ToolCall
 from sparring.environments.running import EpisodeRandom, Request, Running, effect, gather, reveal
+from sparring.environments.sandbox import Call, Sandbox
+from sparring.environments.sandboxing.result import Ending, Limits, SandboxResult
 from sparring.environments.score import Score
 from sparring.environments.seat import Seat
 from sparring.environments.tasks import Generated, Tasks, generated, jsonl, size, split, task_digest
 from sparring.environments.verifiers import MathVerifier
 
 __all__ = [
+    "Call",
+    "CodeTask",
+    "CodeVerifier",
     "Conversation",
+    "Ending",
     "Environment",
     "EpisodeRandom",
+    "Example",
     "FunctionEnvironment",
     "Generated",
+    "Limits",
     "MathVerifier",
     "Message",
     "Outcome",
     "Place",
     "Reply",
+    "Report",
     "Request",
     "Rewards",
     "Running",
+    "Sandbox",
+    "SandboxResult",
     "Score",
     "Seat",
     "Settled",
@@ -31,10 +44,12 @@ __all__ = [
     "Text",
     "ToolCall",
     "Turn",
+    "code_tasks",
     "effect",
     "environment",
     "gather",
     "generated",
+    "human_eval",
     "jsonl",
     "reveal",
     "settle",

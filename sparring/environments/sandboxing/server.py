@@ -1,0 +1,174 @@
+"""The host's side of a server: how it is started, shut in by bubblewrap, and ended.
+
+A server belongs to this process, not to an event loop: its files are waited for on whichever loop asks. It ends when its end of
+the control line is closed, also where this process is killed, and every run with it.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+from sparring.environments.sandboxing import inside, syscalls
+
+NOBODY = 199_999
+"""Whose rights a server takes on where sparring runs as root: a user that no account has."""
+
+MODULES = [
+    "array", "base64", "bisect", "collections", "copy", "dataclasses", "datetime", "decimal", "enum", "fractions", "functools",
+    "hashlib", "heapq", "itertools", "json", "math", "numbers", "operator", "queue", "random", "re", "statistics", "string",
+    "textwrap", "time", "typing",
+]  # fmt: skip
+"""What candidates like to import; it is there before they begin."""
+_START = 30.0
+_ENVIRONMENT = {"PYTHONHASHSEED": "0"}
+
+
+class CannotStart(Exception):
+    """A sandbox cannot be had; the message says what is missing."""
+
+
+def missing() -> list[str]:
+    """What this machine lacks for a sandbox, each with its remedy; empty where nothing is known to lack."""
+    found = []
+    if sys.platform != "linux":
+        found.append(
+            f"Linux: sandboxes are made of its namespaces, and this is {sys.platform}; use a Linux machine or container"
+        )
+    elif platform.machine() not in syscalls.machines():
+        found.append(
+            f"a filter of system calls for {platform.machine()}: there is one for {', '.join(syscalls.machines())}"
+        )
+    elif shutil.which("bwrap") is None:
+        found.append("bubblewrap: install the package of that name (apt-get install bubblewrap)")
+    return found
+
+
+class Server:
+    """One running server. Starting it blocks (20 to 100 ms)."""
+
+    def __init__(self, *, isolated: bool) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with tempfile.TemporaryFile() as log, theirs:
+            self.process = subprocess.Popen(
+                list(_command(isolated)),
+                stdin=theirs.fileno(),
+                stdout=log,
+                stderr=log,
+                env=_ENVIRONMENT,
+                cwd="/",
+                start_new_session=True,
+            )
+            self._end = weakref.finalize(self, _ended, self.process, ours)
+            theirs.close()
+            ours.settimeout(_START)
+            try:
+                ready = ours.recv(16) == b"ready"
+            except TimeoutError:
+                ready = False
+            if not ready:
+                self.close()
+                log.seek(0)
+                raise CannotStart(_explained(log.read().decode(errors="replace")))
+        ours.setblocking(False)
+        self.control = ours
+        self.gone = False
+        """Somebody found its line closed."""
+
+    @property
+    def alive(self) -> bool:
+        return not self.gone and self._end.alive and self.process.poll() is None
+
+    def close(self) -> None:
+        """End it and its runs. Does nothing the second time."""
+        self._end()
+
+
+def _ended(process: subprocess.Popen[bytes], control: socket.socket) -> None:
+    control.close()
+    process.kill()
+    process.wait()
+
+
+_servers: dict[bool, Server] = {}
+_starting = threading.Lock()
+
+
+def standing(*, isolated: bool) -> Server | None:
+    """The server of this process, where it runs."""
+    server = _servers.get(isolated)
+    return server if server is not None and server.alive else None
+
+
+def started(*, isolated: bool) -> Server:
+    """The server of this process, started where it does not run. Blocks. Raises `CannotStart`."""
+    with _starting:
+        server = standing(isolated=isolated)
+        if server is None:
+            server = _servers[isolated] = fresh(isolated=isolated)
+        return server
+
+
+def fresh(*, isolated: bool) -> Server:
+    """Another server, which is the caller's to close. Blocks. Raises `CannotStart`."""
+    lacking = missing() if isolated else [line for line in missing() if "bubblewrap" not in line]
+    if lacking:
+        raise CannotStart("; ".join(lacking))
+    return Server(isolated=isolated)
+
+
+def _command(isolated: bool) -> Iterator[str]:
+    uid = NOBODY if isolated and os.getuid() == 0 else None
+    program = syscalls.program(platform.machine()).hex()
+    source = f"{Path(inside.__file__).read_text()}\nserve({isolated!r}, {uid!r}, {program!r}, {MODULES!r})\n"
+    python = os.path.realpath(sys.executable)
+    if isolated:
+        yield from _bubblewrap(python)
+    yield from (python, "-s", "-S", "-P", "-X", "utf8", "-c", source)
+
+
+def _bubblewrap(python: str) -> Iterator[str]:
+    """The interpreter and its libraries, readable; nothing else of this machine."""
+    yield from (shutil.which("bwrap") or "bwrap", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-net")
+    yield from ("--new-session", "--as-pid-1", "--clearenv")
+    for name, value in _ENVIRONMENT.items():
+        yield from ("--setenv", name, value)
+    if (
+        os.getuid() != 0
+    ):  # root mounts as root, since others may not reach its interpreter, and gives up its rights inside
+        yield from ("--unshare-user", "--uid", "1000", "--gid", "1000")
+    yield from ("--ro-bind", "/usr", "/usr")
+    for name in ("/lib", "/lib64", "/lib32", "/bin"):
+        path = Path(name)
+        if path.is_symlink():
+            yield from ("--symlink", str(path.readlink()), name)
+        elif path.is_dir():
+            yield from ("--ro-bind", name, name)
+    for prefix in sorted({sys.base_prefix, sys.base_exec_prefix, str(Path(python).parents[1])}):
+        if not Path(prefix).is_relative_to("/usr"):
+            for folder in reversed(
+                Path(prefix).parents[:-1]
+            ):  # as the one who runs the code may not walk through root's
+                yield from ("--perms", "0755", "--dir", str(folder))
+            yield from ("--ro-bind", prefix, prefix)
+    yield from ("--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache", "--proc", "/proc", "--tmpfs", "/dev")
+    for device in ("null", "zero", "urandom", "random"):
+        yield from ("--dev-bind", f"/dev/{device}", f"/dev/{device}")
+    yield from ("--remount-ro", "/dev", "--dir", "/tmp", "--remount-ro", "/", "--chdir", "/", "--")
+
+
+def _explained(log: str) -> str:
+    said = log.strip()[-1000:] or "it said nothing"
+    return (
+        f"the sandbox did not start: {said}. It needs user namespaces (sysctl user.max_user_namespaces above 0; in a "
+        "container, the right to make them; on Ubuntu, an AppArmor profile for bwrap)"
+    )
