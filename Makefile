@@ -77,7 +77,7 @@ test-all: $(BENCH_READY) $(VLLM_READY) bubblewrap
 $(VLLM_READY): pyproject.toml requirements-vllm.txt
 	$(NEW_ENOUGH)
 	$(call heavy,test -x $(VLLM) || $(PYTHON) -m venv .venv-vllm)
-	$(call heavy,$(VLLM) -m pip install --no-deps -r requirements-vllm.txt)
+	$(call heavy,$(VLLM) -m pip install --no-deps -r requirements-vllm.txt || { echo "if torch's CPU build was not found: point pip at PyTorch's CPU wheels (see the head of the Makefile)"; exit 1; })
 	$(call heavy,$(VLLM) -m pip install --no-deps -e .)
 	@touch $@
 
