@@ -101,6 +101,18 @@ def test_a_snapshot_has_one_copy_of_each_matrix() -> None:
     owned = {matrix.untyped_storage().data_ptr() for pair in snapshot.joint.values() for matrix in pair}
     parts = [(a, b) for a, b in zip(snapshot.a, snapshot.b, strict=True) if a.untyped_storage().data_ptr() in owned]
     assert len(parts) == 5 * LAYERS and all(b.untyped_storage().data_ptr() in owned for _, b in parts)
+    held = {
+        matrix.untyped_storage().data_ptr(): matrix.untyped_storage().nbytes() for matrix in (*snapshot.a, *snapshot.b)
+    }
+    needed = {matrix.data_ptr(): matrix.numel() * 4 for pair in snapshot.joint.values() for matrix in pair}
+    needed |= {
+        m.data_ptr(): m.numel() * 4 for m in (*snapshot.a, *snapshot.b) if m.untyped_storage().data_ptr() not in owned
+    }
+    assert sum(held.values()) == sum(needed.values()), "nor is anything else kept alive"
+    before = [matrix.clone() for matrix in (*snapshot.a, *snapshot.b)]
+    adapter.master.add_(1.0)
+    adapter.refresh()
+    assert all(torch.equal(now, then) for now, then in zip((*snapshot.a, *snapshot.b), before, strict=True))
 
 
 def test_what_reads_the_same_is_known_by_name() -> None:

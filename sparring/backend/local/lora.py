@@ -188,14 +188,18 @@ class Adapter:
 
     def snapshot(self) -> AdapterWeights:
         """An immutable copy in compute dtype, for samplers."""
-        a, b = (list(views) for views in self._views(self._compute.clone()))
+        a, b = (list(views) for views in self._views(self._compute))
         joint: dict[int, tuple[Tensor, Tensor]] = {}
+        alone = set(range(len(a)))
         for group in same_input([target.name for target in self._all]):
             places = [place for number in group if (place := self.weights.places[number]) is not None]
             if places:
                 below, diagonal = torch.cat([a[i] for i in places]), torch.block_diag(*(b[i] for i in places))
                 joint[group[0]] = below, diagonal
                 self._point(a, b, places, below, diagonal)
+                alone -= set(places)
+        for place in alone:
+            a[place], b[place] = a[place].clone(), b[place].clone()
         return AdapterWeights(a=tuple(a), b=tuple(b), scale=self.weights.scale, places=self.weights.places, joint=joint)
 
     def _point(self, a: list[Tensor], b: list[Tensor], places: Sequence[int], below: Tensor, diagonal: Tensor) -> None:
