@@ -49,6 +49,8 @@ from sparring.environments import (
     Score,
     Seat,
     Tasks,
+    Tool,
+    ToolCall,
     code_tasks,
     effect,
     environment,
@@ -56,8 +58,11 @@ from sparring.environments import (
     generated,
     human_eval,
     jsonl,
+    python_session,
+    python_tool,
     reveal,
     split,
+    tool,
 )
 from sparring.errors import ContextFull, EffectError, SparringError, Unjudged
 from sparring.learner import (
@@ -189,6 +194,8 @@ __all__ = [
     "SparringError",
     "Tasks",
     "TokenMean",
+    "Tool",
+    "ToolCall",
     "Truncated",
     "TruncatedImportanceSampling",
     "TurnMean",
@@ -214,6 +221,8 @@ __all__ = [
     "jsonl",
     "play",
     "ppo",
+    "python_session",
+    "python_tool",
     "rae",
     "reinforce_pp",
     "reinforce_pp_baseline",
@@ -221,6 +230,7 @@ __all__ = [
     "rloo",
     "split",
     "token_mean",
+    "tool",
     "train",
     "train_async",
 ]

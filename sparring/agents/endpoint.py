@@ -16,6 +16,7 @@ import anyio.to_thread
 
 from sparring.agents.action import Action
 from sparring.agents.policy import Sampling
+from sparring.agents.scripted import refuse_tools
 from sparring.environments import Conversation, Message, Reply, Request
 from sparring.errors import BackendError, SettingError
 
@@ -65,6 +66,7 @@ class EndpointAgent:
 
     async def act(self, conversation: Conversation, request: Request, seed: int) -> Action:
         """Waits for the server, which is asked again where it is busy. Raises `BackendError` for what it refuses."""
+        refuse_tools(conversation, "a model behind an endpoint")
         limit = min(self._sampling.max_tokens, request.max_tokens or self._sampling.max_tokens)
         asked: dict[str, Any] = {
             "model": self._model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
@@ -10,9 +11,9 @@ import numpy as np
 
 from sparring.agents.action import Action, Sample
 from sparring.arrays import I32
-from sparring.backend.renderer import RenderedMessage, Renderer, reply_tokens
+from sparring.backend.renderer import ParsedCall, RenderedMessage, RenderedTool, Renderer, reply_tokens
 from sparring.backend.sampling import SamplingClient, SamplingParams
-from sparring.environments import Conversation, Message, Reply, Request, Turn
+from sparring.environments import Conversation, Message, Reply, Request, ToolCall, ToolSpec, Turn
 from sparring.errors import ContextFull, SettingError
 
 
@@ -70,7 +71,7 @@ class PolicyAgent:
         )
         context = np.concatenate([past, prompt])
         (drawn,) = await self._client.sample(context, params)
-        parsed = self._renderer.parse(drawn.tokens)
+        parsed = self._renderer.parse(drawn.tokens, tools=bool(conversation.tools))
         whole = not _spoke_itself(conversation)
         sample = Sample(
             prompt=context if whole else prompt,
@@ -80,7 +81,10 @@ class PolicyAgent:
             versions=drawn.versions,
             temperature=self._sampling.temperature,
         )
-        return Action(reply=Reply(text=parsed.text, reasoning=parsed.reasoning, stop=drawn.stop), sample=sample)
+        calls = tuple(ToolCall(name=call.name, arguments=call.arguments) for call in parsed.calls)
+        stop = "tool_calls" if calls and drawn.stop == "stop" else drawn.stop
+        reply = Reply(text=parsed.text, reasoning=parsed.reasoning, tool_calls=calls, stop=stop)
+        return Action(reply=reply, sample=sample)
 
     async def choose(self, conversation: Conversation, options: Sequence[str]) -> Sequence[float]:
         """Each option is a whole turn, up to the token that ends it."""
@@ -116,8 +120,16 @@ def rendered(conversation: Conversation, renderer: Renderer) -> tuple[I32, I32]:
     past = np.concatenate(pieces) if pieces else np.zeros(0, np.int32)
     if not fresh:
         return past, np.zeros(0, np.int32)
-    messages = merged(fresh)
-    return past, renderer.start(messages) if last is None else renderer.extend(messages, last)
+    messages = merged(fresh, renderer)
+    if last is not None:
+        return past, renderer.extend(messages, last)
+    return past, renderer.start(messages, [_tool(tool) for tool in conversation.tools])
+
+
+def _tool(tool: ToolSpec) -> RenderedTool:
+    parameters = json.loads(tool.parameters)
+    function = {"name": tool.name, "description": tool.description, "parameters": parameters}
+    return {"type": "function", "function": function}
 
 
 def _sample(turn: Turn) -> Sample:
@@ -129,12 +141,16 @@ def _spoke_itself(conversation: Conversation) -> bool:
     return any(isinstance(entry, Turn) for entry in conversation.entries[conversation.inherited :])
 
 
-def merged(messages: Sequence[Message]) -> Sequence[RenderedMessage]:
-    """As they are rendered: neighbours of one role as one message."""
+def merged(messages: Sequence[Message], renderer: Renderer) -> Sequence[RenderedMessage]:
+    """As they are rendered: neighbours of one role as one message, but for the answers of tools."""
     found: list[dict[str, str]] = []
     for message in messages:
-        if found and found[-1]["role"] == message.role:
-            found[-1]["content"] += f"\n{message.text}"
+        text = message.text
+        if message.calls:
+            calls = [ParsedCall(name=call.name, arguments=call.arguments) for call in message.calls]
+            text = renderer.calling(text, calls)
+        if found and found[-1]["role"] == message.role != "tool":
+            found[-1]["content"] += f"\n{text}"
         else:
-            found.append({"role": message.role, "content": message.text})
+            found.append({"role": message.role, "content": text})
     return found

@@ -6,10 +6,20 @@ from sys import maxsize
 
 from sparring.agents.action import Action
 from sparring.environments import Conversation, Message, Reply, Request
-from sparring.errors import SettingError
+from sparring.errors import SettingError, UnsupportedError
 
-Script = Callable[[Conversation], str]
+Script = Callable[[Conversation], str | Reply]
+"""What is said to a conversation: a text, or a whole reply, with calls of tools too."""
 Prompter = Callable[[str], Awaitable[str]]
+
+
+def refuse_tools(conversation: Conversation, player: str) -> None:
+    """Raise `UnsupportedError` for a player that cannot call the tools that it has."""
+    if conversation.tools:
+        seat, names = conversation.place.seat, ", ".join(tool.name for tool in conversation.tools)
+        raise UnsupportedError(
+            f"seat {seat!r} has tools ({names}), which {player} cannot call: seat a policy or a script"
+        )
 
 
 class ScriptedAgent:
@@ -19,14 +29,16 @@ class ScriptedAgent:
         self._script = script
 
     async def act(self, conversation: Conversation, request: Request, seed: int) -> Action:
-        text: object = self._script(conversation)
-        if not isinstance(text, str):
-            raise SettingError(f"the script of seat {conversation.place.seat!r} returned {text!r}: must be text")
-        return Action(reply=Reply(text=text))
+        said: object = self._script(conversation)
+        if not isinstance(said, str | Reply):
+            raise SettingError(
+                f"the script of seat {conversation.place.seat!r} returned {said!r}: must be text or a Reply"
+            )
+        return Action(reply=Reply(text=said) if isinstance(said, str) else said)
 
     async def choose(self, conversation: Conversation, options: Sequence[str]) -> Sequence[float]:
         """All of it is on what the script says, which must be one of the options."""
-        text = self._script(conversation)
+        text = str(self._script(conversation))
         if text not in options:
             raise SettingError(
                 f"the script of seat {conversation.place.seat!r} says {text!r} where it has to choose: must be one of "
@@ -45,6 +57,7 @@ class HumanAgent:
         self._prompter = prompter
 
     async def act(self, conversation: Conversation, request: Request, seed: int) -> Action:
+        refuse_tools(conversation, "a person")
         told: list[str] = []
         for entry in conversation.entries:
             told = [*told, entry.text] if isinstance(entry, Message) else []

@@ -6,8 +6,9 @@ from hashlib import sha256
 import numpy as np
 
 from sparring.arrays import I32
+from sparring.backend.calls import CallForm, with_tools
 from sparring.backend.messages import check_messages
-from sparring.backend.renderer import Parsed, RenderedMessage
+from sparring.backend.renderer import Parsed, ParsedCall, RenderedMessage, RenderedTool
 from sparring.errors import SettingError
 
 ROLES = {"system": 256, "user": 257, "assistant": 258, "tool": 259}
@@ -21,7 +22,8 @@ VOCABULARY = 261
 
 
 class ByteRenderer:
-    """A `Renderer` whose tokens are bytes: a message is its role's token, its text in utf-8, then `END`."""
+    """A `Renderer` whose tokens are bytes: a message is its role's token, its text in utf-8, then `END`. Tools and calls are
+    written as `calls` says, and the answers of tools have a role of their own."""
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -33,11 +35,11 @@ class ByteRenderer:
         """The same for every instance; changes only when this file's format does."""
         return sha256(b"sparring bytes renderer, format 1").hexdigest()
 
-    def start(self, messages: Sequence[RenderedMessage]) -> I32:
+    def start(self, messages: Sequence[RenderedMessage], tools: Sequence[RenderedTool] = ()) -> I32:
         """The messages and the token that opens the assistant's turn, i32[T]. Raises `SettingError` for a bad message."""
         if not messages:
             raise SettingError("a context of no messages: start with at least one")
-        return self._messages(messages)
+        return self._messages(with_tools(messages, tools))
 
     def extend(self, messages: Sequence[RenderedMessage], previous: I32) -> I32:
         """`END` if `previous` lacks it, the messages, and the assistant's opening token, i32[T]."""
@@ -45,9 +47,14 @@ class ByteRenderer:
         rest = self._messages(messages)
         return rest if closed else np.concatenate([np.array([END], np.int32), rest])
 
-    def parse(self, tokens: I32) -> Parsed:
+    def parse(self, tokens: I32, *, tools: bool = False) -> Parsed:
         """The bytes of a sampled turn as text; what is no utf-8 becomes U+FFFD, special tokens are left out."""
-        return Parsed(text=self.text(tokens))
+        text, calls = CallForm().read(self.text(tokens)) if tools else (self.text(tokens), ())
+        return Parsed(text=text, calls=calls)
+
+    def calling(self, text: str, calls: Sequence[ParsedCall]) -> str:
+        """What an assistant's message says that makes these calls."""
+        return CallForm().write(text, calls)
 
     def prompt(self, messages: Sequence[RenderedMessage]) -> I32:
         """The same as `start`."""

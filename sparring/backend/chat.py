@@ -8,6 +8,7 @@ gives at its place in the whole, and refuses a template for which that is not so
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from hashlib import sha256
 
 import numpy as np
@@ -16,8 +17,9 @@ from transformers import PreTrainedTokenizerBase
 from sparring.arrays import I32
 from sparring.backend.codec import Codec, Content, Fixed
 from sparring.backend.messages import check_messages
-from sparring.backend.renderer import Parsed, RenderedMessage
+from sparring.backend.renderer import Parsed, ParsedCall, RenderedMessage, RenderedTool
 from sparring.backend.template import Template
+from sparring.backend.tool_form import ToolForm, check_tools, tool_form
 from sparring.errors import SettingError
 
 OPEN, CLOSE = "<think>", "</think>"
@@ -66,35 +68,48 @@ class ChatRenderer:
         """Whether the template knows reasoning."""
         return self._thinks
 
-    def start(self, messages: Sequence[RenderedMessage]) -> I32:
-        """The tokens of a context's first messages, up to where the assistant speaks, i32[T].
+    def start(self, messages: Sequence[RenderedMessage], tools: Sequence[RenderedTool] = ()) -> I32:
+        """The tokens of a context's first messages, up to where the assistant speaks, i32[T]; it is shown the `tools`.
 
-        Raises `SettingError` for no messages, a message that is not a role and a text, and roles that the template refuses.
+        Raises `SettingError` for no messages, a message that is not a role and a text, roles that the template refuses, and
+        tools where it moves them or writes calls as no JSON.
         """
         if not messages:
             raise SettingError("a context of no messages: start with at least one")
         check_messages(messages)
-        return self._codec.encode(self._template.parts(messages))
+        if tools:
+            check_tools(tools, self._codec)
+        if tools or _answers(messages):
+            messages, tools = self._tool_form.opened(messages, tools)
+        return self._codec.encode(self._template.parts(messages, tools))
 
     def extend(self, messages: Sequence[RenderedMessage], previous: I32) -> I32:
         """What closes the sampled turn `previous`, if it does not end in a stop token, then `messages`, up to where the
         assistant speaks, i32[T]. Raises `SettingError` as `start` does, but takes no messages too."""
         check_messages(messages)
+        if _answers(messages):
+            messages = self._tool_form.told(messages)
         behind = self._template.parts([_ASKED, _SAID, *messages])[4:]  # after the assistant's content
         tokens = self._codec.encode(behind)
         closed = len(previous) > 0 and int(previous[-1]) in self._stop_ids
         return tokens[self._closing_length :] if closed else tokens
 
-    def parse(self, tokens: I32) -> Parsed:
-        """The reply in a sampled turn, without its stop token; what stands between thinking tags goes to `reasoning`."""
+    def parse(self, tokens: I32, *, tools: bool = False) -> Parsed:
+        """The reply in a sampled turn, without its stop token; what stands between thinking tags goes to `reasoning`, and calls
+        are looked for in the rest."""
         ids = [int(token) for token in tokens]
         if ids and ids[-1] in self._stop_ids:
             ids.pop()
-        text = self._codec.decode(ids, keep=self._tag_ids)
-        if not self._thinks or not (self._begins_thinking or text.lstrip().startswith(OPEN)):
-            return Parsed(text=text)
-        reasoning, _, reply = text.lstrip().removeprefix(OPEN).partition(CLOSE)
-        return Parsed(text=reply.lstrip(), reasoning=reasoning.strip())
+        text, reasoning = self._codec.decode(ids, keep=self._tag_ids | (self._call_ids if tools else frozenset())), ""
+        if self._thinks and (self._begins_thinking or text.lstrip().startswith(OPEN)):
+            reasoning, _, text = text.lstrip().removeprefix(OPEN).partition(CLOSE)
+            text = text.lstrip()
+        text, calls = self._tool_form.calls.read(text) if tools else (text, ())
+        return Parsed(text=text, reasoning=reasoning.strip(), calls=calls)
+
+    def calling(self, text: str, calls: Sequence[ParsedCall]) -> str:
+        """What an assistant's message says that makes these calls."""
+        return self._tool_form.calls.write(text, calls)
 
     def prompt(self, messages: Sequence[RenderedMessage]) -> I32:
         """The same as `start`."""
@@ -103,6 +118,17 @@ class ChatRenderer:
     def text(self, tokens: Sequence[int] | I32) -> str:
         """The tokens as text, special tokens left out."""
         return self._codec.decode(tokens)
+
+    @cached_property
+    def _tool_form(self) -> ToolForm:
+        """Found when tools are first used: a template is not refused for what nobody needs."""
+        return tool_form(self._template, self._codec)
+
+    @cached_property
+    def _call_ids(self) -> frozenset[int]:
+        """The special tokens that a call is written with."""
+        around = self._tool_form.calls.opening + self._tool_form.calls.closing
+        return frozenset(special.id for text, special in self._codec.specials.items() if text in around)
 
     def _find_closing(self) -> str:
         """The template's text from the end of the assistant's content through the special token that ends the turn."""
@@ -195,6 +221,10 @@ def _difference(shorter: str, whole: str) -> str:
     )
     start = max(0, at - 20)
     return f"{shorter[start : at + 40]!r} becomes {whole[start : at + 40]!r} when the conversation goes on"
+
+
+def _answers(messages: Sequence[RenderedMessage]) -> bool:
+    return any(message["role"] == "tool" for message in messages)
 
 
 def _user(content: str) -> RenderedMessage:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -11,13 +11,27 @@ from sparring.arrays import I32
 RenderedMessage = Mapping[str, str]
 """One chat message as templates take it: {"role": "system" | "user" | "assistant" | "tool", "content": text}."""
 
+RenderedTool = Mapping[str, Any]
+"""One tool as templates take it: {"type": "function", "function": {"name", "description", "parameters": a JSON schema}}."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParsedCall:
+    """A call of a tool: its name and its arguments as JSON text (ASCII). What stood where calls stand and is none has no name,
+    and all of its text as arguments."""
+
+    name: str
+    arguments: str
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parsed:
-    """A reply as text; `reasoning` is what stood between the template's thinking tags."""
+    """A reply as text; `reasoning` is what stood between the template's thinking tags, `calls` what were calls of tools, which
+    are not in the text."""
 
     text: str
     reasoning: str = ""
+    calls: tuple[ParsedCall, ...] = ()
 
 
 class Renderer(Protocol):
@@ -37,8 +51,8 @@ class Renderer(Protocol):
         """A digest of template and vocabulary; a run records it and compares it on resume."""
         ...
 
-    def start(self, messages: Sequence[RenderedMessage]) -> I32:
-        """The tokens of a context's first messages, up to where the assistant speaks, i32[T]."""
+    def start(self, messages: Sequence[RenderedMessage], tools: Sequence[RenderedTool] = ()) -> I32:
+        """The tokens of a context's first messages, up to where the assistant speaks, i32[T]; it is shown the `tools`."""
         ...
 
     def extend(self, messages: Sequence[RenderedMessage], previous: I32) -> I32:
@@ -46,8 +60,12 @@ class Renderer(Protocol):
         not close itself), then `messages`, up to where the assistant speaks, i32[T]."""
         ...
 
-    def parse(self, tokens: I32) -> Parsed:
-        """The reply in a sampled turn, without its stop token."""
+    def parse(self, tokens: I32, *, tools: bool = False) -> Parsed:
+        """The reply in a sampled turn, without its stop token; calls are looked for where there are `tools`."""
+        ...
+
+    def calling(self, text: str, calls: Sequence[ParsedCall]) -> str:
+        """What an assistant's message says that makes these calls: `parse` finds them in it."""
         ...
 
     def prompt(self, messages: Sequence[RenderedMessage]) -> I32:

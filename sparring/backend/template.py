@@ -5,8 +5,9 @@ to contents (keep them, or strip white space around them) is found by rendering 
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
 import numpy as np
 from jinja2 import TemplateError
@@ -14,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sparring.arrays import I32
 from sparring.backend.codec import Content, Fixed
-from sparring.backend.renderer import RenderedMessage
+from sparring.backend.renderer import RenderedMessage, RenderedTool
 from sparring.errors import SettingError
 
 Part = Fixed | Content
@@ -37,7 +38,9 @@ class Template:
         self._tokenizer = tokenizer
         self._treatments: dict[str, Callable[[str], str]] = {}
 
-    def text(self, messages: Sequence[RenderedMessage], *, speak: bool = True) -> str:
+    def text(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[RenderedTool] = (), *, speak: bool = True
+    ) -> str:
         """The template's own rendering; `speak` ends it where the assistant begins. Raises `SettingError` if it refuses.
 
         A template that prints today's date always prints 26 July 2024: tokens must not depend on the day.
@@ -45,6 +48,7 @@ class Template:
         try:
             rendered = self._tokenizer.apply_chat_template(
                 [dict(message) for message in messages],
+                tools=[dict(tool) for tool in tools] or None,
                 chat_template=self.source,
                 add_generation_prompt=speak,
                 tokenize=False,
@@ -56,10 +60,12 @@ class Template:
         assert isinstance(rendered, str), type(rendered)
         return rendered
 
-    def parts(self, messages: Sequence[RenderedMessage], *, speak: bool = True) -> list[Part]:
+    def parts(
+        self, messages: Sequence[RenderedMessage], tools: Sequence[RenderedTool] = (), *, speak: bool = True
+    ) -> list[Part]:
         """The rendering as fixed text and contents in turn, beginning and ending with fixed text: content i at 2 i + 1."""
         marked = [_with(message, f"SparringContent{at}End") for at, message in enumerate(messages)]
-        pieces = _SENTINEL.split(self.text(marked, speak=speak))
+        pieces = _SENTINEL.split(self.text(marked, tools, speak=speak))
         if pieces[1::2] != [str(at) for at in range(len(messages))]:
             roles = [message["role"] for message in messages]
             raise SettingError(
@@ -78,9 +84,9 @@ class Template:
             self._treatments[role] = self._find_treatment(role)
         return self._treatments[role](message["content"])
 
-    def tokens(self, messages: Sequence[RenderedMessage]) -> I32:
+    def tokens(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[RenderedTool] = ()) -> I32:
         """The tokens that the tokenizer itself gives for `text(messages)`, special tokens in contents included, i32[T]."""
-        return np.array(self._tokenizer(self.text(messages), add_special_tokens=False)["input_ids"], np.int32)
+        return np.array(self._tokenizer(self.text(messages, tools), add_special_tokens=False)["input_ids"], np.int32)
 
     def _find_treatment(self, role: str) -> Callable[[str], str]:
         around = {"system": ([], ["user"]), "user": ([], []), "assistant": (["user"], [])}

@@ -1,10 +1,12 @@
 """What is played: tasks, rules, rewards. Knows nothing of models, tokens or training."""
 
 from sparring.environments.code_verifier import CodeVerifier, Example, Report
-from sparring.environments.conversation import Conversation, Message, Place, Text, Turn
+from sparring.environments.conversation import Conversation, Message, Place, Text, ToolSpec, Turn
 from sparring.environments.environment import Environment, FunctionEnvironment, environment
+from sparring.environments.function_tool import tool
 from sparring.environments.outcome import Outcome, Rewards, Settled, settle
 from sparring.environments.problems import CodeTask, code_tasks, human_eval
+from sparring.environments.python_tool import python_session, python_tool
 from sparring.environments.reply import Reply, ToolCall
 from sparring.environments.running import EpisodeRandom, Request, Running, effect, gather, reveal
 from sparring.environments.sandbox import Call, Sandbox
@@ -12,6 +14,7 @@ from sparring.environments.sandboxing.result import Ending, Limits, SandboxResul
 from sparring.environments.score import Score
 from sparring.environments.seat import Seat
 from sparring.environments.tasks import Generated, Tasks, generated, jsonl, size, split, task_digest
+from sparring.environments.tools import Tool
 from sparring.environments.verifiers import MathVerifier
 
 __all__ = [
@@ -42,7 +45,9 @@ __all__ = [
     "Settled",
     "Tasks",
     "Text",
+    "Tool",
     "ToolCall",
+    "ToolSpec",
     "Turn",
     "code_tasks",
     "effect",
@@ -51,9 +56,12 @@ __all__ = [
     "generated",
     "human_eval",
     "jsonl",
+    "python_session",
+    "python_tool",
     "reveal",
     "settle",
     "size",
     "split",
     "task_digest",
+    "tool",
 ]

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Literal
 
-from sparring.environments.reply import Reply
+from sparring.environments.reply import Reply, ToolCall
 
-Role = Literal["system", "user"]
+Role = Literal["system", "user", "assistant", "tool"]
+"""Who says a message: `tool` answers a call; `assistant` is what others said in the player's name (its own are turns)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,14 +22,24 @@ class Text:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """Something a seat was told."""
+    """Something a seat was told. `calls` are those of an assistant's message."""
 
     role: Role
     parts: tuple[Text, ...]
+    calls: tuple[ToolCall, ...] = ()
 
     @property
     def text(self) -> str:
         return "".join(part.text for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolSpec:
+    """What a player knows of a tool: `parameters` is the JSON schema of its arguments, an object, as JSON text."""
+
+    name: str
+    description: str
+    parameters: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,9 +65,10 @@ class Place:
 
 
 class Conversation:
-    """Messages and turns in order, with a running digest of them, so that a request is named by what led to it."""
+    """Messages and turns in order, with a running digest of them, so that a request is named by what led to it. `tools` are
+    those that the player may call."""
 
-    __slots__ = ("_digest", "_entries", "inherited", "place")
+    __slots__ = ("_digest", "_entries", "_tools", "inherited", "place")
 
     def __init__(self, place: Place, entries: Sequence[Message | Turn] = (), digest: bytes = b"") -> None:
         self.place = place
@@ -64,6 +76,7 @@ class Conversation:
         """How many entries a fork took over: they are its past, not its actions."""
         self._entries = list(entries)
         self._digest = digest
+        self._tools: tuple[ToolSpec, ...] = ()
 
     @property
     def entries(self) -> Sequence[Message | Turn]:
@@ -73,23 +86,39 @@ class Conversation:
     def digest(self) -> bytes:
         return self._digest
 
+    @property
+    def tools(self) -> Sequence[ToolSpec]:
+        return self._tools
+
+    def offer(self, tools: Sequence[ToolSpec]) -> None:
+        """So many more tools, where there are any."""
+        for tool in tools:
+            self._digest = sha256(
+                self._digest + ascii((tool.name, tool.description, tool.parameters)).encode()
+            ).digest()
+        self._tools = (*self._tools, *tools)
+
     def append(self, entry: Message | Turn) -> None:
         if isinstance(entry, Message):
             content: tuple[object, ...] = (entry.role, tuple(part.text for part in entry.parts))
+            if entry.calls:
+                content = (*content, _plain(entry.calls))
         else:
             reply = entry.reply
-            calls = tuple((call.name, call.arguments) for call in reply.tool_calls)
-            content = ("assistant", reply.text, reply.reasoning, calls, reply.stop)
+            content = ("assistant", reply.text, reply.reasoning, _plain(reply.tool_calls), reply.stop)
         self._digest = sha256(self._digest + ascii(content).encode()).digest()
         self._entries.append(entry)
 
     def copied(self, place: Place) -> Conversation:
         """A fork's start: everything so far, at another place."""
-        return Conversation(place, self._entries, self._digest)
+        copy = Conversation(place, self._entries, self._digest)
+        copy._tools = self._tools
+        return copy
 
     def renewed(self, place: Place) -> Conversation:
-        """A fresh context: what the system said is kept, the rest is not."""
+        """A fresh context: tools and what the system said are kept, the rest is not."""
         fresh = Conversation(place)
+        fresh.offer(self._tools)
         for entry in self._entries:
             if isinstance(entry, Message) and entry.role == "system":
                 fresh.append(entry)
@@ -101,4 +130,17 @@ class Conversation:
         if not self._entries:
             return False
         last = self._entries[-1]
-        return isinstance(last, Message) and last.role == "user"
+        return isinstance(last, Message) and last.role in ("user", "tool")
+
+    def unanswered(self) -> Sequence[ToolCall]:
+        """The calls of the last turn that were not answered yet; none once something else was said."""
+        for answers, entry in enumerate(reversed(self._entries)):
+            if isinstance(entry, Turn):
+                return entry.reply.tool_calls[answers:]
+            if entry.role != "tool":
+                break
+        return ()
+
+
+def _plain(calls: Sequence[ToolCall]) -> tuple[tuple[str, str], ...]:
+    return tuple((call.name, call.arguments) for call in calls)

@@ -119,10 +119,11 @@ class Sandbox:
         )
 
     @asynccontextmanager
-    async def box(self, limits: Limits, stdin: str = "") -> AsyncIterator[Box]:
-        """A run to talk with, inside a `slot`. Raises `Stopped`, REFUSED where there can be no sandbox."""
+    async def box(self, limits: Limits, stdin: str = "", most: int = 0) -> AsyncIterator[Box]:
+        """A run to talk with, inside a `slot`, that may `go_on` so often. Raises `Stopped`, REFUSED where there can be no
+        sandbox."""
         async with self._server() as server:
-            box = Box(server, limits)
+            box = Box(server, limits, most)
             try:
                 await box.begin(stdin)
                 yield box

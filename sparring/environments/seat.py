@@ -10,6 +10,7 @@ from sparring.environments.conversation import Conversation, Message, Place, Rol
 from sparring.environments.reply import Reply, ToolCall
 from sparring.environments.running import Branch, Request, Running, branches, in_branch
 from sparring.environments.score import finite
+from sparring.environments.tools import Tool, checked_tools, offered
 from sparring.errors import RewardError, SettingError, UnsupportedError
 
 
@@ -30,6 +31,7 @@ class Seat:
         self.picks = 0
         self._running = running
         self._contexts = [conversation or Conversation(Place(seat=name))]
+        self._tools: tuple[Tool, ...] = ()
         # None for the root: a seat in a circle would keep all of its episode until Python's collector comes by.
         self._root: Seat | None = None
         self._descendants: list[Seat] = []
@@ -104,7 +106,7 @@ class Seat:
         self.conversation.append(Turn(reply=reply, record=record, number=self._turns))
         self._turns += 1
         self._attempts = 0
-        return reply
+        return offered(reply, self._tools)
 
     async def pick(self, text: str, options: Sequence[str], *, retries: int = 1) -> str | None:
         """Ask for exactly one of `options`; None after `retries` further tries. Case, spaces and a full stop at the ends do not
@@ -142,15 +144,26 @@ class Seat:
         weights = [exp(logprob - likeliest) for logprob in logprobs]
         return {option: weight / sum(weights) for option, weight in zip(options, weights, strict=True)}
 
-    def tools(self, *tools: object) -> None:
-        """Offer tools in the model's own template. Refused so far."""
-        raise UnsupportedError(
-            f"{self!r}.tools({', '.join(map(repr, tools))}): tools are not there yet; use effect() and tell()"
-        )
+    def tools(self, *tools: Tool) -> None:
+        """Offer tools, before anything but rules is said in this context; a new context and a fork keep them. The player sees
+        them as its own template shows tools, and its calls are in `reply.tool_calls`: `answer(call, await call.run())`."""
+        self._use("given tools")
+        self._check_first("tools")
+        known = checked_tools(repr(self), self._tools, tools)
+        self.conversation.offer([one.spec for one in known[len(self._tools) :]])
+        self._tools = known
 
     def answer(self, call: ToolCall, text: str) -> None:
-        """Give a tool's answer. Refused so far."""
-        raise UnsupportedError(f"{self!r}.answer({call.name!r}): tools are not there yet; use tell({text!r})")
+        """Tell what came of a call: those of a reply in their order, before anything else is said."""
+        self._use("given a tool's answer")
+        left = self.conversation.unanswered()
+        if not left or (call.name, call.arguments) != (left[0].name, left[0].arguments):
+            expected = f"next is {left[0].name!r}" if left else "none is left to answer"
+            raise SettingError(
+                f"{self!r}.answer({call.name!r}): {expected}; answer the calls of its last reply in their order, before "
+                "anything else is said"
+            )
+        self._say("tool", text)
 
     def endpoint(self) -> AbstractAsyncContextManager[str]:
         """An OpenAI-compatible address whose completions are this seat's replies. Refused so far."""
@@ -159,8 +172,7 @@ class Seat:
     def system(self, text: str) -> None:
         """Set out the rules, before anything else is said in this context."""
         self._use("given its rules")
-        if any(not isinstance(entry, Message) or entry.role != "system" for entry in self.conversation.entries):
-            raise SettingError(f"{self!r}.system({text!r}): must come before the first tell() or ask() of the context")
+        self._check_first(f"system({text!r})")
         self._say("system", text)
 
     def tell(self, text: str) -> None:
@@ -193,13 +205,15 @@ class Seat:
         place = self.conversation.place
         copy = self.conversation.copied(Place(seat=place.seat, fork=f"{place.fork}.{piece}" if place.fork else piece))
         seat = Seat(self.name, self._running, label=label or self.label, conversation=copy)
+        seat._tools = self._tools
         seat._order = (*self._order, (path, number))
         seat._root = self._root or self
         seat._root._descendants.append(seat)
         return seat
 
     def new_context(self) -> None:
-        """Go on in a fresh context of the same trajectory; what `system` said is kept. One more training sample."""
+        """Go on in a fresh context of the same trajectory; its tools and what `system` said are kept. One
+        more training sample."""
         self._use("given a new context")
         place = self.conversation.place
         following = Place(seat=place.seat, fork=place.fork, context=place.context + 1)
@@ -209,6 +223,10 @@ class Seat:
     def context_left(self) -> int:
         """Tokens that still fit into the player's context before its next reply."""
         return self._running.context_left(self.conversation)
+
+    def _check_first(self, what: str) -> None:
+        if any(not isinstance(entry, Message) or entry.role != "system" for entry in self.conversation.entries):
+            raise SettingError(f"{self!r}.{what}: must come before the first tell() or ask() of the context")
 
     def _say(self, role: Role, text: str) -> None:
         self.conversation.append(_message(role, text, f"{self!r} was told"))

@@ -68,7 +68,8 @@ def hint(function: Callable[..., Any], name: str) -> Any:
         return UNKNOWN
     holder = type(name, (), {"__annotations__": {name: parameter.annotation}})
     try:
-        return get_type_hints(holder, globalns=function.__globals__, localns=closed_over(function))[name]
+        names, held = function.__globals__, closed_over(function)
+        return get_type_hints(holder, globalns=names, localns=held, include_extras=True)[name]
     except (NameError, AttributeError, TypeError, SyntaxError):
         return UNKNOWN
 

@@ -217,6 +217,7 @@ def _whole(seats: Sequence[Seat]) -> list[StoredConversation]:
             fork=conversation.place.fork,
             context=conversation.place.context,
             inherited=conversation.inherited,
+            tools=tuple(conversation.tools),
             messages=tuple(_message(entry) for entry in conversation.entries),
         )
         for root in seats
@@ -228,7 +229,7 @@ def _whole(seats: Sequence[Seat]) -> list[StoredConversation]:
 
 def _message(entry: Message | Turn) -> StoredMessage:
     if isinstance(entry, Message):
-        return StoredMessage(role=entry.role, content=entry.text)
+        return StoredMessage(role=entry.role, content=entry.text, tool_calls=entry.calls)
     return _reply(entry.reply, entry.number, entry.record.versions if isinstance(entry.record, Sample) else ())
 
 

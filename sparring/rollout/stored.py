@@ -14,11 +14,12 @@ import msgspec
 import numpy as np
 from msgspec import UNSET, UnsetType
 
+from sparring.environments.conversation import ToolSpec
 from sparring.environments.reply import StopReason, ToolCall
 from sparring.errors import SettingError
 from sparring.rollout.trajectory import Context, Trajectory
 
-SCHEMA = 1
+SCHEMA = 2
 _LARGEST = float(np.finfo(np.float32).max)
 _I16, _I32 = int(np.iinfo(np.int16).max), int(np.iinfo(np.int32).max)
 
@@ -28,13 +29,14 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
 
 
 class StoredMessage(Stored, frozen=True, kw_only=True):
-    """Something a seat was told, or its own reply (`assistant`), which alone has what follows `content`.
+    """Something a seat was told (`tool`: the answer to a call), or its own reply (`assistant` with a `turn`), which alone has
+    what follows `content`; an `assistant` without a turn is what others said in its name, with their calls.
 
     turn      which of the seat's replies it is, from 0
     versions  runs (version, tokens): which weights made it; none of a player that samples no tokens
     """
 
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "user", "assistant", "tool"]
     content: str
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
@@ -101,12 +103,13 @@ class StoredTokens(Stored, frozen=True, kw_only=True):
 
 class StoredConversation(Stored, frozen=True, kw_only=True):
     """One context of a seat, or of a fork of it. The first `inherited` messages are those that a fork took over: its past, said
-    by the seat that it was made from."""
+    by the seat that it was made from. `tools` are those that it could call."""
 
     seat: str
     fork: str = ""
     context: int = 0
     inherited: int = 0
+    tools: tuple[ToolSpec, ...] = ()
     messages: tuple[StoredMessage, ...] = ()
     tokens: StoredTokens | None = None
 

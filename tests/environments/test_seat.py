@@ -12,7 +12,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from sparring.environments import Conversation, Place, Reply, Request, Score, Seat, ToolCall, Turn, gather
+from sparring.environments import Conversation, Place, Reply, Request, Score, Seat, Turn, gather
 from sparring.errors import ContextFull, RewardError, SettingError, Unjudged, UnsupportedError
 from tests.environments.conftest import Scripted, episode, saying, seat, texts
 
@@ -398,10 +398,6 @@ async def test_a_question_is_text() -> None:
 
 async def test_what_is_not_there_yet_says_so_and_what_to_use() -> None:
     solver = seat()
-    with pytest.raises(UnsupportedError, match=r"tools are not there yet; use effect\(\) and tell\(\)"):
-        solver.tools(print)
-    with pytest.raises(UnsupportedError, match=r"answer\('look'\).*use tell\('42'\)"):
-        solver.answer(ToolCall(name="look", arguments="{}"), "42")
     with pytest.raises(UnsupportedError, match=r"endpoint\(\): endpoints are not there yet; use ask\(\)"):
         async with solver.endpoint():
             pass

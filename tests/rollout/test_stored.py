@@ -149,7 +149,7 @@ def test_a_log_prob_that_no_file_can_hold_is_refused() -> None:
 def spoken(**changes: Any) -> dict[str, Any]:
     """A good line, as JSON data."""
     return {
-        "schema": 1,
+        "schema": 2,
         "run": "run",
         "group": 3,
         "member": 1,
@@ -262,7 +262,7 @@ def also(**more: Any) -> Callable[[dict[str, Any]], None]:
         (without("group"), "Object missing required field `group`"),
         (also(groups=1), "Object contains unknown field `groups`"),
         (also(group="3"), r"Expected `int`, got `str` - at `\$.group`"),
-        (also(schema=2), "schema 2, this sparring reads up to 1: use the newer one"),
+        (also(schema=3), "schema 3, this sparring reads up to 2: use the newer one"),
         (also(results=[{"seat": "one", "value": 1.0}]), r"unknown field `value` - at `\$.results\[0\]`"),
         (in_tokens("mask", [0, 1, 2]), r"Invalid enum value 2 - at `\$.conversations\[0\].tokens.mask\[2\]`"),
         (in_tokens("logprobs", [0, None, 0]), r"got `null` - at `\$.conversations\[0\].tokens.logprobs\[1\]`"),

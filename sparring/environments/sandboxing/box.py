@@ -23,10 +23,13 @@ _REPORT = 4096
 
 
 class Box:
-    """A run that was begun. `request` asks it for something; `finished` ends it and tells how it ended."""
+    """A run that was begun. `request` asks it for something; `finished` ends it and tells how it ended. `most` is how often it
+    may `go_on`."""
 
-    def __init__(self, server: Server, limits: Limits) -> None:
+    def __init__(self, server: Server, limits: Limits, most: int = 0) -> None:
         self._server, self._limits = server, limits
+        self._cpu = limits.seconds * (most + 1)
+        self._read = [0, 0]
         self._deadline = anyio.current_time() + _START
         self._talk, talk = socket.socketpair()
         self._report, report = socket.socketpair()
@@ -50,13 +53,17 @@ class Box:
             line.close()
         limits = self._limits
         numbers = {name: getattr(limits, name) for name in ("memory", "disk", "output", "threads")}
-        message = {"stdin": stdin, "limits": numbers | {"seconds": ceil(limits.seconds) + 1}}
+        message = {"stdin": stdin, "limits": numbers | {"seconds": ceil(self._cpu) + 1}}
         answer = await self._exchange(message, None)
         if "refused" in answer:
             raise Stopped(Ending.REFUSED, f"the sandbox could not be closed: {answer['refused']}")
         if answer != {"ready": True}:
             raise Stopped(Ending.PROTOCOL, "it did not begin as it should")
-        self._deadline = anyio.current_time() + limits.seconds
+        self.go_on()
+
+    def go_on(self) -> None:
+        """From here on it has all of its time again."""
+        self._deadline = anyio.current_time() + self._limits.seconds
 
     async def request(self, message: dict[str, Any], answer: Answer | None = None) -> dict[str, Any]:
         """What it replied: `value` (packed), `error` ([type, text]) or `exit` (code). Raises `Stopped`."""
@@ -77,9 +84,11 @@ class Box:
         raise Stopped(Ending.LOST, "its supervisor does not answer")
 
     def printed(self) -> tuple[str, str]:
-        """What it has printed so far, as output and as errors. Raises `Stopped` where one of them is more than it may."""
+        """What it has printed since this was asked last, as output and as errors. Raises `Stopped` where one of them is more
+        than it may."""
         most = self._limits.output
-        output, errors = (os.pread(file, most + 1, 0) for file in self._printed)
+        output, errors = (os.pread(file, most + 1, at) for file, at in zip(self._printed, self._read, strict=True))
+        self._read = [at + len(new) for at, new in zip(self._read, (output, errors), strict=True)]
         if max(len(output), len(errors)) > most:
             raise Stopped(Ending.OUTPUT, f"it printed more than {most} bytes")
         return output.decode(errors="replace"), errors.decode(errors="replace")
@@ -116,8 +125,8 @@ class Box:
         code = report["code"]
         if code >= 0:
             return Stopped(Ending.PROTOCOL, f"it left with code {code} before it answered")
-        if report["cpu"] >= self._limits.seconds:
-            return Stopped(Ending.TIME, f"it took longer than {self._limits.seconds:g} s")
+        if report["cpu"] >= self._cpu:
+            return Stopped(Ending.TIME, f"it took longer than {self._cpu:g} s")
         return Stopped(Ending.KILLED, f"it was killed by signal {-code}")
 
     async def _reported(self) -> dict[str, Any]:
