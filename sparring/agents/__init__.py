@@ -1,7 +1,7 @@
 """Who plays: policies, scripted players, people; and line-ups of them."""
 
 from sparring.agents.action import Action, Sample
-from sparring.agents.agent import Agent, Chooser
+from sparring.agents.agent import Agent, Chooser, Drawing
 from sparring.agents.endpoint import EndpointAgent, Secret
 from sparring.agents.lineup import External, Frozen, Human, League, Lineup, Player, Scripted
 from sparring.agents.policy import PolicyAgent, Sampling, rendered
@@ -11,6 +11,7 @@ __all__ = [
     "Action",
     "Agent",
     "Chooser",
+    "Drawing",
     "EndpointAgent",
     "External",
     "Frozen",

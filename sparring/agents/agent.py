@@ -31,3 +31,13 @@ class Chooser(Protocol):
         """The log-prob of each option as the whole reply to `conversation`, at temperature 1; minus infinity where it is never
         given. Raises `ContextFull` where one does not fit."""
         ...
+
+
+@runtime_checkable
+class Drawing(Protocol):
+    """A player that draws its replies, and says at which temperature."""
+
+    @property
+    def temperature(self) -> float:
+        """0 is greedy."""
+        ...

@@ -64,6 +64,10 @@ class EndpointAgent:
         self._key, self._timeout = key, timeout
         self._limiter = anyio.CapacityLimiter(concurrent)
 
+    @property
+    def temperature(self) -> float:
+        return self._sampling.temperature
+
     async def act(self, conversation: Conversation, request: Request, seed: int) -> Action:
         """Waits for the server, which is asked again where it is busy. Raises `BackendError` for what it refuses."""
         refuse_tools(conversation, "a model behind an endpoint")

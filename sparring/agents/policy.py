@@ -52,6 +52,10 @@ class PolicyAgent:
         self._sampling = sampling
         self._context_length = context_length
 
+    @property
+    def temperature(self) -> float:
+        return self._sampling.temperature
+
     async def act(self, conversation: Conversation, request: Request, seed: int) -> Action:
         past, prompt = rendered(conversation, self._renderer)
         limit = min(self._sampling.max_tokens, request.max_tokens or self._sampling.max_tokens)
@@ -123,13 +127,22 @@ def rendered(conversation: Conversation, renderer: Renderer) -> tuple[I32, I32]:
     messages = merged(fresh, renderer)
     if last is not None:
         return past, renderer.extend(messages, last)
-    return past, renderer.start(messages, [_tool(tool) for tool in conversation.tools])
+    return past, renderer.start(messages, shown_tools(conversation.tools))
 
 
-def _tool(tool: ToolSpec) -> RenderedTool:
-    parameters = json.loads(tool.parameters)
-    function = {"name": tool.name, "description": tool.description, "parameters": parameters}
-    return {"type": "function", "function": function}
+def shown_tools(tools: Sequence[ToolSpec]) -> list[RenderedTool]:
+    """As they are rendered."""
+    return [
+        {
+            "type": "function",
+            "function": {
+                "name": tool.name,
+                "description": tool.description,
+                "parameters": json.loads(tool.parameters),
+            },
+        }
+        for tool in tools
+    ]
 
 
 def _sample(turn: Turn) -> Sample:
@@ -141,14 +154,17 @@ def _spoke_itself(conversation: Conversation) -> bool:
     return any(isinstance(entry, Turn) for entry in conversation.entries[conversation.inherited :])
 
 
+def said_text(text: str, calls: Sequence[ToolCall], renderer: Renderer) -> str:
+    """What an assistant says that says `text` and makes the calls."""
+    made = [ParsedCall(name=call.name, arguments=call.arguments) for call in calls]
+    return renderer.calling(text, made) if made else text
+
+
 def merged(messages: Sequence[Message], renderer: Renderer) -> Sequence[RenderedMessage]:
     """As they are rendered: neighbours of one role as one message, but for the answers of tools."""
     found: list[dict[str, str]] = []
     for message in messages:
-        text = message.text
-        if message.calls:
-            calls = [ParsedCall(name=call.name, arguments=call.arguments) for call in message.calls]
-            text = renderer.calling(text, calls)
+        text = said_text(message.text, message.calls, renderer)
         if found and found[-1]["role"] == message.role != "tool":
             found[-1]["content"] += f"\n{text}"
         else:

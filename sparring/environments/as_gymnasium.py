@@ -93,6 +93,9 @@ class _Hand:
     def context_left(self, conversation: Conversation) -> int:
         return maxsize
 
+    def temperature(self, seat: str) -> float | None:
+        return None
+
     def split(self, more: int) -> None:
         """Who is asked first is answered first, however many parts of `play` there are."""
 

@@ -62,6 +62,10 @@ class Running(Protocol):
         """Tokens that still fit."""
         ...
 
+    def temperature(self, seat: str) -> float | None:
+        """What a seat's replies are drawn at; None where nobody knows it: its player draws nothing, or is not there."""
+        ...
+
     def split(self, more: int) -> None:
         """So many more parts of `play` run at once from here on (fewer, where negative)."""
         ...

@@ -7,11 +7,12 @@ from contextlib import AbstractAsyncContextManager
 from math import exp, isfinite
 
 from sparring.environments.conversation import Conversation, Message, Place, Role, Text, Turn
+from sparring.environments.endpoint import Programs
 from sparring.environments.reply import Reply, ToolCall
 from sparring.environments.running import Branch, Request, Running, branches, in_branch
 from sparring.environments.score import finite
 from sparring.environments.tools import Tool, checked_tools, offered
-from sparring.errors import RewardError, SettingError, UnsupportedError
+from sparring.errors import RewardError, SettingError
 
 
 class Seat:
@@ -32,6 +33,7 @@ class Seat:
         self._running = running
         self._contexts = [conversation or Conversation(Place(seat=name))]
         self._tools: tuple[Tool, ...] = ()
+        self._programs: Programs | None = None
         # None for the root: a seat in a circle would keep all of its episode until Python's collector comes by.
         self._root: Seat | None = None
         self._descendants: list[Seat] = []
@@ -60,8 +62,13 @@ class Seat:
 
     @property
     def contexts(self) -> Sequence[Conversation]:
-        """All its contexts, the current one last."""
-        return tuple(self._contexts)
+        """All its contexts: its own, the current one last, then those that programs had with it through `endpoint`."""
+        return (*self._contexts, *self.programs)
+
+    @property
+    def programs(self) -> Sequence[Conversation]:
+        """The conversations that programs had with it through `endpoint`."""
+        return self._programs.conversations if self._programs is not None else ()
 
     @property
     def family(self) -> Sequence[Seat]:
@@ -72,7 +79,7 @@ class Seat:
     @property
     def spoke(self) -> bool:
         """Whether it replied at least once itself (a fork's inherited turns are not its own)."""
-        return self._turns > 0
+        return self._turns > 0 or (self._programs is not None and self._programs.spoke)
 
     async def ask(
         self,
@@ -166,8 +173,18 @@ class Seat:
         self._say("tool", text)
 
     def endpoint(self) -> AbstractAsyncContextManager[str]:
-        """An OpenAI-compatible address whose completions are this seat's replies. Refused so far."""
-        raise UnsupportedError(f"{self!r}.endpoint(): endpoints are not there yet; use ask()")
+        """An OpenAI-compatible address (`base_url`), for as long as the block lasts, whose chat completions are this seat's
+        replies, token for token.
+
+        A request that extends a conversation that was had here continues it; any other starts a context of the same trajectory.
+        What its seat was told by `system`, `tell` and `tools` is not part of these: a program says everything itself. Settings
+        that would change how replies are drawn are refused (400), and so is what does not fit (`context_length_exceeded`).
+        """
+        self._use("given an endpoint")
+        if self._programs is None:
+            place = self.conversation.place
+            self._programs = Programs(running=self._running, seat=place.seat, fork=place.fork)
+        return self._programs.address()
 
     def system(self, text: str) -> None:
         """Set out the rules, before anything else is said in this context."""
@@ -181,10 +198,12 @@ class Seat:
         self._say("user", text)
 
     def reward(self, value: float) -> None:
-        """Credit the last reply; adds to the seat's return. Raises `RewardError` before the first reply or where not finite."""
+        """Credit the last reply to `ask`; adds to the seat's return. Raises `RewardError` before the first one or where not
+        finite."""
         self._use("rewarded")
-        if not self.spoke:
-            raise RewardError(f"{self!r}.reward({value!r}): it has not spoken yet; return its reward from play instead")
+        if not self._turns:
+            said = "spoken to programs alone" if self.spoke else "not spoken yet"
+            raise RewardError(f"{self!r}.reward({value!r}): it has {said}; return its reward from play instead")
         credit = finite(f"{self!r}.reward()", value, "leave out what could not be judged")
         last = self._turns - 1
         self.turn_rewards[last] = self.turn_rewards.get(last, 0.0) + credit

@@ -16,11 +16,11 @@ import msgspec
 import numpy as np
 
 from sparring.agents import Frozen
-from sparring.agents.policy import merged
+from sparring.agents.policy import merged, said_text, shown_tools
 from sparring.arrays import I32, Bools
 from sparring.backend import Datum, Renderer, reply_tokens
 from sparring.backend.messages import check_messages
-from sparring.backend.renderer import RenderedMessage
+from sparring.backend.renderer import RenderedMessage, RenderedTool
 from sparring.environments import Conversation, Message, Turn, size, task_digest
 from sparring.errors import SettingError
 from sparring.learner.described import task_at
@@ -262,9 +262,10 @@ def _told(conversation: Conversation, renderer: Renderer, where: str) -> Example
         if isinstance(entry, Message):
             fresh.append(entry)
         else:
-            turns.append((merged(fresh), entry.reply.text, number >= conversation.inherited))
+            said = said_text(entry.reply.text, entry.reply.tool_calls, renderer)
+            turns.append((merged(fresh, renderer), said, number >= conversation.inherited))
             fresh = []
-    return _joined(turns, renderer, where)
+    return _joined(turns, renderer, where, shown_tools(conversation.tools))
 
 
 def _rendered(messages: Sequence[RenderedMessage], renderer: Renderer, where: str, *, last: bool) -> Example:
@@ -284,14 +285,19 @@ def _rendered(messages: Sequence[RenderedMessage], renderer: Renderer, where: st
     return _joined(turns, renderer, where)
 
 
-def _joined(turns: Sequence[tuple[Sequence[RenderedMessage], str, bool]], renderer: Renderer, where: str) -> Example:
+def _joined(
+    turns: Sequence[tuple[Sequence[RenderedMessage], str, bool]],
+    renderer: Renderer,
+    where: str,
+    tools: Sequence[RenderedTool] = (),
+) -> Example:
     """(what was told, what is said to it, whether that is learned), as a policy would have rendered and sampled it."""
     pieces: list[I32] = []
     learned: list[bool] = []
     if not turns[0][0]:
         raise SettingError(f"{where}: the conversation begins with the assistant; put what it answers before it")
     for told, said, mine in turns:
-        prompt = renderer.start(told) if not pieces else renderer.extend(told, pieces[-1])
+        prompt = renderer.start(told, tools) if not pieces else renderer.extend(told, pieces[-1])
         pieces += [prompt, reply_tokens(renderer, said)]
         learned += [False, mine]
     mask = np.repeat(np.array(learned, np.bool_), [len(piece) for piece in pieces])

@@ -46,7 +46,10 @@ from sparring.rollout.stored import (
     StoredTokens,
     line_of,
 )
-from sparring.rollout.trajectory import context_of
+from sparring.rollout.trajectory import context_of, turn_numbers
+
+Numbers = Mapping[tuple[str, str, int], int]
+"""{(seat, fork, turn): its number, from 0}."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +140,9 @@ class Telling:
         said = replies(past)
         ends_processes = ended.fault == QUARANTINED
         plan = None if ends_processes else self._plan(admitted, past, ended.member)
+        numbers = turn_numbers(said)
         conversations = _alone(said) if plan is None else _whole(await retold(plan, ended))
+        conversations = [_numbered(one, numbers) for one in conversations]
         self._episodes += 1
         self._replies_alone += plan is None
         return StoredEpisode(
@@ -159,7 +164,7 @@ class Telling:
             notes=ended.notes,
             fault=ended.fault,
             detail=ended.detail,
-            conversations=_with_tokens(conversations, said) if self._tokens else tuple(conversations),
+            conversations=_with_tokens(conversations, said, numbers) if self._tokens else tuple(conversations),
         )
 
     def _plan(self, admitted: Admitted, past: Past, member: int) -> EpisodePlan | None:
@@ -259,12 +264,27 @@ def _alone(said: Sequence[Acted]) -> list[StoredConversation]:
     ]
 
 
-def _with_tokens(conversations: Sequence[StoredConversation], said: Sequence[Acted]) -> tuple[StoredConversation, ...]:
+def _numbered(conversation: StoredConversation, numbers: Numbers) -> StoredConversation:
+    """With turns that count from 0; what a fork took over is numbered as its seat did."""
+    place = (conversation.seat, conversation.fork)
+    messages = [
+        msgspec.structs.replace(one, turn=numbers.get((*place, one.turn), one.turn))
+        if at >= conversation.inherited and one.turn is not UNSET
+        else one
+        for at, one in enumerate(conversation.messages)
+    ]
+    return msgspec.structs.replace(conversation, messages=tuple(messages))
+
+
+def _with_tokens(
+    conversations: Sequence[StoredConversation], said: Sequence[Acted], numbers: Numbers
+) -> tuple[StoredConversation, ...]:
     samples: dict[tuple[str, str, int], list[tuple[int, Sample]]] = {}
     for event in said:
         if event.sample is not None:
             place = (event.seat, event.fork, event.context)
-            samples.setdefault(place, []).append((event.turn, event.sample.unpacked()))
+            number = numbers[event.seat, event.fork, event.turn]
+            samples.setdefault(place, []).append((number, event.sample.unpacked()))
     tokens = {place: StoredTokens.of(context_of(made)) for place, made in samples.items()}
     return tuple(
         msgspec.structs.replace(one, tokens=tokens.get((one.seat, one.fork, one.context))) for one in conversations

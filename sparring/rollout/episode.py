@@ -19,7 +19,7 @@ import anyio
 import anyio.lowlevel
 import msgspec
 
-from sparring.agents import Agent, Chooser, Sample
+from sparring.agents import Agent, Chooser, Drawing, Sample
 from sparring.environments import Conversation, Environment, EpisodeRandom, Reply, Request, Rewards, Seat, settle
 from sparring.environments.running import OWN_CODE, RUNNING, Running, encoded
 from sparring.errors import (
@@ -155,6 +155,10 @@ class Episode:
 
     def context_left(self, conversation: Conversation) -> int:
         return self._plan.agents[conversation.place.seat].context_left(conversation)
+
+    def temperature(self, seat: str) -> float | None:
+        agent = self._plan.agents[seat]
+        return agent.temperature if isinstance(agent, Drawing) else None
 
     def split(self, more: int) -> None:
         self._answers.split(more)

@@ -80,10 +80,11 @@ def agent_of(seat: str, player: Player) -> Agent:
 
 
 def transcript(seat: Seat) -> list[tuple[str, str]]:
-    """(who, text) of every message and reply of the seat's current context."""
+    """(who, text) of every message and reply of the seat's current context, then of those that programs had with it."""
     return [
         (entry.role, entry.text) if isinstance(entry, Message) else (seat.name, entry.reply.text)
-        for entry in seat.conversation.entries
+        for conversation in (seat.conversation, *seat.programs)
+        for entry in conversation.entries
     ]
 
 

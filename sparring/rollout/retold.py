@@ -98,6 +98,9 @@ class _Retold:
             f"leave the run's file out, and the replies alone are told"
         )
 
+    def temperature(self, seat: str) -> float | None:
+        return None  # what was refused then has no reply in the journal, and its program asks for one now: it diverges
+
     def split(self, more: int) -> None:
         self._episode.split(more)
 

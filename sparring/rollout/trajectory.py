@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,11 +99,24 @@ def trajectories(acted: Sequence[Acted], finished: Ended, policies: Mapping[str,
     return made
 
 
+def turn_numbers(acted: Iterable[Acted]) -> dict[tuple[str, str, int], int]:
+    """{(seat, fork, turn): which of the replies of that seat or fork it is}, from 0. These are the same but for what was said
+    through an endpoint, where turns are numbered by content (`environments/endpoint.py`)."""
+    turns: dict[tuple[str, str], set[int]] = {}
+    for event in acted:
+        if event.reply is not None:
+            turns.setdefault((event.seat, event.fork), set()).add(event.turn)
+    return {(*place, turn): number for place, found in turns.items() for number, turn in enumerate(sorted(found))}
+
+
 def _trajectory(turns: Sequence[Acted], result: SeatResult, policy: str) -> Trajectory:
-    samples = [(event.turn, event.context, event.sample.unpacked()) for event in turns if event.sample is not None]
-    rewards = np.zeros(max(turn for turn, _, _ in samples) + 1, np.float32)
+    numbers = {turn: number for (_, _, turn), number in turn_numbers(turns).items()}
+    samples = [
+        (numbers[event.turn], event.context, event.sample.unpacked()) for event in turns if event.sample is not None
+    ]
+    rewards = np.zeros(len(numbers), np.float32)
     for turn, value in result.turn_rewards.items():
-        rewards[turn] = value
+        rewards[numbers[turn]] = value
     last = turns[-1].reply
     contexts = sorted({context for _, context, _ in samples})
     assert result.value is not None

@@ -10,7 +10,7 @@ from typing import Any
 import anyio.lowlevel
 import numpy as np
 
-from sparring.agents import Agent, Chooser, PolicyAgent, Sample, Sampling
+from sparring.agents import Agent, Chooser, Drawing, PolicyAgent, Sample, Sampling
 from sparring.arrays import F32, I32
 from sparring.backend import SampledSequence, SamplingParams
 from sparring.backend.bytes_renderer import END, ByteRenderer
@@ -86,6 +86,9 @@ class Table:
 
     def context_left(self, conversation: Conversation) -> int:
         return self.agent.context_left(conversation)
+
+    def temperature(self, seat: str) -> float | None:
+        return self.agent.temperature if isinstance(self.agent, Drawing) else None
 
     def split(self, more: int) -> None:
         """Nobody counts at this table."""

@@ -29,6 +29,7 @@ class Scripted:
     """The log-prob of each option."""
     chosen: list[tuple[Sequence[str], Sequence[str], str]] = field(default_factory=list)
     left: int = 1000
+    drawn_at: float | None = 1.0
     parts: list[int] = field(default_factory=lambda: [1])
     """How many parts of `play` ran at once, one after the other."""
 
@@ -51,6 +52,9 @@ class Scripted:
 
     def context_left(self, conversation: Conversation) -> int:
         return self.left - len(conversation.entries)
+
+    def temperature(self, seat: str) -> float | None:
+        return self.drawn_at
 
     def split(self, more: int) -> None:
         self.parts.append(self.parts[-1] + more)

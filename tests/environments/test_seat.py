@@ -13,7 +13,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from sparring.environments import Conversation, Place, Reply, Request, Score, Seat, Turn, gather
-from sparring.errors import ContextFull, RewardError, SettingError, Unjudged, UnsupportedError
+from sparring.errors import ContextFull, RewardError, SettingError, Unjudged
 from tests.environments.conftest import Scripted, episode, saying, seat, texts
 
 
@@ -391,14 +391,3 @@ async def test_options_are_checked(options: Any) -> None:
 async def test_a_question_is_text() -> None:
     with pytest.raises(SettingError, match=r"was asked 3: must be text"):
         await seat().choose(3, ("a", "b"))  # type: ignore[arg-type]
-
-
-# --------------------------------------------------------------------------------------------------------- not there yet
-
-
-async def test_what_is_not_there_yet_says_so_and_what_to_use() -> None:
-    solver = seat()
-    with pytest.raises(UnsupportedError, match=r"endpoint\(\): endpoints are not there yet; use ask\(\)"):
-        async with solver.endpoint():
-            pass
-    assert texts(solver.conversation) == []
