@@ -49,7 +49,7 @@ async def test_a_completion_is_a_reply() -> None:
     assert (second.choices[0].message.content, second.choices[0].finish_reason) == ("cut", "length")
     asked = [(request.max_tokens, request.stop, request.timeout) for _, request in running.requests]
     assert asked == [(5, ("\n",), None), (7, ("END",), None)]
-    found = sorted(texts(conversation) for conversation in seat.programs)
+    found = sorted(list(texts(conversation)) for conversation in seat.programs)
     assert found == [["system: rules", "user: hello", "assistant: hi"], ["user: more", "assistant: cut"]]
     assert seat.spoke and texts(seat.conversation) == []
     assert list(seat.contexts) == [seat.conversation, *seat.programs]
@@ -85,7 +85,9 @@ async def test_any_other_starts_a_context_in_which_what_it_says_is_only_seen(mes
         await ask(user("one"))
         await ask(*messages)
     shown = [f"{message['role']}: {message['content']}" for message in messages]
-    assert sorted(map(texts, seat.programs)) == sorted([["user: one", "assistant: a"], [*shown, "assistant: b"]])
+    assert sorted(map(list, map(texts, seat.programs))) == sorted(
+        [["user: one", "assistant: a"], [*shown, "assistant: b"]]
+    )
     (second,) = [one for one in seat.programs if texts(one) == [*shown, "assistant: b"]]
     assert len([entry for entry in second.entries if not hasattr(entry, "role")]) == 1, "one turn of its own"
 

@@ -214,7 +214,7 @@ async def odd(a: type) -> None:
     [
         (print, "must be an async function"),
         (silent, "give it a docstring"),
-        (untyped, "a: 'Nowhere' must be an ordinary parameter with an annotation"),
+        (untyped, "a must be an ordinary parameter with an annotation"),
         (spread, r"\*a: 'int' must be an ordinary parameter"),
         (odd, "a parameter's type is none that JSON holds"),
     ],
