@@ -110,7 +110,9 @@ async def test_scripted_calls_are_imitated_as_a_policy_would_make_them() -> None
         one.answer(reply.tool_calls[0], await reply.tool_calls[0].run())
         return float((await one.ask()).text)
 
-    script = iter([Reply(text="", tool_calls=(ToolCall(name="double", arguments='{"n": 4}'),), stop="tool_calls"), "8"])
+    call = ToolCall(name="double", arguments='{"n": 4}')
+    replies: list[str | Reply] = [Reply(text="", tool_calls=(call,), stop="tool_calls"), "8"]
+    script = iter(replies)
     played = Played(Episodes(calling, [0], Lineup({"one": Scripted(lambda conversation: next(script))})))
     ((shown,),) = await played.items(ByteRenderer())
     learned = ByteRenderer().text(shown.tokens[shown.mask])
