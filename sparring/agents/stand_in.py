@@ -34,16 +34,20 @@ def last_told(conversation: Conversation) -> str:
 class StandIn:
     """A player whose replies are those of `scripted_reply`, and one in eight is letters whatever was asked. They depend on the
     seed and the question alone: not on who else plays meanwhile, nor on the process. How likely it finds an option depends on
-    that option."""
+    that option. One that is `sure` says the gold reply wherever no options are listed."""
 
-    def __init__(self, gold: str | None = None) -> None:
+    def __init__(self, gold: str | None = None, *, sure: bool = False) -> None:
         self._gold = gold
+        self._sure = sure
 
     async def act(self, conversation: Conversation, request: Request, seed: int) -> Action:
-        rng = Random(seed)
+        rng, asked = Random(seed), last_told(conversation)
+        if self._sure and self._gold is not None and not _OPTIONS.search(asked):
+            return Action(reply=Reply(text=self._gold))
         clumsy = rng.random() < _CLUMSY
-        said = scripted_reply("", rng, None) if clumsy else scripted_reply(last_told(conversation), rng, self._gold)
-        return Action(reply=Reply(text=said))
+        return Action(
+            reply=Reply(text=scripted_reply("", rng, None) if clumsy else scripted_reply(asked, rng, self._gold))
+        )
 
     async def choose(self, conversation: Conversation, options: Sequence[str]) -> Sequence[float]:
         weights = [0.1 + Random(f"{conversation.place.seat}/{option}").random() for option in options]

@@ -25,7 +25,6 @@ from collections.abc import Collection, Sequence
 from math import isfinite
 from pathlib import Path
 from signal import Signals
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import anyio
@@ -91,7 +90,7 @@ async def check_environment(
         deadline=deadline,
         seed=seed,
     )
-    with TemporaryDirectory(prefix="sparring-check-", ignore_cleanup_errors=True) as name:
+    async with anyio.TemporaryDirectory(prefix="sparring-check-", ignore_cleanup_errors=True) as name:
         return Checked(environment=_titled(environment), rows=tuple(await _rows(job, Folder(Path(name)))))
 
 
@@ -148,7 +147,8 @@ def ended(code: int, log: Sequence[str]) -> str:
     if stack:
         return f"a call holds the event loop, and every thread: {stack[0]}"
     how = f"it was ended by {Signals(-code).name}" if code < 0 else f"the process ended itself with exit code {code}"
-    return how + (f": {log[-1]}" if log else "")
+    said = next((line for line in reversed(log) if any(map(str.isalpha, line))), "")
+    return f"{how}: {said.strip(' |')}" if said else how
 
 
 _OTHERWISE = {

@@ -4,20 +4,20 @@ requests, until a value that was marked by `reveal` is another one (a metamorphi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
+import anyio.lowlevel
 import msgspec
 
-from sparring.agents import Action, Agent
 from sparring.agents.stand_in import StandIn
-from sparring.environments import Conversation, Request, gold_reply
+from sparring.environments import gold_reply
 from sparring.environments.plain import canonical
 from sparring.environments.signature import Hidden
 from sparring.errors import SettingError
 from sparring.rollout.check_plays import Asked, Heard, Job, Revealed, first_difference, heard
 from sparring.rollout.check_rows import Row
-from sparring.rollout.events import Acted
+from sparring.rollout.events import Acted, Affected
 
 _TASKS = 4
 _REMEDY = "do not tell it, nor go on by it; or mark what is meant to pass by reveal()"
@@ -54,12 +54,11 @@ async def _influence(job: Job, seat: str, name: str, names: Sequence[str]) -> tu
         other = _other(job.tasks, task, name)
         if other is None:
             continue
-        swapped = with_fields(task, {field: field_of(other, field) for field in names})
-        for member, said in enumerate((gold_reply(job.environment, task), str(field_of(task, name)))):
-            plan = job.plan(index, member, dict.fromkeys(job.environment.seats, StandIn(said)))
+        swapped = with_fields(task, {one: field_of(other, one) for one in names})
+        for member, player in enumerate((StandIn(gold_reply(job.environment, task)), _knowing(task, name))):
+            plan = job.plan(index, member, dict.fromkeys(job.environment.seats, player))
             then = await heard(plan)
-            same: Agent = _Saying(then.events, StandIn(said))
-            now = await heard(replace(plan, task=swapped, agents=dict.fromkeys(job.environment.seats, same)))
+            now = await heard(replace(plan, task=swapped), _Same(then.events))
             found = influence(then, now, seat)
             if found:
                 return tried, [
@@ -69,25 +68,26 @@ async def _influence(job: Job, seat: str, name: str, names: Sequence[str]) -> tu
     return tried, []
 
 
-class _Saying:
-    """Says at each place what was said there before, and what another player says where nothing was."""
+def _knowing(task: Any, name: str) -> StandIn:
+    """Who says the hidden value, so that what depends on whether somebody does is seen."""
+    return StandIn(str(field_of(task, name)), sure=True)
 
-    def __init__(self, events: Sequence[object], otherwise: StandIn) -> None:
-        self._said = {event.key: event for event in events if isinstance(event, Acted)}
-        self._otherwise = otherwise
 
-    async def act(self, conversation: Conversation, request: Request, seed: int) -> Action:
-        place = conversation.place
-        said = self._said.get(("act", place.seat, place.fork, place.context, request.turn, request.attempt))
-        if said is None or said.reply is None:
-            return await self._otherwise.act(conversation, request, seed)
-        return Action(reply=said.reply)
+class _Same:
+    """At each place the reply that was given there before, whatever is asked now; for each effect the result that it had."""
 
-    async def choose(self, conversation: Conversation, options: Sequence[str]) -> Sequence[float]:
-        return await self._otherwise.choose(conversation, options)
+    def __init__(self, events: Sequence[Acted | Affected]) -> None:
+        self._events = {event.key: event for event in events}
 
-    def context_left(self, conversation: Conversation) -> int:
-        return self._otherwise.context_left(conversation)
+    async def known(self, wanted: Acted | Affected) -> Acted | Affected | None:
+        await anyio.lowlevel.checkpoint()  # as a player and an effect are waited for
+        return self._events.get(wanted.key)
+
+    def split(self, more: int) -> None:
+        """Nobody waits for a turn."""
+
+    def check_over(self, failed: Exception | None) -> None:
+        """It may end when it likes."""
 
 
 def influence(then: Heard, now: Heard, seat: str) -> str:
@@ -143,9 +143,7 @@ def field_of(task: Any, name: str) -> Any:
 def _fields(task: Any) -> dict[str, Any]:
     if isinstance(task, msgspec.Struct):
         return msgspec.structs.asdict(task)
-    if is_dataclass(task):
-        return {name: getattr(task, name) for name in type(task).__dataclass_fields__}
-    return {}
+    return {item.name: getattr(task, item.name) for item in fields(task)} if is_dataclass(task) else {}
 
 
 def with_fields(task: Any, values: Mapping[str, Any]) -> Any:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import takewhile
 from random import Random
 from typing import Any
@@ -24,7 +24,7 @@ from sparring.environments.running import REVEALED
 from sparring.errors import SparringError, Unjudged
 from sparring.rollout.episode import Episode, EpisodePlan, run_episode
 from sparring.rollout.events import Acted, Affected, Ended
-from sparring.rollout.past import Past
+from sparring.rollout.past import Answers, Past
 
 MEMBERS = 2
 """Episodes of each task, as of a group."""
@@ -152,15 +152,14 @@ class _Listening:
         self.log.append(Asked(seat=place.seat, place=where, digest=digest, text=text))
 
 
-async def heard(plan: EpisodePlan, *, uneven: Random | None = None) -> Heard:
-    """Play it. What sparring raises for it is its `error`. With `uneven` its answers come late by chance."""
+async def heard(plan: EpisodePlan, answers: Answers | None = None) -> Heard:
+    """Play it. What sparring raises for it is its `error`. `answers` as in `Episode`."""
     events: list[Acted | Affected] = []
 
     async def keep(event: Acted | Affected) -> None:
         events.append(event)
 
-    past = Past(plan.past, f"{plan.environment.name}, task {plan.group}, episode {plan.member}")
-    episode = Episode(plan, keep, past if uneven is None else _Uneven(past, uneven))
+    episode = Episode(plan, keep, answers)
     listening = _Listening(episode)
     token = REVEALED.set(listening.reveal)
     try:
@@ -192,10 +191,12 @@ class _Uneven:
 
 
 async def played_again(job: Job, recorded: Recorded, *, uneven: Random | None = None) -> str:
-    """Play it with the answers it had; returns in what it differs from then, "" where in nothing."""
-    plan = job.plan(recorded.index, recorded.member)
-    now = await heard(replace(plan, past=recorded.events), uneven=uneven)
+    """Play it with the answers it had, which come late by chance with `uneven`.
+
+    Returns in what it differs from then, "" where in nothing."""
     where = f"task {recorded.index}, episode {recorded.member}"
+    past = Past(recorded.events, f"{job.environment.name}, {where}")
+    now = await heard(job.plan(recorded.index, recorded.member), past if uneven is None else _Uneven(past, uneven))
     found = first_difference(recorded.asked, now.asked)
     if found:
         return f"{where}: {found}"
