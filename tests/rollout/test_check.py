@@ -151,7 +151,7 @@ async def test_what_cannot_be_checked_is_refused() -> None:
         ({"trained": ("nobody",)}, "'nobody' is no seat of it; its seats are solver"),
     ):
         with pytest.raises(SettingError, match=says.replace("(", r"\(")):
-            await check_environment(planted.right, planted.SUMS, **settings)  # type: ignore[arg-type]
+            await check_environment(planted.right, planted.SUMS, **settings)
     with pytest.raises(SettingError, match="there are no tasks"):
         await check_environment(planted.right, [])
 
