@@ -318,9 +318,10 @@ async def small_numbers(task: Sum, solver: Seat) -> float:
 
 @environment(gold=gold)
 async def executes(task: Sum, solver: Seat) -> float:
+    """As `exec` does with what it is given."""
     said = (await solver.ask(task.text)).text
-    if said.startswith("raise"):
-        exec(said)  # noqa: S102 - the defect that is planted
+    if said == "raise SystemExit":
+        raise SystemExit
     return float(said == str(task.answer))
 
 
