@@ -106,12 +106,13 @@ from sparring.learner import (
     train,
     train_async,
 )
-from sparring.rollout import Curriculum, Faults, Finished, play
+from sparring.rollout import Checked, Curriculum, Faults, Finished, check_environment, play
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CISPO",
+    "Checked",
     "DPO",
     "DPPO",
     "DRO",
@@ -195,6 +196,7 @@ __all__ = [
     "Unjudged",
     "ValueDatum",
     "advantages",
+    "check_environment",
     "cispo",
     "code_tasks",
     "dapo",
