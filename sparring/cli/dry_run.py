@@ -15,7 +15,7 @@ from random import Random
 import anyio
 import numpy as np
 
-from sparring.agents import Agent, Frozen, Lineup, PolicyAgent
+from sparring.agents import Agent, Frozen, League, Lineup, PolicyAgent, Sampling
 from sparring.arrays import F32, I32
 from sparring.backend import Datum, Renderer, SampledSequence, SamplingParams, reply_tokens
 from sparring.backend.bytes_renderer import ByteRenderer
@@ -112,12 +112,13 @@ class _Group:
         players = self.lineup.resolved(self.source.environment.seats, tuple(policies))
         agents: dict[str, Agent] = {}
         for seat, player in players.items():
-            if not isinstance(player, str | Frozen):
+            if not isinstance(player, str | Frozen | League):
                 agents[seat] = agent_of(seat, player)
                 continue
             policy = player if isinstance(player, str) else player.policy
-            client = ScriptClient(self.renderers[policy], self._gold())
-            agents[seat] = PolicyAgent(client, self.renderers[policy], policies[policy].sampling, _CONTEXT)
+            renderer = self.renderers[policy] if policy else ByteRenderer()
+            sampling = policies[policy].sampling if policy else Sampling()
+            agents[seat] = PolicyAgent(ScriptClient(renderer, self._gold()), renderer, sampling, _CONTEXT)
         return agents
 
     def _gold(self) -> str | None:
