@@ -151,7 +151,9 @@ def named_versions(run: Run, coordinator: Coordinator, policy: str) -> set[int]:
 
 
 def checkpoint_due(run: Run, coordinator: Coordinator, policy: str, version: int) -> bool:
-    """Whether this version, which was just made, is to lie in the run folder."""
+    """Whether this version, the newest, is to lie in the run folder and does not yet."""
+    if version in coordinator.checkpoints[policy]:
+        return False
     return version in due_versions(run) or version in named_versions(run, coordinator, policy)
 
 

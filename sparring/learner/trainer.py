@@ -23,6 +23,7 @@ from sparring.errors import RunChanged, SettingError
 from sparring.learner.ceilings import Ceilings
 from sparring.learner.described import task_at
 from sparring.learner.evaluate import evaluate
+from sparring.learner.gauges import Gauges
 from sparring.learner.pacing import Drop
 from sparring.learner.parts import Parts
 from sparring.learner.players import Players, seated
@@ -77,7 +78,7 @@ class Trainer:
         )
         self._held_out: dict[str, Episode] = {}
         self._held_out_replies = 0
-        self._ceilings = Ceilings(parts.run, parts.coordinator)
+        self._ceilings, self._gauges = Ceilings(parts.run, parts.coordinator), Gauges(parts.run.gauges)
         self._loop = LoopWatch(deadline=parts.run.stall_deadline, on_held=self._note_held)
         self._stopping = False
         self._started = monotonic()
@@ -297,6 +298,7 @@ class Trainer:
                     self._run, policy, batch, self._coordinator.durable[policy], self._parts.models[policy]
                 )
             await self._commit(stepped)
+            self._gauges.check(stepped)
             with self._waits.on(f"learner of {policy}", f"the samplers: version {stepped.step + 1}"):
                 await self._publish(policy, stepped.step + 1)
             done = stepped.step + 1 - self._first_step[policy]
@@ -318,16 +320,15 @@ class Trainer:
 
     async def _checkpoint(self, policy: str, version: int) -> None:
         """Weights and optimizer into the run folder, then into the journal; older ones go that no resume can need."""
-        folder = self._parts.folder
         if version == 0:  # what every run begins with lies nowhere
             return
         if version not in self._coordinator.checkpoints[policy]:
             with self._waits.on(f"learner of {policy}", f"the model: checkpoint {version}"):
-                path = await anyio.to_thread.run_sync(folder.fresh_checkpoint, policy, version)
+                path = await anyio.to_thread.run_sync(self._parts.folder.fresh_checkpoint, policy, version)
                 await self._parts.models[policy].save(path)
             await self._commit(Checkpointed(policy=policy, step=version))
         kept = kept_checkpoints(self._run, self._coordinator, policy, version)
-        await anyio.to_thread.run_sync(folder.prune, policy, kept)
+        await anyio.to_thread.run_sync(self._parts.folder.prune, policy, kept)
 
     def _evaluated(self, version: int) -> bool:
         return evaluated(self._run, self._coordinator, version)
@@ -349,7 +350,6 @@ class Trainer:
         episodes = self._run.named_held_out[name]
         pinned = dict.fromkeys(self._parts.versions, version)
         agents = self._players.agents(self._parts.held_out[name], pinned, step=version, greedy=episodes.greedy)
-        deadline = None if self._run.deterministic else self._run.episode_deadline
         with self._waits.on(f"evaluation of version {version} on {name!r}", "held-out episodes"):
             done = await evaluate(
                 name,
@@ -358,7 +358,7 @@ class Trainer:
                 agents,
                 self._slots,
                 seed=self._run.seed,
-                deadline=deadline,
+                deadline=None if self._run.deterministic else self._run.episode_deadline,
                 emit=self._held_out_reply,
                 playing=self._held_out,
                 page=self._parts.page,
