@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from sparring import External, Frozen, Human, League, Lineup, Sampling, Scripted, ScriptedAgent, Secret
-from sparring.agents import Agent, EndpointAgent, name_of
+from sparring.agents import Agent, EndpointAgent, Player, name_of
 from sparring.environments import Conversation
 from sparring.errors import SettingError
 
@@ -127,8 +127,9 @@ def test_a_league_that_is_none(wrong: dict[str, Any]) -> None:
 
 
 def test_whom_tables_name() -> None:
-    players = ["alice", Frozen("a@1"), League("bob"), External("http://h/v1", "judge"), Scripted(len)]  # type: ignore[arg-type]
-    assert [name_of(one) for one in players] == ["alice", "a@1", "League(bob)", "judge", "len"]
+    script = Scripted(lambda conversation: "")
+    players: list[Player] = ["alice", Frozen("a@1"), League("bob"), External("http://h/v1", "judge"), script]
+    assert [name_of(one) for one in players] == ["alice", "a@1", "League(bob)", "judge", "<lambda>"]
 
 
 def test_a_server_s_model() -> None:

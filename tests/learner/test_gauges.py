@@ -107,4 +107,4 @@ def test_gauges_that_a_run_refuses(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="names no policy; there are alice"):
         choice_run(tmp_path, babble, Gauge(figure="won", below=0.5, policy="bob"))
     with pytest.raises(SettingError, match="must be a sequence of Gauge"):
-        replace(choice_run(tmp_path, babble), gauges=("won",))
+        replace(choice_run(tmp_path, babble), gauges=("won",))  # type: ignore[arg-type]

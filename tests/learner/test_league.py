@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -16,11 +20,12 @@ import pytest
 from sparring import Episodes, Frozen, League, Lineup, Policy, Run, Sampling, ScriptedModels, Seat, environment, rae
 from sparring.backend import Lora, ScriptedBackend
 from sparring.backend.scripted import ScriptedModel
-from sparring.learner import train_async
+from sparring.learner import train, train_async
 from sparring.learner.checked import schedule_of, versions_at_once
 from sparring.learner.continuity import decided_again
 from sparring.learner.folder import RunFolder
-from sparring.learner.replay import compare
+from sparring.learner.history import read_events
+from sparring.learner.replay import compare, replay
 from sparring.learner.resume import folded
 from sparring.rollout import Journal, MemorySegments
 from sparring.rollout.events import Acted, Admitted, AnyEvent, Ended, Evaluated, Opened, Stepped, canonical
@@ -154,6 +159,25 @@ async def test_what_a_league_needs_is_loaded_from_its_own_checkpoints(tmp_path: 
 async def opened(kept: MemorySegments) -> Journal:
     async with Journal.open(kept) as journal:
         return journal
+
+
+def test_a_league_that_is_killed_ends_in_the_same_journal(tmp_path: Path) -> None:
+    """`kill -9`, again and again, wherever the process is once another two steps are on the disk."""
+    undisturbed = league_run(tmp_path / "undisturbed", steps=9)
+    assert train(undisturbed)
+    run, kills = league_run(tmp_path / "killed", steps=9), 0
+    while kills < 4:
+        program = [sys.executable, "-m", "tests.learner.league_program", str(tmp_path / "killed")]
+        with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            steps = (line for line in process.stdout if line.startswith("Stepped"))
+            if len(list(islice(steps, 2))) < 2:
+                break
+            process.kill()
+        kills += process.returncode == -signal.SIGKILL
+    assert kills >= 2 and train(run)
+    assert canonical(list(read_events(run.path))) == canonical(list(read_events(undisturbed.path)))
+    assert replay(run.path).agrees
 
 
 def test_members_count_among_the_versions_at_once(tmp_path: Path) -> None:
