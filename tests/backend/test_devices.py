@@ -20,7 +20,8 @@ from sparring.backend.local.device import CPU_TOKENS, CUDA_TOKENS, choose_device
 from sparring.backend.local.draw import Shape, draw
 from sparring.backend.local.dropout import Dropout
 from sparring.backend.local.dtype import Dtype
-from sparring.backend.local.head import HeadInput, score
+from sparring.backend.local.head import HeadInput, at_once, score
+from sparring.backend.local.linear import Term, base_first, base_last
 from sparring.backend.local.measures import measures
 from sparring.backend.local.model import TorchModel
 from sparring.backend.local.norms import RootMeanSquareNorm
@@ -254,6 +255,42 @@ def test_scores_equal_the_plain_way(device: str, hot: bool) -> None:
     torch.testing.assert_close(output.gradient.cpu().double(), want, rtol=1e-4, atol=1e-5)
     entropy = -(scores.exp() * scores).sum(-1).detach()
     torch.testing.assert_close(output.entropy.cpu().double(), entropy, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scores_in_few_passes_equal_the_plain_way(device: str, dtype: torch.dtype) -> None:
+    """Also where a token is all but certain: the gradient at it is exact before it is rounded."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(20, 50, generator=generator).to(device, dtype)
+    targets = torch.randint(0, 50, (20, 1), generator=generator).to(device)
+    logits[:5].scatter_(1, targets[:5], 12.0)
+    weights = (torch.arange(20, device=device)[:, None] % 3 - 1).float()
+    leaf = logits.double().requires_grad_(True)
+    want = torch.log_softmax(leaf, -1).gather(1, targets)
+    (slopes,) = torch.autograd.grad((want * weights).sum(), leaf)
+    kept = logits.clone()
+    torch.testing.assert_close(
+        at_once(kept, targets, weights, gradient=False).double(), want.detach(), atol=1e-5, rtol=1e-5
+    )
+    assert torch.equal(kept, logits)
+    at_once(kept, targets, weights, gradient=True)
+    rounding = 1e-5 if dtype == torch.float32 else 2**-8
+    torch.testing.assert_close(kept.double(), slopes, rtol=rounding, atol=1e-9 if dtype == torch.bfloat16 else 1e-7)
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("parts", [[(0, 9)], [(0, 4), (4, 9)], [(1, 3), (5, 9)], []], ids=str)
+def test_products_with_the_base_last_equal_those_with_it_first(
+    device: str, parts: list[tuple[int, int]], with_bias: bool
+) -> None:
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device)
+
+    generator = torch.Generator().manual_seed(0)
+    flat, matrix, bias = random(9, 6), random(6, 5), random(5) if with_bias else None
+    terms = [Term(start, end, random(end - start, 2), random(2, 5), 0.5 + start) for start, end in parts]
+    found = [product(flat, matrix, bias, terms) for product in (base_first, base_last)]
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])

@@ -109,7 +109,7 @@ class BaseModel:
             end, places = torch.full_like(end[:1], length), torch.arange(length, device=self.device)[None]
         else:
             places = positions
-        with plugged(self.config, name):
+        with plugged(self.config, name), kernel_attention.kernels():
             output = self.body(
                 inputs_embeds=embedded,
                 position_ids=positions,

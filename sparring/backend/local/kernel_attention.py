@@ -10,12 +10,14 @@ Letters: `R` rows, `H` query heads, `K` key-value heads, `L` tokens, `D` head wi
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface
 
 from sparring.backend.local.plugged import refuse_unknown
@@ -25,8 +27,17 @@ NAME = "sparring_kernel"
 _ALIGNED = 8
 """The kernel copies a mask whose rows begin at other places than multiples of this."""
 
+_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Not cuDNN's, which are faster once they are there, but are made anew for each number of rows and tokens: in a training run,
+where no two micro-batches are alike, that takes longer than the rest of the pass."""
+
 KernelBias = Tensor | None
 """What is added to the scores, 0 or minus infinity, [R or 1, 1, L, L]; None where rows are causal and nothing else."""
+
+
+def kernels() -> AbstractContextManager[object]:
+    """Which of torch's kernels may be taken inside the block."""
+    return sdpa_kernel(_KERNELS)
 
 
 def kernel_bias(seen: Bool[Tensor, "R L L"], dtype: torch.dtype) -> Tensor:

@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.nn import functional
 
 from sparring.backend.local.lora import AdapterCall, AdapterWeights
 
@@ -26,17 +25,50 @@ class _Part(NamedTuple):
     end: int
 
 
-def _add(y: Tensor, flat: Tensor, parts: Sequence[_Part]) -> tuple[list[Tensor], list[Tensor | None]]:
-    """Add to the base's output for all tokens that of each adapter for its own ones; A x and the mask of each."""
-    lows, masks = [], []
+class Term(NamedTuple):
+    """scale * low @ right, for the rows from `start` to `end` of a product."""
+
+    start: int
+    end: int
+    low: Tensor
+    right: Tensor
+    scale: float
+
+
+def base_first(flat: Tensor, matrix: Tensor, bias: Tensor | None, terms: Sequence[Term]) -> Tensor:
+    """flat @ matrix + bias, and the terms on top."""
+    out = flat @ matrix if bias is None else torch.addmm(bias, flat, matrix)
+    for start, end, low, right, scale in terms:
+        out[start:end].addmm_(low, right, alpha=scale)
+    return out
+
+
+def base_last(flat: Tensor, matrix: Tensor, bias: Tensor | None, terms: Sequence[Term]) -> Tensor:
+    """The same for CUDA: a term takes as long as its result takes to be read and written, and what the large product adds to is
+    read while that computes."""
+    covered = sum(term.end - term.start for term in terms)
+    shape = (len(flat), matrix.shape[1])
+    out = flat.new_empty(shape) if covered == len(flat) else flat.new_zeros(shape)
+    for start, end, low, right, scale in terms:
+        out[start:end].addmm_(low, right, beta=0, alpha=scale)
+    out.addmm_(flat, matrix)
+    return out if bias is None else out.add_(bias)
+
+
+def _product(flat: Tensor, matrix: Tensor, bias: Tensor | None, terms: Sequence[Term]) -> Tensor:
+    return (base_last if flat.is_cuda else base_first)(flat, matrix, bias, terms)
+
+
+def _terms(flat: Tensor, parts: Sequence[_Part]) -> tuple[list[Term], list[Tensor | None]]:
+    """What each adapter adds for its own tokens, and its mask of dropout."""
+    terms, masks = list[Term](), list[Tensor | None]()
     for adapter, place, start, end in parts:
         rows = flat[start:end]
         kept = None if adapter.dropout is None else adapter.dropout.mask(rows)
         low = (rows if kept is None else rows * kept) @ adapter.a[place].T
-        y[start:end].addmm_(low, adapter.b[place].T, alpha=adapter.scale)
-        lows.append(low)
+        terms.append(Term(start, end, low, adapter.b[place].T, adapter.scale))
         masks.append(kept)
-    return lows, masks
+    return terms, masks
 
 
 class _LoraFunction(Function):
@@ -45,9 +77,9 @@ class _LoraFunction(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, parts: Sequence[_Part]) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
-        y = functional.linear(flat, weight, bias)
-        lows, masks = _add(y, flat, parts)
-        ctx.save_for_backward(flat, weight, *lows, *masks)
+        terms, masks = _terms(flat, parts)
+        y = _product(flat, weight.T, bias, terms)
+        ctx.save_for_backward(flat, weight, *(term.low for term in terms), *masks)
         ctx.parts, ctx.shape = parts, x.shape
         return y.view(*x.shape[:-1], y.shape[-1])
 
@@ -56,18 +88,24 @@ class _LoraFunction(Function):
         flat, weight, *kept_ones = ctx.saved_tensors
         lows, masks = kept_ones[: len(ctx.parts)], kept_ones[len(ctx.parts) :]
         whole = grads[0].reshape(-1, grads[0].shape[-1])
-        grad_x = whole @ weight if ctx.needs_input_grad[0] else None
+        terms, masked = list[Term](), list[tuple[Term, Tensor]]()
         for (adapter, place, start, end), low, kept in zip(ctx.parts, lows, masks, strict=True):
             grad, rows = whole[start:end], flat[start:end]
             grad_low = grad @ adapter.b[place]  # but for the scale
             if adapter.trains:
                 adapter.grad_b[place].add_(grad.T @ low, alpha=adapter.scale)
                 adapter.grad_a[place].add_(grad_low.T @ (rows if kept is None else rows * kept), alpha=adapter.scale)
-            if grad_x is not None and kept is None:
-                grad_x[start:end].addmm_(grad_low, adapter.a[place], alpha=adapter.scale)
-            elif grad_x is not None:
-                grad_x[start:end].add_((grad_low @ adapter.a[place]).mul_(kept), alpha=adapter.scale)
-        return None if grad_x is None else grad_x.view(ctx.shape), None, None, None
+            term = Term(start, end, grad_low, adapter.a[place], adapter.scale)
+            if kept is None:
+                terms.append(term)
+            else:
+                masked.append((term, kept))
+        if not ctx.needs_input_grad[0]:
+            return None, None, None, None
+        grad_x = _product(whole, weight, None, terms)
+        for term, kept in masked:
+            grad_x[term.start : term.end].add_((term.low @ term.right).mul_(kept), alpha=term.scale)
+        return grad_x.view(ctx.shape), None, None, None
 
 
 class LoraLinear(nn.Module):
@@ -94,8 +132,7 @@ class LoraLinear(nn.Module):
         if parts and torch.is_grad_enabled():
             return _LoraFunction.apply(x, self.weight, self.bias, parts)  # type: ignore[no-any-return, no-untyped-call]
         flat = x.reshape(-1, x.shape[-1])
-        y = functional.linear(flat, self.weight, self.bias)
-        _add(y, flat, parts)
+        y = _product(flat, self.weight.T, self.bias, _terms(flat, parts)[0])
         return y.view(*x.shape[:-1], y.shape[-1])
 
 
@@ -129,10 +166,11 @@ class Joint:
 
     def _outputs(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
-        y = functional.linear(flat, self._weight, self._bias)
+        terms = list[Term]()
         for adapter, start, end in self._call.spans(x):
             assert adapter.joint is not None
             if self._first in adapter.joint:
                 a, b = adapter.joint[self._first]
-                y[start:end].addmm_(flat[start:end] @ a.T, b.T, alpha=adapter.scale)
+                terms.append(Term(start, end, flat[start:end] @ a.T, b.T, adapter.scale))
+        y = _product(flat, self._weight.T, self._bias, terms)
         return y.view(*x.shape[:-1], y.shape[-1])

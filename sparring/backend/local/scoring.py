@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sparring.arrays import F32, I32
 from sparring.backend.local.base import BaseModel
+from sparring.backend.local.kernel_attention import kernels
 from sparring.backend.local.lora import Weights
 from sparring.backend.local.packing import Rows
 from sparring.backend.local.readout import read_out
@@ -24,7 +25,7 @@ whose logits are there at once."""
 def token_logprobs(base: BaseModel, weights: Weights | None, tokens: I32) -> F32:
     """Log-prob of each token given those before it, f32[T], the first NaN."""
     ids = torch.from_numpy(tokens).long().to(base.device)
-    with base.call.rows([(weights, 1)]):
+    with base.call.rows([(weights, 1)]), kernels():
         hidden = base.body(input_ids=ids[None], use_cache=False).last_hidden_state[0]
     parts = zip(hidden[:-1].split(TOGETHER), ids[1:].split(TOGETHER), strict=True)
     return np.concatenate([np.full(1, np.nan, np.float32), *(_logprobs(base, weights, *part) for part in parts)])
