@@ -14,7 +14,8 @@ KUHN = Path(__file__).parents[2] / "examples" / "kuhn.py"
 def played(*answers: str) -> str:
     """All that the terminal shows while each question is answered by the next of these."""
     ours, theirs = pty.openpty()
-    words = [sys.executable, "-m", "sparring.cli.main", "play", str(KUHN), "--seat", "second=human", "--task", "1"]
+    run = "import sys; from sparring.cli.main import main; sys.exit(main())"
+    words = [sys.executable, "-c", run, "play", str(KUHN), "--seat", "second=human", "--task", "1"]
     with subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs) as process:
         os.close(theirs)
         shown, left = b"", list(answers)

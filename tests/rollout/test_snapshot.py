@@ -23,7 +23,7 @@ from tests.rollout.told import TWO_SEATS, Story, schedule
 
 
 def eventful(*, pinned: bool = False) -> Story:
-    """Something for every part of the state: drops, faults, restarts, deaths, reuse, a curriculum, a league, planned batches."""
+    """Something for every part of the state: drops, faults, restarts, deaths, reuse, curriculum, league, a planned batch."""
     plan = schedule([TWO_SEATS, {"one": "alice"}], [{"one": "bob"}], k=2, steps=9, pinned=pinned)
     past = Opponent(name="League(alice)", policy="alice", league=League("alice", sampler="prioritised", every=1))
     first = replace(plan.sources[0], curriculum=Curriculum(window=2), opponents=({}, {"two": past}))
