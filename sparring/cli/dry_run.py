@@ -15,7 +15,7 @@ from random import Random
 import anyio
 import numpy as np
 
-from sparring.agents import Agent, Frozen, Lineup, PolicyAgent
+from sparring.agents import Agent, Frozen, League, Lineup, PolicyAgent, Sampling
 from sparring.agents.stand_in import scripted_reply
 from sparring.arrays import F32, I32
 from sparring.backend import Datum, Renderer, SampledSequence, SamplingParams, reply_tokens
@@ -112,13 +112,14 @@ class _Group:
         players = self.lineup.resolved(self.source.environment.seats, tuple(policies))
         agents: dict[str, Agent] = {}
         for seat, player in players.items():
-            if not isinstance(player, str | Frozen):
+            if not isinstance(player, str | Frozen | League):
                 agents[seat] = agent_of(seat, player)
                 continue
             policy = player if isinstance(player, str) else player.policy
+            renderer = self.renderers[policy] if policy else ByteRenderer()
+            sampling = policies[policy].sampling if policy else Sampling()
             gold = gold_reply(self.source.environment, self.task)
-            client = ScriptClient(self.renderers[policy], gold)
-            agents[seat] = PolicyAgent(client, self.renderers[policy], policies[policy].sampling, _CONTEXT)
+            agents[seat] = PolicyAgent(ScriptClient(renderer, gold), renderer, sampling, _CONTEXT)
         return agents
 
 
