@@ -8,6 +8,7 @@ from typing import Any
 
 import anyio
 import pytest
+from _pytest.mark import ParameterSet
 
 from sparring import Checked, check_environment
 from sparring.environments import FunctionEnvironment, environment
@@ -73,7 +74,16 @@ def checked(name: str, **settings: Any) -> Checked:
     return anyio.run(check)
 
 
-@pytest.mark.parametrize("check, name, says", PLANTED, ids=[f"{check}-{name}" for check, name, _ in PLANTED])
+def rows() -> list[ParameterSet]:
+    """Those of the table; all but the first of each check are slow."""
+    first = {check: name for check, name, _ in reversed(PLANTED)}
+    return [
+        pytest.param(*row, id=f"{row[0]}-{row[1]}", marks=() if first[row[0]] == row[1] else pytest.mark.slow)
+        for row in PLANTED
+    ]
+
+
+@pytest.mark.parametrize("check, name, says", rows())
 def test_each_check_sees_what_was_planted_for_it(check: str, name: str, says: str) -> None:
     found = checked(name)
     assert not found.passed
@@ -88,6 +98,7 @@ def test_a_defect_is_planted_for_every_check(check: str) -> None:
     assert check in {one for one, _, _ in PLANTED}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["shared", "by_loop", "by_clock", "by_date", "by_hash"])
 def test_what_one_check_alone_can_see_the_others_pass(name: str) -> None:
     """So it was that one thing that was seen, and nothing beside it."""

@@ -63,6 +63,7 @@ def test_every_game_is_checked() -> None:
     assert there == TASKS.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["FrozenLake-v1", "Blackjack-v1"])
 def test_gymnasium(name: str) -> None:
     found = check(gymnasium_environment(name), range(4))
@@ -77,6 +78,7 @@ def parts(run: Run) -> Iterator[tuple[Environment[Any], Any]]:
             yield episodes.environment, episodes.tasks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NOT_CHECKED)
 def test_examples(name: str) -> None:
     for of, tasks in parts(example(name).run):
