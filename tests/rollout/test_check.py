@@ -8,7 +8,6 @@ from typing import Any
 
 import anyio
 import pytest
-from _pytest.mark import ParameterSet
 
 from sparring import Checked, check_environment
 from sparring.environments import FunctionEnvironment, environment
@@ -74,7 +73,7 @@ def checked(name: str, **settings: Any) -> Checked:
     return anyio.run(check)
 
 
-def rows() -> list[ParameterSet]:
+def rows() -> list[Any]:
     """Those of the table; all but the first of each check are slow."""
     first = {check: name for check, name, _ in reversed(PLANTED)}
     return [
