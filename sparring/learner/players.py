@@ -54,6 +54,7 @@ class Players:
         self._versions = versions
         self._others = others
         self._steps = steps
+        self._servers: dict[External, Agent] = {}  # one for all groups: what it asks at once is bounded for the run
 
     def agents(
         self, players: Mapping[str, Player], pinned: Mapping[str, int], *, step: int, greedy: bool = False
@@ -71,6 +72,8 @@ class Players:
         if isinstance(player, str):
             sampling = self._policies[player].sampling_at(step, self._steps)
             return _agent(self._versions[player], pinned.get(player), sampling, greedy)
+        if isinstance(player, External):
+            return self._servers.setdefault(player, agent_of(seat, player))
         return agent_of(seat, player)
 
 
