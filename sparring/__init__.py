@@ -80,6 +80,7 @@ from sparring.learner import (
     Episodes,
     EqualRewards,
     Fit,
+    Gauge,
     Lines,
     Overlong,
     Pace,
@@ -111,17 +112,19 @@ from sparring.learner import (
     train,
     train_async,
 )
-from sparring.rollout import Curriculum, Faults, Finished, play
+from sparring.rollout import Checked, Curriculum, Faults, Finished, check_environment, play
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CISPO",
+    "Checked",
     "DPO",
     "DPPO",
     "DRO",
     "F",
     "GAE",
+    "Gauge",
     "GSPO",
     "KL",
     "PPO",
@@ -202,6 +205,7 @@ __all__ = [
     "Unjudged",
     "ValueDatum",
     "advantages",
+    "check_environment",
     "cispo",
     "code_tasks",
     "dapo",

@@ -2,7 +2,7 @@
 
 from sparring.environments.code_verifier import CodeVerifier, Example, Report
 from sparring.environments.conversation import Conversation, Message, Place, Text, ToolSpec, Turn
-from sparring.environments.environment import Environment, FunctionEnvironment, environment
+from sparring.environments.environment import Environment, FunctionEnvironment, environment, gold_reply
 from sparring.environments.function_tool import tool
 from sparring.environments.outcome import Outcome, Rewards, Settled, settle
 from sparring.environments.problems import CodeTask, code_tasks, human_eval
@@ -54,6 +54,7 @@ __all__ = [
     "environment",
     "gather",
     "generated",
+    "gold_reply",
     "human_eval",
     "jsonl",
     "python_session",

@@ -10,6 +10,7 @@ from typing import Any
 import anyio.lowlevel
 import numpy as np
 
+from sparring.agents import Frozen
 from sparring.arrays import F32
 from sparring.backend import CrossEntropy, Loss, ValueDatum
 from sparring.backend.losses import required_fields
@@ -181,6 +182,27 @@ def _ess_by_staleness(batch: Batch, logprobs: Sequence[F32]) -> dict[str, float]
         if isfinite(below) and below > 0:
             found[f"{ESS_BY_STALENESS}{age}"] = float(ratios[mine].sum()) ** 2 / below
     return found
+
+
+def frozen_players(run: Run) -> list[Frozen]:
+    """Those of all its line-ups."""
+    everyone = [*run.sources, *run.named_held_out.values()]
+    rows = [lineup.players.values() for episodes in everyone for lineup in episodes.lineups]
+    return [player for row in rows for player in row if isinstance(player, Frozen)]
+
+
+def due_sets(run: Run, version: int) -> list[str]:
+    """The held-out sets that are played at this version: those whose frozen players are there by then."""
+    return [
+        name
+        for name, episodes in run.named_held_out.items()
+        if all(
+            one.version <= version
+            for lineup in episodes.lineups
+            for one in lineup.players.values()
+            if isinstance(one, Frozen)
+        )
+    ]
 
 
 def due_versions(run: Run) -> list[int]:
