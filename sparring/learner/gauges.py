@@ -16,7 +16,7 @@ class Gauge:
     `steps` steps in a row; None: no bound. A step that does not have the figure does not count. Those that tell of a collapse:
 
     length               action tokens of a trajectory, mean
-    distinct             share of the step's replies that are not said twice in it
+    distinct             different replies of the step, as a share of all its replies
     entropy              nats per token, estimated from the sampled tokens, where the backend tells it
     environment/illegal  illegal replies of an episode, mean
     won                  share of the games won against players that do not learn (a draw is half)

@@ -160,7 +160,7 @@ def _metrics(batch: Batch, drawn: Sequence[Trajectory]) -> dict[str, float]:
 
 
 def _distinct(drawn: Sequence[Trajectory]) -> float:
-    """The share of replies, of all turns, that no other trajectory of the batch said before, token for token."""
+    """Different replies of all turns, token for token, as a share of all."""
     replies = [
         context.tokens[context.action_mask & (context.turn == turn)].tobytes()
         for one in drawn

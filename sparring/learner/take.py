@@ -18,7 +18,7 @@ from sparring.backend.totals import add_up, rates
 from sparring.errors import NonFinite
 from sparring.learner.measured import NOTHING, Measured, all_trajectories, rows_of
 from sparring.learner.normalization import TokenMean
-from sparring.learner.run import Run
+from sparring.learner.run import Episodes, Run
 from sparring.learner.step import Decided, beta_of, decide, lags
 from sparring.learner.taught import Taught
 from sparring.learner.updates import Laid, Update, updates
@@ -186,9 +186,12 @@ def _ess_by_staleness(batch: Batch, logprobs: Sequence[F32]) -> dict[str, float]
 
 def frozen_players(run: Run) -> list[Frozen]:
     """Those of all its line-ups."""
-    everyone = [*run.sources, *run.named_held_out.values()]
-    rows = [lineup.players.values() for episodes in everyone for lineup in episodes.lineups]
-    return [player for row in rows for player in row if isinstance(player, Frozen)]
+    return [player for episodes in (*run.sources, *run.named_held_out.values()) for player in _frozen(episodes)]
+
+
+def _frozen(episodes: Episodes) -> list[Frozen]:
+    everyone = [player for lineup in episodes.lineups for player in lineup.players.values()]
+    return [player for player in everyone if isinstance(player, Frozen)]
 
 
 def due_sets(run: Run, version: int) -> list[str]:
@@ -196,12 +199,7 @@ def due_sets(run: Run, version: int) -> list[str]:
     return [
         name
         for name, episodes in run.named_held_out.items()
-        if all(
-            one.version <= version
-            for lineup in episodes.lineups
-            for one in lineup.players.values()
-            if isinstance(one, Frozen)
-        )
+        if all(one.version <= version for one in _frozen(episodes))
     ]
 
 

@@ -123,13 +123,15 @@ async def _process(folder: Folder, kind: str) -> str:
         async with process:
             with anyio.move_on_after(_PATIENCE):
                 await process.wait()
-            if process.returncode is None:
+            late = process.returncode is None
+            if late:
                 process.kill()
     code = process.returncode
+    assert code is not None
     lines = (await anyio.Path(folder.log).read_text("utf-8", "backslashreplace")).splitlines()
     if code == UNIMPORTABLE:
         raise SettingError(_NOT_IMPORTABLE.format("the environment", lines[-1]))
-    how = f"the process was killed after {_PATIENCE:.0f} s" if code is None else ended(code, lines)
+    how = f"the process was killed after {_PATIENCE:.0f} s" if late else ended(code, lines)
     doing = await anyio.to_thread.run_sync(folder.was_doing)
     return f"{doing}: {how}" if doing else how
 

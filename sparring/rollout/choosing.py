@@ -32,7 +32,7 @@ class Choosing:
         turns = self._open_turns()
         if not turns:
             return None
-        turn = next((one for one in turns if not self._missing(*self._schedule.combination(one))), None)
+        turn = self._first_playable(turns)
         if turn is None:
             return self._missing(*self._schedule.combination(turns[0]))
         source, lineup = self._schedule.combination(turn)
@@ -59,7 +59,7 @@ class Choosing:
 
     def admit(self, event: Admitted) -> None:
         """The group that was chosen is admitted."""
-        turn = next((one for one in self._open_turns() if not self._missing(*self._schedule.combination(one))), None)
+        turn = self._first_playable(self._open_turns())
         assert turn is not None and event.group == self.admitted, (event, turn, self.admitted)
         self._turn = turn + 1
         self.admitted += 1
@@ -112,6 +112,10 @@ class Choosing:
         """The turns in which somebody still trains, up to the one after which all had theirs."""
         turns = range(self._turn, self._turn + self._schedule.combinations)
         return [turn for turn in turns if self._open_policies(*self._schedule.combination(turn))]
+
+    def _first_playable(self, turns: Sequence[int]) -> int | None:
+        """The first of them whose frozen versions are there."""
+        return next((turn for turn in turns if not self._missing(*self._schedule.combination(turn))), None)
 
     def _open_policies(self, source: int, lineup: int) -> tuple[str, ...]:
         policies = dict.fromkeys(self._schedule.sources[source].lineups[lineup].values())
