@@ -150,7 +150,7 @@ def openspiel_environment(
 
     Each decision is asked in a context of its own: the information state says all that the player knows. Where there is no
     choice nobody is asked. Who still makes no legal move gets the least return that the game knows; the others share what is
-    left of the sum, where it has one (zero-sum, constant-sum), or get 0; where all fail, they share the sum (or have the least).
+    left of the sum, where there is one (zero-sum, constant-sum), or get 0; where all fail, they share it (or get the least).
 
     Raises `SettingError` for games and parameters that OpenSpiel does not have, `UnsupportedError` for those that draw chance
     themselves, that have no text, or whose players are a crowd (mean field).
@@ -192,12 +192,10 @@ def _check_playable(name: str, game: Any, observe: Observe | None) -> None:
         raise UnsupportedError(f"openspiel_environment({name!r}): a mean-field game has no players that could be seats")
     if kind.chance_mode == pyspiel.GameType.ChanceMode.SAMPLED_STOCHASTIC:
         raise UnsupportedError(
-            f"openspiel_environment({name!r}): it draws its chance itself, so that a task could not decide it; take a game "
+            f"openspiel_environment({name!r}): it draws its chance itself, so that no task decides it; take a game "
             f"whose chance is explicit"
         )
     if observe is None and not (kind.provides_information_state_string or kind.provides_observation_string):
         raise UnsupportedError(f"openspiel_environment({name!r}): it has no text of what a player knows; give observe=")
     if not isfinite(game.min_utility()):
-        raise UnsupportedError(
-            f"openspiel_environment({name!r}): its losses have no bound: a forfeit would have no value"
-        )
+        raise UnsupportedError(f"openspiel_environment({name!r}): its losses have no bound: no forfeit has a value")

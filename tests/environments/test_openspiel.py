@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from random import Random
 from typing import Any
 
@@ -35,6 +35,10 @@ async def played(
     return await play(environment, task, {seat: Scripted(says) for seat in environment.seats}, seed=seed)
 
 
+def told_before(moves: Iterator[str]) -> Callable[[Conversation], str]:
+    return lambda conversation: next(moves)
+
+
 def at_random(seed: int) -> Callable[[Conversation], str]:
     """Each seat by a generator of its own: who of several is asked first is chance."""
     rngs = {f"player{n}": Random(f"{seed}/{n}") for n in range(4)}
@@ -64,7 +68,7 @@ async def test_kuhn_poker_is_worth_the_same_here_and_there() -> None:
         for action in (first, second, *(("Pass", "Bet").index(OURS[move]) for move in moves)):
             state.apply_action(action)
         turns = {"first": iter(moves[::2]), "second": iter(moves[1::2])}
-        lineup = {seat: Scripted(lambda _, turn=turn: next(turn)) for seat, turn in turns.items()}
+        lineup = {seat: Scripted(told_before(turn)) for seat, turn in turns.items()}
         ours = await play(kuhn, Deal(CARDS[first], CARDS[second]), lineup)
         assert state.is_terminal() and [ours.rewards["first"], ours.rewards["second"]] == state.returns()
 
@@ -86,9 +90,6 @@ async def test_it_is_open_spiel_s_game(game: str) -> None:
             assert environment.zero_sum == environment.seats and sum(done.rewards.values()) == 0
         else:
             assert environment.zero_sum == ()
-    assert len(
-        {str((await played(environment, task, at_random(0))).transcripts) for task in range(20)}
-    ) > 1 or game in ("tic_tac_toe",)
 
 
 async def test_chance_is_fair() -> None:
@@ -118,7 +119,7 @@ async def test_simultaneous_moves_do_not_see_each_other() -> None:
 async def test_each_decision_has_a_context_of_its_own_and_the_rules_in_it() -> None:
     environment = openspiel_environment("kuhn_poker", seats=("first", "second"), rules="Kuhn poker.")
     said = {"first": iter(("Pass", "Bet")), "second": iter(("Bet",))}
-    done = await play(environment, 0, {seat: Scripted(lambda _, turn=turn: next(turn)) for seat, turn in said.items()})
+    done = await play(environment, 0, {seat: Scripted(told_before(turn)) for seat, turn in said.items()})
     assert [text for _, text in done.transcripts["first"]][::2] == ["Kuhn poker.", "Bet"]
     assert done.transcripts["first"][1][1].partition("\n")[0][1:] == "pb", "what was said before is in the state alone"
     assert abs(done.rewards["first"]) == 2
