@@ -32,7 +32,7 @@ ARCHITECTURES: Mapping[str, PreTrainedConfig] = {
         max_position_embeddings=8192,
         tie_word_embeddings=True,
     ),
-    "llama-3.1-8b, 8 of 32 layers": LlamaConfig(
+    "llama-3.1-8b-8-of-32-layers": LlamaConfig(
         vocab_size=128256,
         hidden_size=4096,
         intermediate_size=14336,
@@ -45,11 +45,10 @@ ARCHITECTURES: Mapping[str, PreTrainedConfig] = {
 }
 
 
-def write_random(name: str, folder: Path, *, dtype: str, device: str, tokenizer: str = SMOLLM2) -> Path:
-    """A folder of this architecture, drawn on the device, with the tokenizer of another model."""
+def write_random(folder: Path, *, dtype: str, device: str, tokenizer: str = SMOLLM2) -> None:
+    """A model of the architecture that the folder is named after, drawn on the device, with the tokenizer of another model."""
     torch.manual_seed(0)
     with torch.device(device):
-        model = AutoModelForCausalLM.from_config(ARCHITECTURES[name], dtype=getattr(torch, dtype))
+        model = AutoModelForCausalLM.from_config(ARCHITECTURES[folder.name], dtype=getattr(torch, dtype))
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(str(resolve_model(tokenizer))).save_pretrained(folder)
-    return folder

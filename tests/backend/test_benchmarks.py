@@ -24,7 +24,7 @@ NAMES = (
     "a large product",
     "tiny-llama 8/4 plain",
     "tiny-llama 12/6 shared / plain",
-    "tiny-llama 12/6, 2 prompts, mfu",
+    "tiny-llama 12/6, 2 prompts, tok/s",
     "tiny-llama best mfu",
     "8/4 two adapters in one pass / one",
 )
@@ -36,7 +36,7 @@ def _run(*given: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_part_runs(tiny_llama: Path) -> None:
-    given = f"--device cpu --architecture none --dtype float32 --threads 1 {SMALL} --model {tiny_llama}"
+    given = f"--device cpu --architectures none --dtype float32 --threads 1 {SMALL} --model {tiny_llama}"
     done = _run(*given.split())
     assert [name for name in NAMES if name not in done.stdout] == [], done.stdout + done.stderr
     assert "no error" not in done.stdout, done.stdout
@@ -55,7 +55,7 @@ async def test_a_part_that_fails_is_a_row_that_is_not_met(capsys: pytest.Capture
         raise RuntimeError("CUDA error: out of luck\nand more")
 
     settings = CudaSettings(
-        model="m", rounds=1, dtype="float32", threads=1, architecture="none", shapes=[], prompts=1, sequences=1,
+        model="m", rounds=1, dtype="float32", threads=1, architectures=[], parts=[], shapes=[], prompts=1, sequences=1,
         drawn=1, parity=1, product=1,
     )  # fmt: skip
     (row,) = await guarded("part", broken, settings)  # type: ignore[arg-type]
