@@ -53,7 +53,7 @@ def said(
 async def odds(model: SmallModel, text: str = "your card is J") -> list[float]:
     client = await model.sampler()
     replies = [reply_tokens(model.renderer, reply) for reply in model.renderer.replies]
-    return np.exp(await client.options(prompt(model, text), replies)).tolist()
+    return [float(one) for one in np.exp(await client.options(prompt(model, text), replies))]
 
 
 @pytest.mark.parametrize("model", MODELS)
