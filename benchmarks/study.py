@@ -20,10 +20,8 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
-
-from scipy.stats import sem, t
 
 from sparring.learner.chart import Series, line_chart
 
@@ -31,6 +29,8 @@ ALGORITHMS = ("grpo", "dr_grpo", "rloo", "reinforce_pp", "cispo", "ppo")
 PICTURE = Path(__file__).parent.parent / "docs" / "study.svg"
 START = "import sys; from sparring.cli.main import main; sys.exit(main())"
 WIDTH, HEIGHT, COLUMNS = 420, 220, 3
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+"""The 97.5 % quantile of Student's t, by the number of seeds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +68,7 @@ def table(all_found: dict[str, Sequence[Found]]) -> Iterator[str]:
     for name, seeds in all_found.items():
         last = [one.held_out[max(one.held_out)] for one in seeds]
         early = mean(mean(value for step, value in one.held_out.items() if step > 0) for one in seeds)
-        wide = float(t.ppf(0.975, len(last) - 1) * sem(last)) if len(last) > 1 else float("nan")
+        wide = STUDENT[len(last)] * stdev(last) / len(last) ** 0.5
         each, tokens = ", ".join(f"{value:.3f}" for value in last), mean(one.tokens for one in seeds)
         yield f"| `{name}` | {each} | {mean(last):.3f} ± {wide:.3f} | {early:.3f} | {tokens:.0f} |"
 
@@ -98,13 +98,15 @@ def main() -> int:
     """Train what is missing, then tell."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="two to ten of them")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--folder", type=Path, default=Path("runs/study"))
     parser.add_argument("--picture", type=Path, default=PICTURE)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--at_once", type=int, default=1)
     given = parser.parse_args()
+    if len(given.seeds) not in STUDENT:
+        parser.error(f"--seeds {given.seeds}: an interval needs two to ten of them")
     paths = {(a, s): given.folder / f"{a}-{s}" / "metrics.jsonl" for s in given.seeds for a in given.algorithms}
     missing = [key for key, path in paths.items() if not path.exists() or given.steps not in found(path).held_out]
     with ThreadPoolExecutor(given.at_once) as pool:

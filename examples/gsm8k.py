@@ -22,7 +22,7 @@ class Problem:
 verify = MathVerifier()
 
 
-@environment(hidden={"*": ("answer",)})
+@environment(hidden={"*": ("answer",)}, gold=lambda task: f"\\boxed{{{task.answer}}}")
 async def gsm8k(task: Problem, solver: Seat) -> Score:
     reply = await solver.ask(f"{task.question}\nPut the final answer in \\boxed{{}}.")
     return await verify(reply.text, task.answer)

@@ -1,4 +1,4 @@
-"""Kuhn poker by self-play: a policy learns both seats against its first version, with a running baseline for each seat.
+"""Kuhn poker by self-play: a policy learns both seats against its past selves, with a running baseline for each seat.
 
 A player antes 1 chip; who wins a bet that is called gets 2. Played perfectly, the first seat loses 1/18 chip a game.
 """
@@ -6,8 +6,9 @@ A player antes 1 chip; who wins a bet that is called gets 2. Played perfectly, t
 from dataclasses import dataclass
 from itertools import permutations
 
-from sparring import Episodes, Frozen, Lineup, Policy, Run, Sampling, Seat, environment, rae
+from sparring import Episodes, Frozen, League, Lineup, Policy, Run, Sampling, Seat, environment, rae
 
+MODEL = "smollm2-135m-instruct"
 LEGAL = {"": ("check", "bet"), "check": ("check", "bet"), "bet": ("fold", "call"), "check-bet": ("fold", "call")}
 
 
@@ -34,17 +35,13 @@ async def kuhn(deal: Deal, first: Seat, second: Seat) -> dict[Seat, float]:
 
 
 deals = [Deal(first, second) for first, second in permutations("JQK", 2)]
-old = Frozen("alice@0")
-seats = [Lineup({"first": "alice", "second": old}), Lineup({"first": old, "second": "alice"})]
+seats = [Lineup({"first": "alice", "second": League("alice")}), Lineup({"first": League("alice"), "second": "alice"})]
 
 run = Run(
     name="kuhn",
     train=Episodes(kuhn, deals, seats),
-    held_out={  # there are no other deals: each ten times, scored against the first version
-        "first": Episodes(kuhn, deals * 10, seats[0], seen=True),
-        "second": Episodes(kuhn, deals * 10, seats[1], seen=True),
-    },
-    policies={"alice": Policy("smollm2-135m-instruct", rae(), sampling=Sampling(max_tokens=8))},
+    policies={"alice": Policy(MODEL, rae(), sampling=Sampling(max_tokens=8))},
     group_size=1,
     steps=300,
+    held_out=Episodes(kuhn, deals, Lineup({"first": "alice", "second": Frozen("alice@0")}), seen=True),
 )

@@ -37,7 +37,7 @@ class Question:
 verify = MathVerifier()
 
 
-@environment
+@environment(gold=lambda task: f"Answer: {sum(task.terms)}")
 async def sums(task: Question, solver: Seat) -> Score:
     reply = await solver.ask(
         f"What is {' + '.join(map(str, task.terms))}? End with 'Answer: ' and the number, on its own line."

@@ -1,6 +1,7 @@
 """A prover and a verifier that learn at the same time: one proof is meant to help, one to mislead (arXiv 2407.13692).
 
-The headline is how often the verifier tells a right answer from a wrong one, against the prover of now.
+The headline is how often the verifier tells a right answer from a wrong one, against the prover of now; beside it stands how
+often the verifier that the run began with does.
 """
 
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from random import Random
 
 from sparring import (
     Episodes,
+    Frozen,
     Lineup,
     MathVerifier,
     Outcome,
@@ -56,7 +58,10 @@ train, held_out = split([problem(seed) for seed in range(400)], held_out=32)
 run = Run(
     name="prover-verifier",
     train=Episodes(game, train, duel),
-    held_out=Episodes(game, held_out, duel),
+    held_out={
+        "now": Episodes(game, held_out, duel),
+        "old verifier": Episodes(game, held_out, duel | {"verifier": Frozen("verifier@0")}),
+    },
     policies={
         "prover": Policy(MODEL, grpo(), sampling=Sampling(max_tokens=48)),
         "verifier": Policy(MODEL, grpo(), sampling=Sampling(max_tokens=8)),

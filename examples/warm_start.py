@@ -32,7 +32,7 @@ class Question:
 verify = MathVerifier(extract="last")
 
 
-@environment
+@environment(gold=lambda task: str(task.a + task.b))
 async def addition(task: Question, solver: Seat) -> Score:
     reply = await solver.ask(f"Calculate {task.a} + {task.b}.")
     return await verify(reply.text, task.a + task.b)

@@ -75,6 +75,7 @@ from sparring.learner import (
     Episodes,
     EqualRewards,
     Fit,
+    Gauge,
     Lines,
     Overlong,
     Pace,
@@ -106,17 +107,19 @@ from sparring.learner import (
     train,
     train_async,
 )
-from sparring.rollout import Curriculum, Faults, Finished, play
+from sparring.rollout import Checked, Curriculum, Faults, Finished, check_environment, play
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CISPO",
+    "Checked",
     "DPO",
     "DPPO",
     "DRO",
     "F",
     "GAE",
+    "Gauge",
     "GSPO",
     "KL",
     "PPO",
@@ -195,6 +198,7 @@ __all__ = [
     "Unjudged",
     "ValueDatum",
     "advantages",
+    "check_environment",
     "cispo",
     "code_tasks",
     "dapo",

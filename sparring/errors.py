@@ -65,5 +65,9 @@ class TooManyFaults(SparringError):
     """More episodes failed than the run's ceiling allows; the message shows the first failure."""
 
 
+class Collapsed(SparringError):
+    """A figure of the run's steps left the bounds that a gauge gives it; the message names it and its last values."""
+
+
 class Stalled(SparringError):
     """Nothing moved for the run's stall deadline; the message says what each part waits for."""

@@ -3,7 +3,7 @@
 from sparring.agents.action import Action, Sample
 from sparring.agents.agent import Agent, Chooser
 from sparring.agents.endpoint import EndpointAgent, Secret
-from sparring.agents.lineup import External, Frozen, Human, League, Lineup, Player, Scripted
+from sparring.agents.lineup import External, Frozen, Human, League, Lineup, Player, Scripted, name_of
 from sparring.agents.policy import PolicyAgent, Sampling, rendered
 from sparring.agents.scripted import HumanAgent, ScriptedAgent
 
@@ -25,5 +25,6 @@ __all__ = [
     "Scripted",
     "ScriptedAgent",
     "Secret",
+    "name_of",
     "rendered",
 ]

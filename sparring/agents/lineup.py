@@ -5,36 +5,48 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from typing import Any, Literal
 
 from sparring.agents.agent import Agent
 from sparring.agents.endpoint import EndpointAgent, Secret
 from sparring.agents.policy import Sampling
 from sparring.agents.scripted import Script
-from sparring.errors import SettingError, UnsupportedError
+from sparring.errors import SettingError
 
 
 @dataclass(frozen=True, slots=True)
 class Frozen:
-    """A policy of the run at a fixed version, `Frozen("alice@0")`: it plays and does not learn."""
+    """A player that does not learn: a policy of the run at a version, `Frozen("alice@0")`, which is kept as long as the run
+    names it, or another model, by its folder or hub name. `sampling`: how it replies; None: as its policy does, a model as
+    `Sampling()` says."""
 
     name: str
+    sampling: Sampling | None = field(default=None, kw_only=True)
+
+    @property
+    def model(self) -> str:
+        """The other model; "" for a policy of the run."""
+        return "" if "@" in self.name else self.name
 
     @property
     def policy(self) -> str:
+        """The policy of the run; "" for another model."""
         return self.name.rpartition("@")[0]
 
     @property
     def version(self) -> int:
-        return int(self.name.rpartition("@")[2])
+        """The policy's version; 0 for another model, which has no other."""
+        return 0 if self.model else int(self.name.rpartition("@")[2])
 
     def __post_init__(self) -> None:
         policy, at, version = self.name.rpartition("@")
-        if not at:
-            raise UnsupportedError(
-                f"Frozen({self.name!r}): other models as players are not there yet; use 'policy@version'"
+        if not self.name or (at and not (policy and version.isdecimal())):
+            raise SettingError(
+                f"Frozen({self.name!r}): write 'policy@version', as in Frozen('alice@0'), or the folder or hub name of a "
+                f"model, which has no '@'"
             )
-        if not policy or not version.isdecimal():
-            raise SettingError(f"Frozen({self.name!r}): write 'policy@version', as in Frozen('alice@0')")
+        if self.sampling is not None and not isinstance(self.sampling, Sampling):
+            raise SettingError(f"Frozen({self.name!r}, sampling={self.sampling!r}): must be None or Sampling(...)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +68,37 @@ class Human:
 
 @dataclass(frozen=True, slots=True)
 class League:
-    """Past versions of a policy as opponents. Refused so far."""
+    """Past versions of a policy of the run as opponents, in training. Its members are version 0 and each `every`th, at most the
+    newest `size` of them; each is kept while it is a member or a group plays against it. One is drawn for each group and seat:
+
+    uniform      each alike
+    latest       the newest
+    prioritised  in proportion to (1 - p)^2, p how often those who learn beat it in the last `window` games (a draw is half a
+                 win; one win and one defeat more are counted): whom they lose against they meet more often (Vinyals et al.,
+                 Nature 575, 2019, weigh the members of a league so)
+    """
 
     policy: str
+    sampler: Literal["uniform", "latest", "prioritised"] = field(default="uniform", kw_only=True)
+    every: int = field(default=10, kw_only=True)
+    size: int = field(default=16, kw_only=True)
+    window: int = field(default=64, kw_only=True)
 
     def __post_init__(self) -> None:
-        raise UnsupportedError(f"League({self.policy!r}): leagues are not there yet; use Frozen('{self.policy}@0')")
+        samplers = ("uniform", "latest", "prioritised")
+        if self.sampler not in samplers:
+            raise SettingError(
+                f"League({self.policy!r}, sampler={self.sampler!r}): must be one of {', '.join(samplers)}"
+            )
+        for name in ("every", "size", "window"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise SettingError(f"League({self.policy!r}, {name}={value!r}): must be a whole number, at least 1")
+
+    def members(self, newest: int) -> range:
+        """The versions that are members once `newest` is there, oldest first."""
+        last = newest // self.every
+        return range(max(0, last - self.size + 1) * self.every, newest + 1, self.every)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +126,21 @@ class External:
 Player = str | Frozen | Scripted | Human | League | External | Agent
 """A trained policy's name, one of the records above, or any `Agent` as it is."""
 
+
+def name_of(player: Player) -> str:
+    """What tables call a player: a policy, a model, a function or an agent's class."""
+    if isinstance(player, str):
+        return player
+    if isinstance(player, Frozen):
+        return player.name
+    if isinstance(player, External):
+        return player.model
+    if isinstance(player, League):
+        return f"League({player.policy})"
+    script: Any = player.script if isinstance(player, Scripted) else type(player)
+    return str(getattr(script, "__name__", type(script).__name__))
+
+
 _WITHOUT_A_RUN = "Scripted(function), Human() or an agent"
 
 
@@ -110,7 +162,7 @@ class Lineup:
             if not isinstance(player, Player) or isinstance(player, type):
                 raise SettingError(
                     f"Lineup: seat {seat!r} is played by {player!r}: must be a policy's name, Frozen('policy@0'), "
-                    f"Scripted(function), Human() or an object with act and context_left"
+                    f"League('policy'), Scripted(function), Human() or an object with act and context_left"
                 )
 
     def __or__(self, others: Mapping[str, Player]) -> Lineup:
@@ -134,7 +186,7 @@ class Lineup:
                     raise SettingError(f"the line-up names nobody for seat {seat!r}; {known}")
                 players[seat] = policies[0]
             player = players[seat]
-            policy = player if isinstance(player, str) else player.policy if isinstance(player, Frozen) else None
-            if policy is not None and policy not in policies:
+            policy = player if isinstance(player, str) else player.policy if isinstance(player, Frozen | League) else ""
+            if policy not in ("", *policies) or player == "":
                 raise SettingError(f"seat {seat!r} is played by policy {policy!r}; {known}")
         return {seat: players[seat] for seat in seats}

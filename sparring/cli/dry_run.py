@@ -15,12 +15,12 @@ from random import Random
 import anyio
 import numpy as np
 
-from sparring.agents import Agent, Frozen, Lineup, PolicyAgent
+from sparring.agents import Agent, Frozen, League, Lineup, PolicyAgent, Sampling
+from sparring.agents.stand_in import scripted_reply
 from sparring.arrays import F32, I32
 from sparring.backend import Datum, Renderer, SampledSequence, SamplingParams, reply_tokens
 from sparring.backend.bytes_renderer import ByteRenderer
-from sparring.cli.script import scripted_reply
-from sparring.environments import FunctionEnvironment, task_digest
+from sparring.environments import gold_reply, task_digest
 from sparring.errors import UnsupportedError
 from sparring.learner.checked import schedule_of
 from sparring.learner.described import task_at
@@ -112,19 +112,15 @@ class _Group:
         players = self.lineup.resolved(self.source.environment.seats, tuple(policies))
         agents: dict[str, Agent] = {}
         for seat, player in players.items():
-            if not isinstance(player, str | Frozen):
+            if not isinstance(player, str | Frozen | League):
                 agents[seat] = agent_of(seat, player)
                 continue
             policy = player if isinstance(player, str) else player.policy
-            client = ScriptClient(self.renderers[policy], self._gold())
-            agents[seat] = PolicyAgent(client, self.renderers[policy], policies[policy].sampling, _CONTEXT)
+            renderer = self.renderers[policy] if policy else ByteRenderer()
+            sampling = policies[policy].sampling if policy else Sampling()
+            gold = gold_reply(self.source.environment, self.task)
+            agents[seat] = PolicyAgent(ScriptClient(renderer, gold), renderer, sampling, _CONTEXT)
         return agents
-
-    def _gold(self) -> str | None:
-        environment = self.source.environment
-        if isinstance(environment, FunctionEnvironment) and environment.gold is not None:
-            return environment.gold(self.task)
-        return None
 
 
 class ScriptClient:

@@ -23,6 +23,7 @@ COMMANDS = {
     "train": "train the Run that a Python file defines; running the same command again resumes it",
     "fit": "train on texts, scripted play, a run's best episodes or preferences, as a Python file defines",
     "play": "play one episode of an environment, with a person or a script at each seat",
+    "check": "say whether an environment keeps its contract: replay, hidden fields, rewards, hostile replies",
     "eval": "show the held-out evaluations of a run, or measure a checkpoint, a model or an endpoint anew",
     "replay": "recompute a run's batches, advantages and metrics from its journal, and compare",
     "rescore": "score a run's stored episodes with a changed environment or verifier, and report what would have changed",
@@ -38,6 +39,7 @@ examples:
   sparring train examples/addition.py --dry-run
   sparring fit examples/warm_start.py
   sparring play examples/addition.py --seat solver=human
+  sparring check examples/addition.py
   sparring eval runs/addition
   sparring eval runs/addition@40 examples/addition.py --attempts 8 --temperature 1
   sparring replay runs/addition

@@ -10,10 +10,10 @@ import anyio
 import msgspec
 
 from sparring.agents import Human, Lineup, Player, Scripted
+from sparring.agents.stand_in import last_told, scripted_reply
 from sparring.cli.load import found
-from sparring.cli.script import scripted_reply
 from sparring.cli.usage import Parser, UsageError
-from sparring.environments import Conversation, Environment, FunctionEnvironment, Message, size
+from sparring.environments import Conversation, Environment, FunctionEnvironment, gold_reply, size
 from sparring.learner.described import task_at
 from sparring.learner.run import Episodes, Run
 from sparring.rollout import Finished, play
@@ -77,7 +77,7 @@ def chosen_task(environment: Environment[Any], episodes: Episodes | None, text: 
 
 def lineup_of(environment: Environment[Any], task: Any, seats: Sequence[str], seed: int) -> Lineup:
     """A script at every seat but those that a person takes. Raises `UsageError` for an unknown seat or player."""
-    gold = environment.gold(task) if isinstance(environment, FunctionEnvironment) and environment.gold else None
+    gold = gold_reply(environment, task)
     players: dict[str, Player] = {seat: Scripted(script(Random(f"{seed}/{seat}"), gold)) for seat in environment.seats}
     for given in seats:
         seat, _, player = given.partition("=")
@@ -94,8 +94,7 @@ def script(rng: Random, gold: str | None) -> Callable[[Conversation], str]:
     """The scripted player of one seat."""
 
     def reply(conversation: Conversation) -> str:
-        asked = [entry.text for entry in conversation.entries if isinstance(entry, Message)]
-        return scripted_reply(asked[-1] if asked else "", rng, gold)
+        return scripted_reply(last_told(conversation), rng, gold)
 
     return reply
 

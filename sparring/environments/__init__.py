@@ -2,7 +2,7 @@
 
 from sparring.environments.code_verifier import CodeVerifier, Example, Report
 from sparring.environments.conversation import Conversation, Message, Place, Text, Turn
-from sparring.environments.environment import Environment, FunctionEnvironment, environment
+from sparring.environments.environment import Environment, FunctionEnvironment, environment, gold_reply
 from sparring.environments.outcome import Outcome, Rewards, Settled, settle
 from sparring.environments.problems import CodeTask, code_tasks, human_eval
 from sparring.environments.reply import Reply, ToolCall
@@ -49,6 +49,7 @@ __all__ = [
     "environment",
     "gather",
     "generated",
+    "gold_reply",
     "human_eval",
     "jsonl",
     "reveal",

@@ -195,6 +195,13 @@ def environment(
     return made if function is None else made(function)
 
 
+def gold_reply(environment: Environment[TaskT], task: TaskT) -> str | None:
+    """A reply that solves the task, where the environment names one."""
+    if isinstance(environment, FunctionEnvironment) and environment.gold is not None:
+        return environment.gold(task)
+    return None
+
+
 @cache
 def _takes_rng(play: Callable[..., Any]) -> bool:
     return "rng" in inspect.signature(play).parameters

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 from sparring.environments.environment import Environment
@@ -142,7 +141,7 @@ def gymnasium_environment(
         env.close()
     return GymnasiumEnvironment(
         id=name,
-        settings=MappingProxyType(given),
+        settings=given,
         observe=observe,
         actions=names,
         rules=rules,

@@ -78,6 +78,9 @@ class Branch:
 OWN_CODE: ContextVar[Callable[[Awaitable[Any]], Awaitable[Any]] | None] = ContextVar("sparring_own_code", default=None)
 """How the running episode runs what the environment wrote; None outside a run."""
 
+REVEALED: ContextVar[Callable[[object], None] | None] = ContextVar("sparring_revealed", default=None)
+"""Who is told of what `reveal` marks; None where nobody checks the flows from hidden fields."""
+
 RUNNING: ContextVar[Running | None] = ContextVar("sparring_running", default=None)
 _BRANCHES: ContextVar[tuple[Running | None, tuple[Branch, ...]]] = ContextVar("sparring_branches", default=(None, ()))
 
@@ -207,5 +210,11 @@ def encoded(value: Any, what: str) -> bytes:
 
 
 def reveal(value: T) -> T:
-    """Mark a flow from hidden fields into a conversation as intended (a verified quote)."""
+    """Mark a flow from hidden fields into a conversation as intended: a verified quote, a verdict that `play` goes on by.
+
+    Returns the value. `check_environment` lets a seat's conversation depend on a hidden field only once a revealed value does.
+    """
+    heard = REVEALED.get()
+    if heard is not None:
+        heard(value)
     return value

@@ -15,6 +15,7 @@ from sparring.learner.examples import Best, Lines, Pairs, Played
 from sparring.learner.export import Exported, export
 from sparring.learner.fit import SFT, Fit
 from sparring.learner.fitting import Fitted, fit, fit_async
+from sparring.learner.gauges import Gauge
 from sparring.learner.kl import KL
 from sparring.learner.normalization import Constant, Normalization, SequenceMean, TokenMean
 from sparring.learner.overlong import Overlong
@@ -44,6 +45,7 @@ from sparring.learner.train import train, train_async
 __all__ = [
     "DPO",
     "GAE",
+    "Gauge",
     "KL",
     "PRESETS",
     "SFT",

@@ -89,6 +89,8 @@ class Cast:
             if isinstance(player, str | Frozen):
                 policy = player if isinstance(player, str) else player.policy
                 sampling = self._sampling(policy, episodes, temperature, max_tokens)
+                if isinstance(player, Frozen) and player.sampling is not None:
+                    sampling = player.sampling
                 drawn_at.append(sampling.temperature)
                 agents[seat] = await self._agent(player, policy, sampling)
             else:
@@ -109,7 +111,7 @@ class Cast:
         if isinstance(player, str) and isinstance(self._subject, Endpoint):
             self._tell(policy, {"url": self._subject.url, "model": self._subject.model}, sampling)
             return EndpointAgent(self._subject.url, self._subject.model, sampling, key=self._subject.key)
-        weights = self._weights(policy) if isinstance(player, str) else self._first(player)
+        weights = self._weights(policy) if isinstance(player, str) else self._frozen(player)
         model, client = await self._open(weights)
         named = policy if isinstance(player, str) else player.name
         self._tell(named, {"model": weights.model, "digest": await model.digest()}, sampling)
@@ -125,13 +127,18 @@ class Cast:
             raise SettingError(f"policy {policy!r} plays a seat, and the run that is measured has {known} alone")
         return self._subject[policy]
 
-    def _first(self, player: Frozen) -> Weights:
-        """An opponent is what the file's run began with, whoever is measured."""
-        if self._run is None or player.policy not in self._run.named_policies or player.version != 0:
-            raise SettingError(
-                f"an opponent is {player!r}: name a file with the Run that has this policy; only version 0 is kept"
-            )
+    def _frozen(self, player: Frozen) -> Weights:
+        """An opponent is what the file's run began with or keeps, or another model, whoever is measured."""
+        if player.model:
+            return Weights(model=player.model)
+        if self._run is None or player.policy not in self._run.named_policies:
+            raise SettingError(f"an opponent is {player!r}: name a file with the Run that has this policy")
         policy = self._run.named_policies[player.policy]
+        if player.version:
+            folder = RunFolder(self._run.path)
+            if player.version not in folder.checkpoints(player.policy):
+                raise SettingError(f"an opponent is {player!r}: {self._run.path} keeps no checkpoint of that version")
+            return Weights(model=policy.model, state=str(folder.checkpoint(player.policy, player.version).absolute()))
         return Weights(model=policy.model, state=policy.start)
 
     async def _open(self, weights: Weights) -> tuple[TrainingClient, SamplingClient]:

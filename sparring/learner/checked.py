@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sparring.agents import Frozen, Player
+from sparring.agents import Frozen, League, Player, name_of
 from sparring.backend import Backend, Capabilities
 from sparring.environments import size
 from sparring.errors import SettingError, UnsupportedError
@@ -14,7 +14,9 @@ from sparring.learner.described import digests
 from sparring.learner.pacing import Drop
 from sparring.learner.players import check_players
 from sparring.learner.run import Episodes, Policy, Run
+from sparring.learner.take import frozen_players
 from sparring.rollout import Schedule, Source
+from sparring.rollout.league import Opponent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,16 +42,17 @@ def schedule_of(run: Run) -> Schedule:
     policies = tuple(run.named_policies)
     sources = []
     for number, episodes in enumerate(run.sources):
-        lineups = []
+        lineups, others = [], []
         for lineup in episodes.lineups:
             players = lineup.resolved(episodes.environment.seats, policies)
-            check_players(players, f"train source {number}", deterministic=run.deterministic)
+            check_players(players, f"train source {number}", steps=run.steps, deterministic=run.deterministic)
             trained = {seat: player for seat, player in players.items() if isinstance(player, str)}
             if not trained:
                 raise SettingError(
                     f"train source {number} has a line-up in which nobody learns: name a policy for a seat"
                 )
             lineups.append(trained)
+            others.append({seat: _opponent(player) for seat, player in players.items() if not isinstance(player, str)})
         sources.append(
             Source(
                 environment=episodes.environment.name,
@@ -57,8 +60,10 @@ def schedule_of(run: Run) -> Schedule:
                 lineups=tuple(lineups),
                 curriculum=episodes.curriculum,
                 faults=episodes.faults,
+                opponents=tuple(others),
             )
         )
+    _check_reachable(sources)
     learning = {policy for source in sources for lineup in source.lineups for policy in lineup.values()}
     for policy in policies:
         if policy not in learning:
@@ -77,6 +82,32 @@ def schedule_of(run: Run) -> Schedule:
         drop_after=run.pacing.versions if isinstance(run.pacing, Drop) else None,
         reuse=None if run.reuse is None else run.reuse.rule,
     )
+
+
+def _opponent(player: Player) -> Opponent:
+    if isinstance(player, League):
+        return Opponent(name=name_of(player), policy=player.policy, league=player)
+    if isinstance(player, Frozen):
+        return Opponent(name=player.name, policy=player.policy, version=player.version)
+    return Opponent(name=name_of(player))
+
+
+def _check_reachable(sources: Sequence[Source]) -> None:
+    """Raises `SettingError` where line-ups wait for versions that nobody can make before they are played."""
+    waiting = [pair for source in sources for pair in zip(source.lineups, source.opponents, strict=True)]
+    learning: set[str] = set()
+    while waiting:
+        playable = [
+            pair for pair in waiting if all(one.version == 0 or one.policy in learning for one in pair[1].values())
+        ]
+        if not playable:
+            names = sorted({one.name for _, others in waiting for one in others.values() if one.version})
+            raise SettingError(
+                f"line-ups wait for {', '.join(names)}, and nobody learns before they are there: give each policy a line-up "
+                f"that can be played from the start"
+            )
+        learning.update(policy for lineup, _ in playable for policy in lineup.values())
+        waiting = [pair for pair in waiting if pair not in playable]
 
 
 def check_capabilities(run: Run, backend: Backend) -> None:
@@ -117,19 +148,22 @@ def _check_models(name: str, policy: Policy, able: Capabilities) -> None:
 
 def versions_at_once(run: Run) -> int:
     """How many versions may be played at the same time, of all policies on one base: of each policy the newest
-    K + 1 (K the largest bound), the one that is being published, one that held-out tasks are played with, version 0 where it is
-    an opponent, and with weights in flight the name that goes on from version to version."""
-    frozen = {
-        player.policy
-        for episodes in (*run.sources, *run.named_held_out.values())
-        for lineup in episodes.lineups
-        for player in lineup.resolved(episodes.environment.seats, tuple(run.named_policies)).values()
-        if isinstance(player, Frozen)
+    K + 1 (K the largest bound), the one that is being published, one that held-out tasks are played with, those that line-ups
+    name or leagues may draw, and with weights in flight the name that goes on from version to version."""
+    named = {(one.policy, one.version) for one in frozen_players(run) if one.policy} | {
+        (player.policy, version)
+        for source in run.sources
+        for lineup in source.lineups
+        for player in lineup.players.values()
+        if isinstance(player, League)
+        for version in range(player.size)
     }
+    others = {one.model for one in frozen_players(run) if one.model}
     each = run.bound.most_staleness + 2 + bool(run.named_held_out) + (run.weights == "inflight")
     needed = Counter[str]()
     for name, policy in run.named_policies.items():
-        needed[policy.model] += each + (name in frozen)
+        needed[policy.model] += each + sum(policy_named == name for policy_named, _ in named)
+    needed.update(others)
     return max(needed.values())
 
 
@@ -139,7 +173,13 @@ def _held_out_players(run: Run, name: str, episodes: Episodes) -> Mapping[str, P
     if size(episodes.tasks) is None:
         raise SettingError(f"held-out {name!r} is endless: give a finite list of tasks")
     players = episodes.lineups[0].resolved(episodes.environment.seats, tuple(run.named_policies))
-    check_players(players, f"held-out {name!r}", deterministic=run.deterministic)
+    check_players(players, f"held-out {name!r}", steps=run.steps, deterministic=run.deterministic)
+    for seat, player in players.items():
+        if isinstance(player, League):
+            raise SettingError(
+                f"held-out {name!r}: seat {seat!r} is played by a League, whose members change, so that versions could not be "
+                f"compared: name one, as in Frozen('{player.policy}@0')"
+            )
     return players
 
 

@@ -25,7 +25,7 @@ from sparring.rollout import Schedule
 
 _PACKAGES = ("sparring", "torch", "transformers", "peft", "vllm", "numpy")
 _ELSEWHERE = ("train", "held_out", "folder")
-_FREE = ("max_concurrent", "episode_deadline", "stall_deadline", "max_faults", "max_refill")
+_FREE = ("max_concurrent", "episode_deadline", "stall_deadline", "max_faults", "max_refill", "gauges")
 """Fields that may change when a run is resumed: they decide how, not what."""
 
 _ENDLESS_SAMPLE = 64

@@ -15,7 +15,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from sparring.agents import Agent, Frozen, Player, Scripted
+from sparring.agents import Agent, Player, name_of
 from sparring.environments import Seat, size, task_digest
 from sparring.errors import JournalError, RunChanged, SettingError
 from sparring.learner.described import described_episodes, differences, task_at, tasks_fingerprint
@@ -223,16 +223,7 @@ def against(sitting: Sitting, seat: str) -> str:
     """Who plays the other seats."""
     players: Mapping[str, Player] = sitting.episodes.lineups[0].players
     others = [other for other in sitting.episodes.environment.seats if other != seat]
-    return ", ".join(f"{other}: {_named(players.get(other, 'itself'))}" for other in others)
-
-
-def _named(player: Player) -> str:
-    if isinstance(player, str):
-        return player
-    if isinstance(player, Frozen):
-        return player.name
-    script: Any = player.script if isinstance(player, Scripted) else type(player)
-    return str(getattr(script, "__name__", type(script).__name__))
+    return ", ".join(f"{other}: {name_of(players.get(other, 'itself'))}" for other in others)
 
 
 def _score(

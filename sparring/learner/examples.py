@@ -15,7 +15,7 @@ import anyio.to_thread
 import msgspec
 import numpy as np
 
-from sparring.agents import Frozen
+from sparring.agents import Frozen, League
 from sparring.agents.policy import merged
 from sparring.arrays import I32, Bools
 from sparring.backend import Datum, Renderer, reply_tokens
@@ -141,7 +141,7 @@ class Played:
         for lineup in self.episodes.lineups:
             for seat in self.episodes.environment.seats:
                 player = lineup.players.get(seat)
-                if player is None or isinstance(player, str | Frozen):
+                if player is None or isinstance(player, str | Frozen | League):
                     raise SettingError(
                         f"Played({name}): seat {seat!r} is played by {player!r}: there is no policy here; seat Scripted(fn)"
                     )

@@ -15,11 +15,11 @@ import anyio
 import msgspec
 from msgspec import UNSET
 
-from sparring.agents import Sample
+from sparring.agents import Frozen, Sample
 from sparring.environments import Environment, FunctionEnvironment, Message, Reply, Seat, Turn, task_digest
 from sparring.environments.plain import canonical
 from sparring.errors import RunChanged, SettingError
-from sparring.learner.described import task_at
+from sparring.learner.described import plain, task_at
 from sparring.learner.folder import written_whole
 from sparring.learner.history import read_events
 from sparring.learner.run import Run
@@ -150,7 +150,7 @@ class Telling:
             task=admitted.task,
             content=UNSET if plan is None else msgspec.json.decode(canonical(plan.task)),
             lineup=admitted.lineup,
-            players={**episodes["lineups"][admitted.lineup], **lineup},
+            players={**episodes["lineups"][admitted.lineup], **lineup, **_drawn(self._schedule, admitted)},
             trained={seat: policy for seat, policy in lineup.items() if policy in admitted.trained},
             steps={policy: list(steps) for policy, steps in self._steps.get(ended.group, {}).items()},
             whole=plan is not None,
@@ -196,6 +196,12 @@ class Telling:
         environment = self._run.sources[source].environment
         settings = self._described["episodes"][f"train/{source}"]["environment"].get("settings", {})
         return environment(**settings) if isinstance(environment, FunctionEnvironment) else environment
+
+
+def _drawn(schedule: Schedule, admitted: Admitted) -> dict[str, Any]:
+    """{seat: who} of the members that leagues sent."""
+    opponents = schedule.opponents(admitted.source, admitted.lineup)
+    return {seat: plain(Frozen(opponents[seat].drawn(version))) for seat, version in admitted.opponents.items()}
 
 
 def _result(result: SeatResult) -> StoredResult:

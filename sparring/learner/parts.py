@@ -20,7 +20,7 @@ from sparring.rollout.culprit import Page
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
     """What a trainer works with. `lineups[source][lineup]` are the players of every seat; `models` learn, `versions` are
-    played."""
+    played, and so are `others`: models by their names that nobody trains."""
 
     run: Run
     backend: Backend
@@ -29,6 +29,7 @@ class Parts:
     snapshots: Snapshots
     folder: RunFolder
     versions: Mapping[str, Versions]
+    others: Mapping[str, Versions]
     models: Mapping[str, Taught]
     lineups: Sequence[Sequence[Mapping[str, Player]]]
     held_out: Mapping[str, Mapping[str, Player]]

@@ -1,25 +1,25 @@
-"""The agents that play a group: policies at the versions they may use, and players that are not models."""
+"""The agents that play a group: policies at the versions they may use, other models, and players that are not models."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
 
-from sparring.agents import Agent, External, Frozen, Human, Player, PolicyAgent
-from sparring.errors import SettingError, UnsupportedError
+from sparring.agents import Agent, External, Frozen, Human, League, Player, PolicyAgent, Sampling
+from sparring.errors import SettingError
 from sparring.learner.run import Policy
 from sparring.learner.versions import Versions
 from sparring.rollout.play import agent_of
 
 
-def check_players(players: Mapping[str, Player], where: str, *, deterministic: bool) -> None:
-    """Raises where a run cannot seat one of them: `UnsupportedError` for a frozen version other than 0 (a run keeps no later
-    one for ever), `SettingError` for a person, and in a deterministic run for a server's model."""
+def check_players(players: Mapping[str, Player], where: str, *, steps: int, deterministic: bool) -> None:
+    """Raises `SettingError` where a run of so many `steps` cannot seat one of them: a version that it never makes, a person,
+    and in a deterministic run a server's model."""
     for seat, player in players.items():
-        if isinstance(player, Frozen) and player.version != 0:
-            raise UnsupportedError(
-                f"{where}: seat {seat!r} is played by Frozen({player.name!r}); only version 0 can be frozen so far: "
-                f"write Frozen('{player.policy}@0')"
+        if isinstance(player, Frozen) and player.version > steps:
+            raise SettingError(
+                f"{where}: seat {seat!r} is played by Frozen({player.name!r}), and a run of steps={steps} makes none "
+                f"after {steps}: name one up to that"
             )
         if isinstance(player, External) and deterministic:
             raise SettingError(
@@ -32,13 +32,29 @@ def check_players(players: Mapping[str, Player], where: str, *, deterministic: b
             )
 
 
-class Players:
-    """The run's policies as players."""
+def seated(players: Mapping[str, Player], drawn: Mapping[str, int]) -> dict[str, Player]:
+    """The players of a group: each league is the member that was drawn for its seat."""
+    return {
+        seat: Frozen(f"{player.policy}@{drawn[seat]}") if isinstance(player, League) else player
+        for seat, player in players.items()
+    }
 
-    def __init__(self, policies: Mapping[str, Policy], versions: Mapping[str, Versions], steps: int) -> None:
+
+class Players:
+    """The run's policies as players, and `others`: the models by their names that only play."""
+
+    def __init__(
+        self,
+        policies: Mapping[str, Policy],
+        versions: Mapping[str, Versions],
+        others: Mapping[str, Versions],
+        steps: int,
+    ) -> None:
         self._policies = policies
         self._versions = versions
+        self._others = others
         self._steps = steps
+        self._servers: dict[External, Agent] = {}  # one for all groups: what it asks at once is bounded for the run
 
     def agents(
         self, players: Mapping[str, Player], pinned: Mapping[str, int], *, step: int, greedy: bool = False
@@ -48,18 +64,20 @@ class Players:
         return {seat: self._agent(seat, player, pinned, step, greedy) for seat, player in players.items()}
 
     def _agent(self, seat: str, player: Player, pinned: Mapping[str, int], step: int, greedy: bool) -> Agent:
+        if isinstance(player, Frozen) and player.model:
+            return _agent(self._others[player.model], 0, player.sampling or Sampling(), greedy)
         if isinstance(player, Frozen):
-            return self._policy(player.policy, player.version, step, greedy)
+            sampling = player.sampling or self._policies[player.policy].sampling_at(step, self._steps)
+            return _agent(self._versions[player.policy], player.version, sampling, greedy)
         if isinstance(player, str):
-            return self._policy(player, pinned.get(player), step, greedy)
+            sampling = self._policies[player].sampling_at(step, self._steps)
+            return _agent(self._versions[player], pinned.get(player), sampling, greedy)
+        if isinstance(player, External):
+            return self._servers.setdefault(player, agent_of(seat, player))
         return agent_of(seat, player)
 
-    def _policy(self, name: str, version: int | None, step: int, greedy: bool) -> PolicyAgent:
-        sampling = self._policies[name].sampling_at(step, self._steps)
-        model = self._versions[name].model
-        return PolicyAgent(
-            self._versions[name].player(version),
-            model.renderer,
-            replace(sampling, temperature=0.0) if greedy else sampling,
-            model.info.context_length,
-        )
+
+def _agent(versions: Versions, version: int | None, sampling: Sampling, greedy: bool) -> PolicyAgent:
+    sampling = replace(sampling, temperature=0.0) if greedy else sampling
+    model = versions.model
+    return PolicyAgent(versions.player(version), model.renderer, sampling, model.info.context_length)

@@ -38,8 +38,9 @@ class Comparison:
     """How many decisions were made again, and how many snapshots are what the events before them come to; each that came out
     otherwise, as a sentence.
 
-    `drops` are the lines of the drop-bias table: what was trained and what was not, where anything was dropped. `accepted`
-    says since when the run went on with changed code: its decisions follow from what was played, whoever's code it was.
+    `drops` are the lines of the drop-bias table: what was trained and what was not, where anything was dropped; `standings`
+    those of the ratings and the match matrix, where anybody met a player that does not learn. `accepted` says since when the
+    run went on with changed code: its decisions follow from what was played, whoever's code it was.
     """
 
     admissions: int
@@ -48,6 +49,7 @@ class Comparison:
     snapshots: int
     differences: tuple[str, ...]
     drops: tuple[str, ...] = ()
+    standings: tuple[str, ...] = ()
     accepted: tuple[str, ...] = ()
 
     @property
@@ -61,7 +63,7 @@ class Comparison:
         decided = f"{self.admissions} admissions, {self.batches} batches, {self.steps} steps decided again"
         folded = f"{self.snapshots} snapshot{'s' * (self.snapshots != 1)} folded again"
         counted = f"{decided}, {folded}: {verdict}"
-        return [counted, *self.differences, *self.accepted, *self.drops]
+        return [counted, *self.differences, *self.accepted, *self.drops, *self.standings]
 
 
 def replay(folder: Path, run: Run | None = None) -> Comparison:
@@ -118,16 +120,19 @@ def compare(
         snapshots=check.agreed,
         differences=(*differences, *check.left()),
         drops=tuple(coordinator.bias.lines),
+        standings=tuple(coordinator.choosing.standings.table().lines),
         accepted=tuple(accepted),
     )
 
 
 def _admission(event: Admitted, coordinator: Coordinator) -> list[str]:
     choice = coordinator.next_group()
-    expected = (event.group, event.source, event.index, event.lineup, tuple(event.trained), event.pinned)
+    given = (event.group, event.source, event.index, event.lineup, tuple(event.trained))
+    expected = (*given, event.pinned, event.opponents)
     if choice is None or isinstance(choice, str):
         return [f"group {event.group} was admitted, but admission waits: {choice or 'it has ended'}"]
-    again = (choice.group, choice.source, choice.index, choice.lineup, choice.trained, dict(choice.pinned))
+    given = (choice.group, choice.source, choice.index, choice.lineup, choice.trained)
+    again = (*given, dict(choice.pinned), dict(choice.opponents))
     return [] if again == expected else [f"group {event.group} was admitted as {expected}, decided again it is {again}"]
 
 

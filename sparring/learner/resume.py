@@ -19,7 +19,7 @@ from sparring.learner.folder import RunFolder
 from sparring.learner.lines import Lines
 from sparring.learner.run import Run
 from sparring.learner.snapshots import RunState, needed, readable
-from sparring.learner.take import due_versions, take_step
+from sparring.learner.take import due_sets, due_versions, frozen_players, take_step
 from sparring.learner.taught import Taught
 from sparring.learner.versions import Versions
 from sparring.rollout import Batch, Coordinator, Journal, Schedule
@@ -128,12 +128,14 @@ def _from(since: Mapping[str, int], steps: Mapping[str, Sequence[Redone]]) -> di
 
 def needed_versions(run: Run, coordinator: Coordinator, policy: str) -> list[int]:
     """The versions of a policy that something which is not over yet plays with, once for each: groups that are pinned
-    to one, and due evaluations."""
+    to one or play against one that was drawn, and due evaluations."""
     newest = coordinator.budget.version(policy)
     live = [
-        group.admitted.pinned[policy]
+        version
         for group in coordinator.groups.values()
-        if group.playing and policy in group.admitted.pinned
+        if group.playing
+        for name, version in coordinator.held(group.admitted)
+        if name == policy
     ]
     waiting = [
         version for version in due_versions(run) if version <= newest and not evaluated(run, coordinator, version)
@@ -141,14 +143,38 @@ def needed_versions(run: Run, coordinator: Coordinator, policy: str) -> list[int
     return live + waiting
 
 
+def named_versions(run: Run, coordinator: Coordinator, policy: str) -> set[int]:
+    """The versions of a policy, made so far, that line-ups name or that leagues may yet draw."""
+    newest = coordinator.budget.version(policy)
+    frozen = {one.version for one in frozen_players(run) if one.policy == policy and one.version <= newest}
+    return frozen | coordinator.choosing.kept(policy)
+
+
+def checkpoint_due(run: Run, coordinator: Coordinator, policy: str, version: int) -> bool:
+    """Whether this version, the newest, is to lie in the run folder and does not yet."""
+    if version in coordinator.checkpoints[policy]:
+        return False
+    return version in due_versions(run) or version in named_versions(run, coordinator, policy)
+
+
+def kept_checkpoints(run: Run, coordinator: Coordinator, policy: str, version: int) -> set[int]:
+    """Those of the policy's checkpoints that a resume may need once it is at `version`: what it would start from, and the
+    versions that something plays with."""
+    done = coordinator.checkpoints[policy]
+    played = {*needed_versions(run, coordinator, policy), *named_versions(run, coordinator, policy)}
+    oldest = min([version - run.bound.most_staleness, *(one for one in played if one not in done)])
+    base = max((step for step in done if step <= oldest), default=0)
+    return {step for step in done if step >= base or step in played}
+
+
 def evaluated(run: Run, coordinator: Coordinator, version: int) -> bool:
-    """Whether every held-out set was played at this version."""
-    return all((name, version) in coordinator.evaluated for name in run.named_held_out)
+    """Whether every held-out set that is due was played at this version."""
+    return all((name, version) in coordinator.evaluated for name in due_sets(run, version))
 
 
 def bases(run: Run, coordinator: Coordinator, there: Mapping[str, Collection[int]]) -> dict[str, int]:
     """For each policy, the checkpoint to start from: the newest of those `there` that is not newer than any version still
-    needed.
+    needed, except for those that lie `there` themselves.
 
     A pinned schedule needs the last k versions for groups that it has yet to admit.
     """
@@ -156,12 +182,10 @@ def bases(run: Run, coordinator: Coordinator, there: Mapping[str, Collection[int
     for policy in run.named_policies:
         newest = coordinator.budget.version(policy)
         lately = newest - run.bound.most_staleness if run.deterministic else newest
-        oldest = min(
-            [max(0, lately), *(version for version in needed_versions(run, coordinator, policy) if version > 0)]
-        )
-        chosen[policy] = max(
-            step for step in there[policy] if step <= oldest and step in coordinator.checkpoints[policy]
-        )
+        known = coordinator.checkpoints[policy].intersection(there[policy])
+        played = {*needed_versions(run, coordinator, policy), *named_versions(run, coordinator, policy)}
+        oldest = min([max(0, lately), *(version for version in played if version not in known)])
+        chosen[policy] = max(step for step in known if step <= oldest)
     return chosen
 
 
@@ -201,13 +225,17 @@ async def redo(
     moved: Callable[[], None] = lambda: None,
 ) -> list[str]:
     """Bring the policy's models to where the journal stands, installing the versions that may still be played with: the
-    newest K + 1 (K the largest bound), and those that something `needed` waits for. `moved` is called after each step.
+    newest K + 1 (K the largest bound), and those `needed`, of which the ones before `base` have checkpoints of their own.
+    `moved` is called after each step.
 
     A redone step that ends in other weights than the journaled one is a `ReplayDiverged` in a deterministic run; in any other
     the machine, its threads or a package may have changed, the journal's plans were trained all the same, and the steps are
     returned as sentences.
     """
     await versions.install(0)
+    for version in sorted(one for one in set(needed) if 0 < one < base):
+        await models.model.load_state(str(folder.checkpoint(policy, version)), optimizer=False)
+        await versions.install(version)
     if base > 0:
         await models.load(folder.checkpoint(policy, base))
         await versions.install(base)

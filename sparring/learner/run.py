@@ -14,6 +14,7 @@ from sparring.backend import Adam, BackendChoice, Local, Lora
 from sparring.environments import Environment, Tasks, size
 from sparring.errors import SettingError, UnsupportedError
 from sparring.learner.algorithm import Algorithm
+from sparring.learner.gauges import Gauge, check_gauges
 from sparring.learner.kinds import finite, folder_name, whole
 from sparring.learner.pacing import Pace, Pacing, check_pacing
 from sparring.learner.presets import grpo
@@ -180,6 +181,7 @@ class Run:
                       filtered) and be replaced before the run stops; None: 32, or four steps' worth if that is more
     reuse             Reuse(...) trains on units once more, in places beyond the fresh ones; None does not
     pacing            what becomes of episodes that take long: Pace() waits for them, Drop(...) drops and counts them
+    gauges            Gauge(...): figures that stop the run where they leave their bounds, as when it collapses
     stall_deadline    seconds in which nothing happens, and the backend computes nothing, after which the run stops and says
                       what it waits for; a call that holds the event loop for as long ends the process
     """
@@ -204,6 +206,7 @@ class Run:
     max_refill: int | None = None
     pacing: Pacing = Pace()
     reuse: Reuse | None = None
+    gauges: Sequence[Gauge] = ()
     stall_deadline: float = 900.0
     folder: Path = Path("runs")
 
@@ -220,6 +223,7 @@ class Run:
                     )
         for name, policy in self.named_policies.items():
             self._check_policy(name, policy)
+        check_gauges(self.gauges, tuple(self.named_policies))
 
     def _check_plain(self) -> None:
         if not folder_name(self.name):

@@ -151,9 +151,23 @@ def _metrics(batch: Batch, drawn: Sequence[Trajectory]) -> dict[str, float]:
     """Every one a function of the batch's fresh units alone; means are over correctly rounded sums, so that no order
     changes them."""
     metrics = _drawn_metrics(batch, batch.units, drawn)
+    metrics["distinct"] = _distinct(drawn)
+    if scores := [score for unit in batch.units for score in unit.scores]:
+        metrics["won"] = _mean(scores)
     metrics["truncated"] = _mean([trajectory.truncated for trajectory in drawn])
     metrics["contexts"] = float(sum(len(trajectory.contexts) for trajectory in drawn))
     return metrics | _seat_rewards(drawn) | _episode_metrics(batch)
+
+
+def _distinct(drawn: Sequence[Trajectory]) -> float:
+    """Different replies of all turns, token for token, as a share of all."""
+    replies = [
+        context.tokens[context.action_mask & (context.turn == turn)].tobytes()
+        for one in drawn
+        for context in one.contexts
+        for turn in np.unique(context.turn[context.action_mask])
+    ]
+    return len(set(replies)) / len(replies) if replies else 0.0
 
 
 def _reused_metrics(batch: Batch, drawn: Sequence[Trajectory]) -> dict[str, float]:

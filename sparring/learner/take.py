@@ -10,6 +10,7 @@ from typing import Any
 import anyio.lowlevel
 import numpy as np
 
+from sparring.agents import Frozen
 from sparring.arrays import F32
 from sparring.backend import CrossEntropy, Loss, ValueDatum
 from sparring.backend.losses import required_fields
@@ -17,7 +18,7 @@ from sparring.backend.totals import add_up, rates
 from sparring.errors import NonFinite
 from sparring.learner.measured import NOTHING, Measured, all_trajectories, rows_of
 from sparring.learner.normalization import TokenMean
-from sparring.learner.run import Run
+from sparring.learner.run import Episodes, Run
 from sparring.learner.step import Decided, beta_of, decide, lags
 from sparring.learner.taught import Taught
 from sparring.learner.updates import Laid, Update, updates
@@ -181,6 +182,25 @@ def _ess_by_staleness(batch: Batch, logprobs: Sequence[F32]) -> dict[str, float]
         if isfinite(below) and below > 0:
             found[f"{ESS_BY_STALENESS}{age}"] = float(ratios[mine].sum()) ** 2 / below
     return found
+
+
+def frozen_players(run: Run) -> list[Frozen]:
+    """Those of all its line-ups."""
+    return [player for episodes in (*run.sources, *run.named_held_out.values()) for player in _frozen(episodes)]
+
+
+def _frozen(episodes: Episodes) -> list[Frozen]:
+    everyone = [player for lineup in episodes.lineups for player in lineup.players.values()]
+    return [player for player in everyone if isinstance(player, Frozen)]
+
+
+def due_sets(run: Run, version: int) -> list[str]:
+    """The held-out sets that are played at this version: those whose frozen players are there by then."""
+    return [
+        name
+        for name, episodes in run.named_held_out.items()
+        if all(one.version <= version for one in _frozen(episodes))
+    ]
 
 
 def due_versions(run: Run) -> list[int]:

@@ -17,8 +17,7 @@ import anyio
 import anyio.to_thread
 from anyio.abc import TaskStatus
 
-from sparring.agents import Frozen
-from sparring.backend import Backend
+from sparring.backend import Backend, Lora
 from sparring.errors import JournalError, SparringError
 from sparring.learner.called import called
 from sparring.learner.checked import Checked, check_capabilities, checked
@@ -26,9 +25,10 @@ from sparring.learner.described import check_code, check_settings, describe
 from sparring.learner.folder import RunFolder
 from sparring.learner.parts import Parts
 from sparring.learner.report import ReportFile
-from sparring.learner.resume import Redone, accepting, folded, needed_versions, redo
+from sparring.learner.resume import Redone, accepting, folded, named_versions, needed_versions, redo
 from sparring.learner.run import Run
 from sparring.learner.stall import never_still
+from sparring.learner.take import frozen_players
 from sparring.learner.taught import Taught, taught
 from sparring.learner.tracker import MetricsFile, Watcher
 from sparring.learner.trainer import Trainer
@@ -69,10 +69,11 @@ async def train_async(
         ):
             check_capabilities(run, backend)
             models = await _created(run, backend, teachers)
+            others = await _others(run, backend)
             segments = store if store is not None else await anyio.to_thread.run_sync(SqliteSegments, folder.journal)
             async with Journal.open(segments) as journal:
-                begun = await _begun(run, ready.schedule, models, journal)
-                resumed = await _ready(run, ready, models, journal, folder, watchers, backend=backend)
+                begun = await _begun(run, ready.schedule, models, others, journal)
+                resumed = await _ready(run, ready, models, journal, folder, watchers, others=others, backend=backend)
                 changes = await _changed_code(begun, resumed.parts, accept=accept_changed_code)
                 await _blamed(resumed.parts)
                 await anyio.to_thread.run_sync(folder.write_settings, begun.described)
@@ -102,6 +103,17 @@ async def _created(run: Run, backend: Backend, teachers: AsyncExitStack) -> dict
     return models
 
 
+async def _others(run: Run, backend: Backend) -> dict[str, Versions]:
+    """The models that only play, each as it is: with an adapter that changes nothing. Waits for the backend."""
+    found: dict[str, Versions] = {}
+    for name in dict.fromkeys(one.model for one in frozen_players(run) if one.model):
+        late = f"model {name!r} of a line-up was not there after {run.stall_deadline} s: raise stall_deadline"
+        async with never_still(run.stall_deadline, lambda: dict(backend.statistics()), partial(str, late)):
+            found[name] = Versions(await backend.create_model(name, lora=Lora(rank=1), seed=run.seed), keep=1)
+            await found[name].install(0)
+    return found
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Begun:
     """The run as it is `described` now, and the fingerprints of its code and data when it was started; None for a new run."""
@@ -110,13 +122,17 @@ class _Begun:
     started: Mapping[str, Any] | None
 
 
-async def _begun(run: Run, schedule: Schedule, models: Mapping[str, Taught], journal: Journal) -> _Begun:
+async def _begun(
+    run: Run, schedule: Schedule, models: Mapping[str, Taught], others: Mapping[str, Versions], journal: Journal
+) -> _Begun:
     """Begin the journal with the run's settings, or hold them against those that it begins with, before anything is made of
     the rest."""
     infos = {
         f"{name}/{part}" if part else name: info for name, one in models.items() for part, info in one.infos.items()
     }
     renderers = {name: one.model.renderer.fingerprint for name, one in models.items()}
+    infos |= {f"frozen {name}": one.model.info for name, one in others.items()}
+    renderers |= {f"frozen {name}": one.model.renderer.fingerprint for name, one in others.items()}
     described = await anyio.to_thread.run_sync(describe, run, schedule, infos, renderers)
     described["fingerprints"] |= {
         f"start of {name}": await one.model.digest() for name, one in models.items() if run.named_policies[name].start
@@ -188,6 +204,7 @@ async def _ready(
     folder: RunFolder,
     watchers: Sequence[Watcher],
     *,
+    others: Mapping[str, Versions],
     backend: Backend,
 ) -> _Ready:
     """Nothing is journaled here, and no model is touched."""
@@ -208,6 +225,7 @@ async def _ready(
             name: Versions(one.model, keep=run.bound.most_staleness + 1, follow=run.weights == "inflight")
             for name, one in models.items()
         },
+        others=others,
         models=models,
         lineups=[[lineup.resolved(s.environment.seats, policies) for lineup in s.lineups] for s in run.sources],
         held_out=ready.held_out,
@@ -220,16 +238,15 @@ async def _ready(
 async def _brought_up(parts: Parts, policy: str, base: int, steps: Sequence[Redone]) -> None:
     """The policy's model where the journal stands, with every version that something still plays with."""
     versions, coordinator = parts.versions[policy], parts.coordinator
-    needed = needed_versions(parts.run, coordinator, policy)
-    models = parts.models[policy]
-    again = partial(redo, parts.run, policy, base, steps, models, versions, folder=parts.folder, needed=needed)
+    needed, named = (of(parts.run, coordinator, policy) for of in (needed_versions, named_versions))
+    models, played = parts.models[policy], {*needed, *named}
+    again = partial(redo, parts.run, policy, base, steps, models, versions, folder=parts.folder, needed=played)
     for difference in await _watched(parts, policy, base, again):
         noted = Noted(kind="diverged", text=difference)
         await parts.journal.commit(noted)
         await _tell(parts, noted)
-    rows = [*parts.held_out.values(), *(row for source in parts.lineups for row in source)]
-    frozen = any(isinstance(player, Frozen) and player.policy == policy for row in rows for player in row.values())
-    for version in needed + [0] * frozen:
+    versions.name(named)
+    for version in needed:
         versions.hold(version)
     await versions.trim()
     newest = coordinator.budget.version(policy)

@@ -23,13 +23,14 @@ from sparring.errors import RunChanged, SettingError
 from sparring.learner.ceilings import Ceilings
 from sparring.learner.described import task_at
 from sparring.learner.evaluate import evaluate
+from sparring.learner.gauges import Gauges
 from sparring.learner.pacing import Drop
 from sparring.learner.parts import Parts
-from sparring.learner.players import Players
-from sparring.learner.resume import evaluated
+from sparring.learner.players import Players, seated
+from sparring.learner.resume import checkpoint_due, evaluated, kept_checkpoints, named_versions
 from sparring.learner.run_statistics import RunStatistics, timed
 from sparring.learner.stall import Waits, never_still, stall_report
-from sparring.learner.take import due_versions, take_step
+from sparring.learner.take import due_sets, due_versions, take_step
 from sparring.learner.teller import Teller
 from sparring.rollout import Choice, Slots, Waiting
 from sparring.rollout.episode import Episode, EpisodePlan, run_episode, scored
@@ -65,7 +66,7 @@ class Trainer:
         self._run = parts.run
         self._journal = parts.journal
         self._coordinator = parts.coordinator
-        self._players = Players(parts.run.named_policies, parts.versions, parts.run.steps)
+        self._players = Players(parts.run.named_policies, parts.versions, parts.others, parts.run.steps)
         self._slots = Slots(parts.run.max_concurrent)
         self._changed = Signal()
         self._episodes: dict[tuple[int, int], Episode] = {}
@@ -77,7 +78,7 @@ class Trainer:
         )
         self._held_out: dict[str, Episode] = {}
         self._held_out_replies = 0
-        self._ceilings = Ceilings(parts.run, parts.coordinator)
+        self._ceilings, self._gauges = Ceilings(parts.run, parts.coordinator), Gauges(parts.run.gauges)
         self._loop = LoopWatch(deadline=parts.run.stall_deadline, on_held=self._note_held)
         self._stopping = False
         self._started = monotonic()
@@ -180,13 +181,14 @@ class Trainer:
                     lineup=choice.lineup,
                     trained=list(choice.trained),
                     pinned=dict(choice.pinned),
+                    opponents=dict(choice.opponents),
                 )
             )
             for ended in self._coordinator.quarantined():  # it ended processes before its admission was on the disk
                 self._record(ended)
             live = self._coordinator.groups.get(choice.group)
             if live is not None and live.playing:
-                for policy, version in choice.pinned.items():
+                for policy, version in self._coordinator.held(live.admitted):
                     self._parts.versions[policy].hold(version)
             for member in range(self._run.group_size):
                 work.start_soon(self._play, choice.group, member)
@@ -209,7 +211,7 @@ class Trainer:
                 self._episodes.pop((number, member), None)
 
     async def _played(self, number: int, member: int, live: LiveGroup) -> None:
-        players = self._parts.lineups[live.admitted.source][live.admitted.lineup]
+        players = seated(self._parts.lineups[live.admitted.source][live.admitted.lineup], live.admitted.opponents)
         patience = self._run.pacing.seconds if isinstance(self._run.pacing, Drop) else None
         async with self._slots.at((min(live.due.values()), number, member)):
             task, digest = self._task(live.admitted.source, live.admitted.index)
@@ -238,7 +240,7 @@ class Trainer:
         self._record(ended)
         self._ceilings.check()
         if not live.playing:
-            for policy, version in live.admitted.pinned.items():
+            for policy, version in self._coordinator.held(live.admitted):
                 await self._parts.versions[policy].release(version)
 
     async def _attempted(self, plan: EpisodePlan, attempt: int) -> Ended | None:
@@ -275,7 +277,11 @@ class Trainer:
 
     async def _learn(self, policy: str) -> None:
         """Waits for the units of the policy's next step; unblocked by episodes that end and by drops."""
-        self._first_step[policy] = self._coordinator.budget.version(policy)
+        self._first_step[policy] = version = self._coordinator.budget.version(policy)
+        if checkpoint_due(
+            self._run, self._coordinator, policy, version
+        ):  # a process may have ended before it was written
+            await self._checkpoint(policy, version)
         began = monotonic()
         while not self._coordinator.budget.done(policy) and not self._stopping:
             batch = self._coordinator.batches.get(policy)
@@ -292,6 +298,7 @@ class Trainer:
                     self._run, policy, batch, self._coordinator.durable[policy], self._parts.models[policy]
                 )
             await self._commit(stepped)
+            self._gauges.check(stepped)
             with self._waits.on(f"learner of {policy}", f"the samplers: version {stepped.step + 1}"):
                 await self._publish(policy, stepped.step + 1)
             done = stepped.step + 1 - self._first_step[policy]
@@ -303,28 +310,25 @@ class Trainer:
     async def _publish(self, policy: str, version: int) -> None:
         versions = self._parts.versions[policy]
         await versions.install(version)
-        due = version in due_versions(self._run)
-        if due and not self._evaluated(version):
+        if version in due_versions(self._run) and not self._evaluated(version):
             versions.hold(version)
+        versions.name(named_versions(self._run, self._coordinator, policy))
         await versions.trim()
         self._record(Installed(policy=policy, version=version))
-        if due:
+        if checkpoint_due(self._run, self._coordinator, policy, version):
             await self._checkpoint(policy, version)
 
     async def _checkpoint(self, policy: str, version: int) -> None:
         """Weights and optimizer into the run folder, then into the journal; older ones go that no resume can need."""
-        done, folder = self._coordinator.checkpoints[policy], self._parts.folder
         if version == 0:  # what every run begins with lies nowhere
             return
-        if version not in done:
+        if version not in self._coordinator.checkpoints[policy]:
             with self._waits.on(f"learner of {policy}", f"the model: checkpoint {version}"):
-                path = await anyio.to_thread.run_sync(folder.fresh_checkpoint, policy, version)
+                path = await anyio.to_thread.run_sync(self._parts.folder.fresh_checkpoint, policy, version)
                 await self._parts.models[policy].save(path)
             await self._commit(Checkpointed(policy=policy, step=version))
-        waiting = [due for due in due_versions(self._run) if due < version and not self._evaluated(due)]
-        oldest = min([version - self._run.bound.most_staleness, *waiting])
-        base = max((step for step in done if step <= oldest), default=0)
-        await anyio.to_thread.run_sync(folder.prune, policy, {step for step in done if step >= base})
+        kept = kept_checkpoints(self._run, self._coordinator, policy, version)
+        await anyio.to_thread.run_sync(self._parts.folder.prune, policy, kept)
 
     def _evaluated(self, version: int) -> bool:
         return evaluated(self._run, self._coordinator, version)
@@ -332,12 +336,10 @@ class Trainer:
     async def _evaluate(self) -> None:
         """Waits for each due version to be published by all policies; unblocked by `_publish`, cut off by `stop()`."""
         with self._evaluation:
-            for version in due_versions(self._run):
-                if self._evaluated(version):
-                    continue
+            for version in [one for one in due_versions(self._run) if not self._evaluated(one)]:
                 while any(self._coordinator.budget.installed(policy) < version for policy in self._parts.versions):
                     await self._changed.wait()
-                for name in self._run.named_held_out:
+                for name in due_sets(self._run, version):
                     if (name, version) not in self._coordinator.evaluated:
                         await self._evaluate_one(name, version)
                 for versions in self._parts.versions.values():
@@ -348,7 +350,6 @@ class Trainer:
         episodes = self._run.named_held_out[name]
         pinned = dict.fromkeys(self._parts.versions, version)
         agents = self._players.agents(self._parts.held_out[name], pinned, step=version, greedy=episodes.greedy)
-        deadline = None if self._run.deterministic else self._run.episode_deadline
         with self._waits.on(f"evaluation of version {version} on {name!r}", "held-out episodes"):
             done = await evaluate(
                 name,
@@ -357,7 +358,7 @@ class Trainer:
                 agents,
                 self._slots,
                 seed=self._run.seed,
-                deadline=deadline,
+                deadline=None if self._run.deterministic else self._run.episode_deadline,
                 emit=self._held_out_reply,
                 playing=self._held_out,
                 page=self._parts.page,

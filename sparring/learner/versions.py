@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -35,7 +35,8 @@ class VersionStatistics:
 
 
 class Versions:
-    """The published versions of a model. `trim` closes those that nothing holds and that are not among the newest `keep`.
+    """The published versions of a model. `trim` closes those that nothing holds, that are not named, and that are not
+    among the newest `keep`.
 
     With `follow`, whoever plays with the newest goes on with newer weights in the middle of a reply; without, a reply is made
     by the version that it began with.
@@ -47,6 +48,7 @@ class Versions:
         self._keep, self._follow = keep, follow
         self._following: SamplingClient | None = None
         self._entries: dict[int, Entry] = {}
+        self._named: frozenset[int] = frozenset()
 
     async def install(self, version: int) -> None:
         """Publish the model's current weights as `version`; whoever asks for the newest gets it from now on."""
@@ -64,6 +66,10 @@ class Versions:
     async def release(self, version: int) -> None:
         self.entry(version).holds -= 1
         await self.trim()
+
+    def name(self, versions: Collection[int]) -> None:
+        """Keep these until others are named; those that are not installed yet, from then on."""
+        self._named = frozenset(versions)
 
     def statistics(self) -> VersionStatistics:
         held = [entry.holds for entry in self._entries.values() if entry.holds]
@@ -89,7 +95,8 @@ class Versions:
     def _idle(self) -> int | None:
         """A version that may be closed now."""
         last = self.newest - self._keep
-        return next((v for v, entry in self._entries.items() if v <= last and entry.holds == 0), None)
+        idle = (v for v, entry in self._entries.items() if v <= last and entry.holds == 0 and v not in self._named)
+        return next(idle, None)
 
     def entry(self, version: int) -> Entry:
         """The books of an installed version. Raises `SettingError` for one that is not there."""

@@ -2,6 +2,7 @@
 
 from sparring.rollout.budget import Bound, StalenessBudget, Waiting
 from sparring.rollout.buffer import RolloutBuffer
+from sparring.rollout.check import Checked, check_environment
 from sparring.rollout.coordinator import Coordinator
 from sparring.rollout.curriculum import Curriculum
 from sparring.rollout.faults import Faults
@@ -16,6 +17,7 @@ from sparring.rollout.trajectory import Batch, Context, Trajectory, Unit, trajec
 __all__ = [
     "Batch",
     "Bound",
+    "Checked",
     "Choice",
     "Context",
     "Coordinator",
@@ -37,6 +39,7 @@ __all__ = [
     "Trajectory",
     "Unit",
     "Waiting",
+    "check_environment",
     "play",
     "read_episodes",
     "trajectories",

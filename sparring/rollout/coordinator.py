@@ -8,12 +8,12 @@ chance but seeded.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from random import Random
 from typing import Any
 
 from sparring.rollout.bias import DropBias
 from sparring.rollout.budget import StalenessBudget, Waiting
 from sparring.rollout.buffer import RolloutBuffer, oldest_version
+from sparring.rollout.choosing import Choosing
 from sparring.rollout.comparable import all_equal
 from sparring.rollout.events import (
     LATE,
@@ -68,33 +68,11 @@ class Coordinator:
         self.fingerprints: Mapping[str, Any] = {}
         """Those that were accepted last; empty where none were: then those hold that the run was started with."""
         self.barren = {policy: Barren() for policy in schedule.bounds}
-        self._admitted = 0
-        self._turn = 0
-        self._cursors = [0] * len(schedule.sources)
-        self._successes = [schedule.successes(source) for source in range(len(schedule.sources))]
+        self.choosing = Choosing(schedule, self.budget)
 
     def next_group(self) -> Choice | str | None:
         """The group to admit now; a sentence that says what its admission waits for; None when admission has ended."""
-        turn = self._next_turn()
-        if turn is None:
-            return None
-        source, lineup = self.schedule.combination(turn)
-        trained = self._open_policies(source, lineup)
-        waits = self.budget.may_admit(trained)
-        if waits is not None:
-            return waits
-        pinned = self._pinned(source, lineup) if self.schedule.pinned else {}
-        for policy, version in pinned.items():
-            if self.budget.installed(policy) < version:
-                return f"{policy}: waits for version {version} to be installed, which group {self._admitted} plays with"
-        return Choice(
-            group=self._admitted,
-            source=source,
-            index=self._next_index(source),
-            lineup=lineup,
-            trained=trained,
-            pinned=pinned,
-        )
+        return self.choosing.next()
 
     def next_batch(self, policy: str) -> Planned | Waiting:
         """The batch that the policy's next step takes now, or what it waits for."""
@@ -162,6 +140,7 @@ class Coordinator:
 
     def state(self) -> CoordinatorState:
         """All that was folded. It holds what goes on changing: pack it before anything else is applied."""
+        cursors, successes = self.choosing.state()
         return CoordinatorState(
             budget=self.budget.state(),
             ledger=self.ledger.state(),
@@ -178,8 +157,9 @@ class Coordinator:
             deaths=self._deaths,
             fingerprints=self.fingerprints,
             barren=self.barren,
-            cursors=(self._admitted, self._turn, self._cursors),
-            successes=[None if one is None else one.state() for one in self._successes],
+            cursors=cursors,
+            successes=successes,
+            standings=self.choosing.standings.table(),
         )
 
     def restore(self, state: CoordinatorState) -> None:
@@ -194,15 +174,18 @@ class Coordinator:
         self.episodes, self.faults = state.episodes, state.faults
         self.restarts = state.restarts
         self._deaths, self.fingerprints, self.barren = state.deaths, state.fingerprints, state.barren
-        self._admitted, self._turn, self._cursors = state.cursors
-        for successes, recent in zip(self._successes, state.successes, strict=True):
-            if successes is not None and recent is not None:
-                successes.restore(recent)
+        self.choosing.restore(state.cursors, state.successes)
+        self.choosing.standings.restore(state.standings)
 
     def trained_seats(self, group: Admitted) -> dict[str, str]:
         """{seat: policy} of the seats whose play in this group is trained on."""
         lineup = self.schedule.sources[group.source].lineups[group.lineup]
         return {seat: policy for seat, policy in lineup.items() if policy in group.trained}
+
+    def held(self, group: Admitted) -> list[tuple[str, int]]:
+        """(policy, version) of all that the group plays with throughout: those pinned, and opponents from leagues."""
+        opponents = self.schedule.opponents(group.source, group.lineup)
+        return [*group.pinned.items(), *((opponents[seat].policy, one) for seat, one in group.opponents.items())]
 
     def faults_of(self, group: int) -> Faults:
         """What becomes of the group's episodes that fail."""
@@ -223,39 +206,8 @@ class Coordinator:
     def _fatal(self) -> list[tuple[str, int, int, int]]:
         return sorted(which for which, lives in self._deaths.items() if len(lives) >= _FATAL)
 
-    def _next_index(self, source: int) -> int:
-        cursor, successes = self._cursors[source], self._successes[source]
-        if successes is None:
-            return self.schedule.task_index(source, cursor)
-        return successes.draw(Random(f"{self.schedule.seed}/curriculum/{source}/{cursor}"))
-
-    def _next_turn(self) -> int | None:
-        for turn in range(self._turn, self._turn + self.schedule.combinations):
-            if self._open_policies(*self.schedule.combination(turn)):
-                return turn
-        return None
-
-    def _open_policies(self, source: int, lineup: int) -> tuple[str, ...]:
-        policies = dict.fromkeys(self.schedule.sources[source].lineups[lineup].values())
-        return tuple(policy for policy in policies if not self.budget.closed(policy))
-
-    def _pinned(self, source: int, lineup: int) -> dict[str, int]:
-        pinned = {}
-        counts = self.budget.statistics()
-        for policy in dict.fromkeys(self.schedule.sources[source].lineups[lineup].values()):
-            bound = self.schedule.bounds[policy]
-            pinned[policy] = max(0, bound.oldest(counts[policy].admitted // bound.units_per_step))
-        return pinned
-
     def _admit(self, event: Admitted) -> None:
-        turn = self._next_turn()
-        assert turn is not None and event.group == self._admitted, (event, turn, self._admitted)
-        self._turn = turn + 1
-        self._admitted += 1
-        self._cursors[event.source] += 1
-        for successes in self._successes:
-            if successes is not None:
-                successes.settle(event.pinned)
+        self.choosing.admit(event)
         due = self.budget.admit(str(event.group), event.trained)
         members = [LiveEpisode() for _ in range(self.schedule.group_size)]
         since = {policy: self.budget.version(policy) for policy in event.trained}
@@ -309,9 +261,7 @@ class Coordinator:
         for member in group.members:
             member.past = []
         count_lost(self.bias, done, seats, self._task(group))
-        successes = self._successes[group.admitted.source]
-        if successes is not None:
-            successes.add(group.admitted, group.due, done.episodes, seats)
+        games = self.choosing.complete(group, done, seats)
         for policy in group.admitted.trained:
             mine = tuple(trajectory for trajectory in done.trajectories if trajectory.policy == policy)
             if not mine:
@@ -321,13 +271,15 @@ class Coordinator:
                 count_made(self.bias, mine, "filter", self._task(group))
                 self._drop(group, policy, "filter", tokens_by_seat(mine), "all rewards that are compared are equal")
             else:
-                self._keep(group, policy, mine, done)
+                self._keep(group, policy, mine, done, tuple(one.score for one in games if one.policy == policy))
 
     def _filtered(self, policy: str, made: Sequence[Trajectory]) -> bool:
         compare = self.schedule.equal_rewards.get(policy)
         return compare is not None and all_equal(made, compare)
 
-    def _keep(self, group: LiveGroup, policy: str, made: tuple[Trajectory, ...], done: Completed) -> None:
+    def _keep(
+        self, group: LiveGroup, policy: str, made: tuple[Trajectory, ...], done: Completed, scores: tuple[float, ...]
+    ) -> None:
         admitted = group.admitted
         self.barren[policy] = Barren()
         self.buffer.add(
@@ -337,6 +289,7 @@ class Coordinator:
                 source=admitted.source,
                 trajectories=made,
                 episodes=done.episodes,
+                scores=scores,
             )
         )
         self.ledger.finished(policy, str(admitted.group), tokens_by_seat(made))

@@ -233,20 +233,20 @@ async def played(episode: Episode, plan: EpisodePlan, seats: Sequence[Seat], run
         OWN_CODE.reset(own)
 
 
-async def run_episode(episode: Episode, plan: EpisodePlan) -> tuple[Ended, list[Seat]]:
-    """Play one episode to its end. Waits for `play`, at most `plan.deadline` seconds.
+async def run_episode(episode: Episode, plan: EpisodePlan, running: Running | None = None) -> tuple[Ended, list[Seat]]:
+    """Play one episode to its end. Waits for `play`, at most `plan.deadline` seconds. `running` as in `played`.
 
     What the environment raises is a fault of the episode, as is what a player raises, and the deadline; what sparring raises
     (a wrong reward, a broken backend, a diverged replay) is raised, but for what an episode may run into: `Unjudged`,
     `EffectError`, `ContextFull`.
     """
-    seats = open_seats(episode, plan)
+    seats = open_seats(running or episode, plan)
     returned: Rewards = None
     failed: Exception | None = None
     scope = anyio.move_on_after(plan.deadline if plan.clock else None)
     try:
         with scope:
-            returned = await played(episode, plan, seats)
+            returned = await played(episode, plan, seats, running)
     except Exception as error:  # noqa: BLE001 - the user's code may raise anything: it is counted, with its traceback
         failed = error
     episode.end()

@@ -15,7 +15,7 @@ import numpy as np
 from sparring.agents import Sample
 from sparring.environments import Reply
 
-SCHEMA = 4
+SCHEMA = 5
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", omit_defaults=True):
@@ -36,6 +36,7 @@ class Admitted(Event, frozen=True, kw_only=True, tag="admitted"):
     lineup          which of its line-ups
     trained         the policies that have a unit in it
     pinned          the versions that policies play with throughout, where they are fixed
+    opponents       {seat: the version that was drawn from its league}
     """
 
     group: int
@@ -45,6 +46,7 @@ class Admitted(Event, frozen=True, kw_only=True, tag="admitted"):
     lineup: int
     trained: list[str]
     pinned: dict[str, int] = {}
+    opponents: dict[str, int] = {}
 
 
 class Sampled(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

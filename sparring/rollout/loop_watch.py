@@ -70,6 +70,8 @@ class LoopWatch:
     on_stuck  called then, in the watching thread. None: the process ends, with the exit code `STUCK`, though not before three
               seconds, which a busy machine may take. Where a call keeps even the thread from running (a regular expression, a
               huge number), a timer in C ends it some seconds later, with the stacks of all threads and exit code 1
+    own_time  leave out of the lag what the loop's thread waited for a processor, where the kernel says it (Linux): what is left
+              is the loop's own doing
     """
 
     def __init__(
@@ -79,11 +81,13 @@ class LoopWatch:
         on_held: Callable[[Held], None],
         on_stuck: Callable[[], None] | None = None,
         limit: float = 0.5,
+        own_time: bool = False,
     ) -> None:
         self._limit = limit
         self._deadline = deadline if on_stuck is not None else max(deadline, _LEAST)
         self._on_held = on_held
         self._on_stuck = on_stuck
+        self._own_time = own_time
         self._loop = 0
         self._over = threading.Event()
         self._due = monotonic() + _BEAT
@@ -124,9 +128,12 @@ class LoopWatch:
     async def _beat(self) -> None:
         """Comes round every 50 ms."""
         while True:
+            before = _unscheduled() if self._own_time else 0.0
             self._due = monotonic() + _BEAT
             await anyio.sleep(_BEAT)
-            self._came_round(max(0.0, monotonic() - self._due))
+            lag = monotonic() - self._due
+            waited = _unscheduled() - before if self._own_time else 0.0
+            self._came_round(max(0.0, lag - waited))
 
     def _came_round(self, lag: float) -> None:
         beat, self._beats = self._beats, self._beats + 1
@@ -187,6 +194,15 @@ class LoopWatch:
             if self._on_stuck is None:
                 os._exit(STUCK)
             self._on_stuck()
+
+
+def _unscheduled() -> float:
+    """Seconds for which this thread was ready to run and had no processor, since it began; 0 where the kernel does not say."""
+    try:
+        with open("/proc/thread-self/schedstat", encoding="ascii") as file:
+            return int(file.read().split()[1]) / 1e9
+    except OSError:
+        return 0.0
 
 
 async def _keep_off(seconds: float) -> None:

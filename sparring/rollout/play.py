@@ -9,9 +9,21 @@ from typing import Any
 
 import anyio.to_thread
 
-from sparring.agents import Agent, External, Frozen, Human, HumanAgent, League, Lineup, Player, Scripted, ScriptedAgent
+from sparring.agents import (
+    Agent,
+    External,
+    Frozen,
+    Human,
+    HumanAgent,
+    League,
+    Lineup,
+    Player,
+    Scripted,
+    ScriptedAgent,
+    name_of,
+)
 from sparring.environments import Environment, Message, Seat, settle, task_digest
-from sparring.errors import SettingError, UnsupportedError
+from sparring.errors import SettingError
 from sparring.rollout.episode import Episode, EpisodePlan, open_seats, played
 from sparring.rollout.events import Acted, Affected
 
@@ -63,10 +75,9 @@ async def play(
 
 def agent_of(seat: str, player: Player) -> Agent:
     """The agent of a player that needs no run. Raises `SettingError` for one that does."""
-    if isinstance(player, str | Frozen):
-        name = player if isinstance(player, str) else player.name
+    if isinstance(player, str | Frozen | League):
         raise SettingError(
-            f"seat {seat!r} is played by policy {name!r}, which needs a run; use Scripted(fn), Human() or an agent"
+            f"seat {seat!r} is played by policy {name_of(player)!r}, which needs a run; use Scripted(fn), Human() or an agent"
         )
     if isinstance(player, Scripted):
         return ScriptedAgent(player.script)
@@ -74,8 +85,6 @@ def agent_of(seat: str, player: Player) -> Agent:
         return HumanAgent(_read_line)
     if isinstance(player, External):
         return player.agent()
-    if isinstance(player, League):
-        raise UnsupportedError(f"seat {seat!r}: {player!r} is not there yet; use Scripted(fn), Human() or an agent")
     return player
 
 

@@ -12,19 +12,21 @@ from sparring.rollout.buffer import ReuseRule
 from sparring.rollout.comparable import Scope
 from sparring.rollout.curriculum import Curriculum, Successes
 from sparring.rollout.faults import Faults
+from sparring.rollout.league import Opponent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
     """One `Episodes` of the run: how many tasks (None: endless) and, for each of its line-ups, {seat: policy} of those
-    trained. `curriculum`: tasks are drawn by it, else each pass over them has an order of its own. `faults`: what becomes of
-    episodes that fail."""
+    trained, and in `opponents` {seat: who} of all others. `curriculum`: tasks are drawn by it, else each pass over them has an
+    order of its own. `faults`: what becomes of episodes that fail."""
 
     environment: str
     tasks: int | None
     lineups: tuple[Mapping[str, str], ...]
     curriculum: Curriculum | None = None
     faults: Faults = Faults()
+    opponents: tuple[Mapping[str, Opponent], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +59,15 @@ class Schedule:
         """Turns after which every line-up of every source had its own."""
         return len(self.sources) * max(len(source.lineups) for source in self.sources)
 
+    def opponents(self, source: int, lineup: int) -> Mapping[str, Opponent]:
+        """{seat: who does not learn} of a line-up; of none that an older journal does not tell."""
+        told = self.sources[source].opponents
+        return told[lineup] if told else {}
+
+    def all_opponents(self) -> list[Opponent]:
+        """Those of every line-up."""
+        return [one for source in self.sources for lineup in source.opponents for one in lineup.values()]
+
     def successes(self, source: int) -> Successes | None:
         """Where the results of a source with a curriculum are kept; None for one without."""
         curriculum, tasks = self.sources[source].curriculum, self.sources[source].tasks
@@ -84,6 +95,7 @@ class Choice:
     lineup: int
     trained: tuple[str, ...]
     pinned: Mapping[str, int]
+    opponents: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 @lru_cache(maxsize=8)

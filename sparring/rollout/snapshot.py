@@ -17,11 +17,12 @@ from sparring.rollout.bias import Fate, Tally
 from sparring.rollout.buffer import BufferState
 from sparring.rollout.curriculum import Recent
 from sparring.rollout.faults import FaultCounts
+from sparring.rollout.league import Table
 from sparring.rollout.live import LiveGroup
 from sparring.rollout.refill import Barren
 from sparring.rollout.trajectory import Batch
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 class CoordinatorState(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,6 +48,7 @@ class CoordinatorState(msgspec.Struct, frozen=True, kw_only=True):
     barren: dict[str, Barren]
     cursors: tuple[int, int, list[int]]
     successes: Sequence[Recent | None]
+    standings: Table
 
 
 def packed(state: object) -> bytes:

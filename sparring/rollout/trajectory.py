@@ -59,13 +59,15 @@ class Trajectory:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unit:
     """(group, policy): all judged trajectories of one policy in one group, in canonical order. The unit of batches and
-    drops. `episodes` are the group's, in order, failed ones included: its metrics are counted from them."""
+    drops. `episodes` are the group's, in order, failed ones included: its metrics are counted from them. `scores` are those
+    of its games against players that do not learn: 1 won, 0.5 drawn, 0 lost."""
 
     policy: str
     group: int
     source: int
     trajectories: tuple[Trajectory, ...]
     episodes: tuple[Ended, ...] = ()
+    scores: tuple[float, ...] = ()
 
     @property
     def action_tokens(self) -> int:

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from sparring import External, Frozen, Human, League, Lineup, Scripted, ScriptedAgent, Secret
-from sparring.agents import Agent, EndpointAgent
+from sparring import External, Frozen, Human, League, Lineup, Sampling, Scripted, ScriptedAgent, Secret
+from sparring.agents import Agent, EndpointAgent, Player, name_of
 from sparring.environments import Conversation
-from sparring.errors import SettingError, UnsupportedError
+from sparring.errors import SettingError
 
 SEATS = ("first", "second")
 
@@ -104,13 +104,32 @@ def test_a_frozen_policy_that_is_none(name: str) -> None:
         Frozen(name)
 
 
+def test_a_frozen_model() -> None:
+    frozen = Frozen("org/judge", sampling=Sampling(max_tokens=4))
+    assert (frozen.model, frozen.policy, frozen.version) == ("org/judge", "", 0)
+    assert Frozen("alice@3").model == ""
+    with pytest.raises(SettingError, match=r"sampling='greedy'\): must be None or Sampling"):
+        Frozen("org/judge", sampling="greedy")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
-    "make",
-    [lambda: League("alice"), lambda: Frozen("some/model")],
+    ("newest", "members"), [(0, [0]), (4, [0]), (5, [0, 5]), (14, [0, 5, 10]), (15, [5, 10, 15]), (99, [85, 90, 95])]
 )
-def test_players_that_are_not_there_yet(make: Any) -> None:
-    with pytest.raises(UnsupportedError, match="not there yet; use"):
-        make()
+def test_the_members_of_a_league(newest: int, members: list[int]) -> None:
+    assert list(League("alice", every=5, size=3).members(newest)) == members
+
+
+@pytest.mark.parametrize("wrong", [{"sampler": "best"}, {"every": 0}, {"size": 1.5}, {"window": True}], ids=str)
+def test_a_league_that_is_none(wrong: dict[str, Any]) -> None:
+    ((name, value),) = wrong.items()
+    with pytest.raises(SettingError, match=rf"League\('alice', {name}={value!r}\): must be"):
+        League("alice", **wrong)
+
+
+def test_whom_tables_name() -> None:
+    script = Scripted(lambda conversation: "")
+    players: list[Player] = ["alice", Frozen("a@1"), League("bob"), External("http://h/v1", "judge"), script]
+    assert [name_of(one) for one in players] == ["alice", "a@1", "League(bob)", "judge", "<lambda>"]
 
 
 def test_a_server_s_model() -> None:

@@ -1,7 +1,9 @@
-"""The benchmark of CUDA devices, run small on a CPU: every part of it works, and it says where there is no device."""
+"""The benchmark of CUDA devices, run small on a CPU: every part of it works, and it says where there is no device. What
+the study of algorithms makes of runs."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ import torch
 
 from benchmarks.backend import needed
 from benchmarks.cuda import CudaSettings, guarded
+from benchmarks.study import found, picture, table
 from tests.backend.architectures import ARCHITECTURES, tiny
 
 ROOT = Path(__file__).parents[2]
@@ -73,3 +76,20 @@ def test_what_a_step_needs_by_hand(name: str) -> None:
     layer = 32 * (2 * width + 2 * width // 2) + 3 * 32 * 64
     shape = Shape(prompt=10, completion=5, prompts=2)
     assert needed(tiny(config), shape) == 4 * (2 * layer * (2 * 10 + 16 * 5) + 320 * 32 * 16 * 5)
+
+
+def _told(path: Path, rewards: dict[int, float], tokens: float) -> Path:
+    lines: list[dict[str, object]] = [{"kind": "step", "deterministic": {"action_tokens": tokens}}] * 2
+    lines += [{"kind": "evaluation", "version": at, "deterministic": {"reward": one}} for at, one in rewards.items()]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return path
+
+
+def test_the_study_tells_of_each_seed_and_of_their_mean(tmp_path: Path) -> None:
+    """0.8, 0.9, 1.0: a deviation of 0.1, and 4.303 of that over the root of 3 is 0.248."""
+    seeds = [found(_told(tmp_path / str(one), {0: 0.2, 20: 0.6, 40: one}, 500.0)) for one in (0.8, 0.9, 1.0)]
+    *_, row = table({"grpo": seeds})
+    assert row == "| `grpo` | 0.800, 0.900, 1.000 | 0.900 ± 0.248 | 0.750 | 1000 |"
+    drawn = picture({"grpo": seeds, "ppo": seeds[:1]})
+    assert drawn.count("<svg") == drawn.count("</svg>") == 3
+    assert "grpo: held-out reward" in drawn and "at 40: 0.9<" in drawn and "at 40: 0.8<" in drawn

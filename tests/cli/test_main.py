@@ -55,7 +55,7 @@ def test_the_version(tmp_path: Path) -> None:
 
 USAGE = [
     (("trian",), "sparring: no command 'trian'; did you mean 'train'?"),
-    (("xyz",), "sparring: no command 'xyz'; there are demo, train, fit, play, eval, replay"),
+    (("xyz",), "sparring: no command 'xyz'; there are demo, train, fit, play, check, eval, replay"),
     (("train",), "sparring train: the following arguments are required: FILE[:NAME]"),
     (("train", "--steps", "3", "words.py"), "sparring train: '--steps' comes before the file: write FILE first"),
     (("train", "none.py"), "file 'none.py' does not exist: give a Python file"),

@@ -57,10 +57,11 @@ async def test_a_short_run(tmp_path: Path) -> None:
         return f"<q>{rng.choice(('Arden', 'Brill'))}: 12 people</q>"
 
     events = await trained(shortened(debate.run, reply, tmp_path, groups_per_step=2, group_size=2))
+    assert debate.who.players["judge"].model == debate.JUDGE
     assert [step.metrics["trajectories"] for step in steps_of(events)] == [8, 8], "both sides learn, the judge does not"
     asked = [event for event in events if isinstance(event, Affected)]
     assert all(event.player and event.name.startswith("choose judge (branch ") for event in asked)
     acted = [event for event in events if isinstance(event, Acted)]
-    assert {event.seat for event in acted} == {"pro", "con"} and len(asked) == len(acted)
+    assert {event.seat for event in acted} == {"pro", "con"} and 2 * len(asked) == len(acted)
     for name in ("debate", "judge alone"):
         assert set(evaluations_of(events)[name, 0].values) <= {0.0, 1.0}

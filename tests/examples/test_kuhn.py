@@ -1,12 +1,13 @@
 """examples/kuhn.py: the rules of the game down to its known value, what each player sees, and a short run in both seats."""
 
+from dataclasses import replace
 from fractions import Fraction
 from itertools import permutations
 from pathlib import Path
 
 import pytest
 
-from sparring import Lineup, Scripted, play
+from sparring import Lineup, Policy, Scripted, play, rae
 from sparring.environments import Conversation, Turn
 from sparring.errors import RewardError
 from sparring.rollout import Finished
@@ -109,18 +110,24 @@ async def test_a_short_run(tmp_path: Path) -> None:
     assert steps[0].durable != steps[1].durable, "the baselines go on"
     lineups = [event.lineup for event in events if isinstance(event, Admitted)]
     assert lineups == [number % 2 for number in range(len(lineups))], "the line-ups take turns"
-    for name in ("first", "second"):
-        for version in (0, 1, 2):
-            assert any(evaluations_of(events)[name, version].values), "its own score, not the sum, which is 0"
+    for version in (0, 1, 2):
+        assert any(evaluations_of(events)["held-out", version].values), "its own score, not the sum, which is 0"
 
 
-async def test_the_frozen_opponent_stays_what_it_was(tmp_path: Path) -> None:
-    events = await trained(shortened(kuhn.run, legal, tmp_path, steps=3, deterministic=True))
-    lineups = {event.group: event.lineup for event in events if isinstance(event, Admitted)}
+async def test_who_plays_against_whom(tmp_path: Path) -> None:
+    events = await trained(shortened(kuhn.run, legal, tmp_path, steps=12, groups_per_step=2, deterministic=True))
+    admitted = {event.group: event for event in events if isinstance(event, Admitted)}
     seen: dict[bool, set[int]] = {True: set(), False: set()}
     for event in events:
         if isinstance(event, Acted) and event.sample is not None:
-            learner = (event.seat == "first") == (lineups[event.group] == 0)
+            learner = (event.seat == "first") == (admitted[event.group].lineup == 0)
             seen[learner] |= {version for version, _ in event.sample.versions}
-    assert seen[False] == {0}
-    assert seen[True] == {0, 1}, "three steps, at most one version behind"
+    assert seen[False] == {0, 10}, "its past: every tenth version"
+    assert seen[True] == set(range(11)), "twelve steps, at most one version behind"
+    assert {seat for event in admitted.values() for seat in event.opponents} == {"first", "second"}
+
+
+async def test_the_program_as_it_was_designed(tmp_path: Path) -> None:
+    """With the policy that has nothing but a model and an algorithm."""
+    run = replace(kuhn.run, policies={"alice": Policy(kuhn.MODEL, rae())})
+    assert len(steps_of(await trained(shortened(run, legal, tmp_path)))) == 2

@@ -43,4 +43,4 @@ async def test_a_short_run(tmp_path: Path) -> None:
     events = await trained(shortened(pvg.run, reply, tmp_path, groups_per_step=2, group_size=2))
     steps = [(step.policy, step.step, step.metrics["trajectories"]) for step in steps_of(events)]
     assert sorted(steps) == [(name, step, 8.0) for name in ("prover", "verifier") for step in (0, 1)]
-    assert {name for name, _ in evaluations_of(events)} == {"held-out"}
+    assert {name for name, _ in evaluations_of(events)} == {"now", "old verifier"}

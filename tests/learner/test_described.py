@@ -116,7 +116,7 @@ class Bare:
         (rae(decay=0.5).advantages, {"is": "RoleBaseline", "decay": 0.5}),
         (
             Lineup({"a": "b", "c": Frozen("b@0")}),
-            {"is": "Lineup", "players": {"a": "b", "c": {"is": "Frozen", "name": "b@0"}}},
+            {"is": "Lineup", "players": {"a": "b", "c": {"is": "Frozen", "name": "b@0", "sampling": None}}},
         ),
         (times, f"{HERE}:times"),
         (

@@ -12,6 +12,7 @@ import pytest
 from sparring import Episodes, External, Lineup, Run, Secret, train
 from sparring.errors import BackendError, SettingError
 from sparring.learner.history import read_events
+from sparring.learner.players import Players
 from sparring.learner.replay import compare
 from sparring.rollout.events import Acted, Evaluated
 from tests.agents.server import Answer, completion, serving
@@ -67,3 +68,10 @@ def test_a_deterministic_run_has_no_server_in_it(tmp_path: Path) -> None:
     ):
         train(run)
     assert not run.path.exists()
+
+
+def test_all_groups_share_what_a_server_is_asked_at_once() -> None:
+    players = Players({}, {}, {}, 1)
+    url = "http://127.0.0.1:9/v1"
+    asked = [players.agents({"second": External(url, name)}, {}, step=0)["second"] for name in ("one", "one", "two")]
+    assert asked[0] is asked[1] is not asked[2]

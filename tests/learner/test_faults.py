@@ -14,7 +14,7 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from sparring import Episodes, Frozen, Human, Lineup, Seat, effect, environment
+from sparring import Episodes, Frozen, Human, League, Lineup, Seat, effect, environment
 from sparring.errors import (
     JournalError,
     RewardError,
@@ -24,7 +24,6 @@ from sparring.errors import (
     SparringError,
     Stalled,
     TooManyFaults,
-    UnsupportedError,
 )
 from sparring.learner import train_async
 from sparring.learner.history import read_events
@@ -230,16 +229,18 @@ async def test_a_folder_in_use(tmp_path: Path) -> None:
     [
         (
             "train",
-            {"first": "alice", "second": Frozen("bob@2")},
-            UnsupportedError,
-            r"Frozen\('bob@2'\); only version 0",
+            {"first": "alice", "second": Frozen("bob@4")},
+            SettingError,
+            r"Frozen\('bob@4'\), and a run of steps=3 makes none after 3",
         ),
         (
             "held_out",
-            {"first": "alice", "second": Frozen("bob@2")},
-            UnsupportedError,
-            r"Frozen\('bob@2'\); only version 0",
+            {"first": "alice", "second": Frozen("bob@4")},
+            SettingError,
+            r"Frozen\('bob@4'\), and a run of steps=3 makes none after 3",
         ),
+        ("train", {"first": "alice", "second": Frozen("bob@2")}, SettingError, "line-ups wait for bob@2"),
+        ("held_out", {"first": "alice", "second": League("bob")}, SettingError, r"name one, as in Frozen\('bob@0'\)"),
         ("train", {"first": "alice", "second": Human()}, SettingError, "people play in `sparring play`"),
         ("held_out", {"first": "alice", "second": Human()}, SettingError, "people play in `sparring play`"),
         ("train", {"first": Frozen("alice@0"), "second": Frozen("bob@0")}, SettingError, "nobody learns"),

@@ -165,7 +165,7 @@ def test_a_result_is_heeded_when_it_may_be(pinned: bool) -> None:
     for step in range(2):
         for number in story.admit_all():
             story.end(number, rewards=[1.0, 1.0], version=step)
-            heeded.append(story.state._successes[0].weight(story.state.groups[number].admitted.index) < 1)  # type: ignore[union-attr]
+            heeded.append(story.state.choosing.successes[0].weight(story.state.groups[number].admitted.index) < 1)  # type: ignore[union-attr]
         story.plan("alice")
         story.step("alice")
     assert heeded[:2] == [not pinned] * 2

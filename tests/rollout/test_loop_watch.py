@@ -6,6 +6,9 @@ import logging
 import sys
 import threading
 from collections.abc import Sized
+from os import cpu_count
+from pathlib import Path
+from time import thread_time
 
 import anyio
 import pytest
@@ -169,3 +172,26 @@ def test_lag_is_told_by_quantiles_and_its_longest() -> None:
     assert found.lag_p99 == pytest.approx(1.7, rel=0.08)
     assert found.lag_max == 1.7
     assert found.held == ()
+
+
+async def test_lag_of_its_own_leaves_out_what_others_took() -> None:
+    """As many processes as there are processors, and more, compete with the loop, which computes for a moment of its own."""
+    watch = LoopWatch(deadline=1000.0, on_held=lambda held: None, on_stuck=lambda: None, limit=100.0, own_time=True)
+    plain = LoopWatch(deadline=1000.0, on_held=lambda held: None, on_stuck=lambda: None, limit=100.0)
+    command = [sys.executable, "-S", "-c", "while True: pass"]
+    others = [await anyio.open_process(command, stdout=None, stderr=None) for _ in range(3 * (cpu_count() or 1))]
+    try:
+        async with watch.watching(), plain.watching():
+            for _ in range(3):
+                until = thread_time() + 0.2
+                while thread_time() < until:
+                    pass
+                await anyio.sleep(0.11)
+    finally:
+        for other in others:
+            other.kill()
+            await other.aclose()
+    own, all_of_it = watch.statistics().lag_max, plain.statistics().lag_max
+    assert own > 0.03, "what it computes itself is in it"
+    if Path("/proc/thread-self/schedstat").exists():
+        assert own < all_of_it - 0.05

@@ -12,18 +12,22 @@ import msgspec
 import numpy as np
 import pytest
 
+from sparring.agents import League
 from sparring.errors import RunChanged
 from sparring.rollout import Bound, Coordinator, Curriculum, Schedule
 from sparring.rollout.buffer import ReuseRule
 from sparring.rollout.events import Accepted, AnyEvent, Checkpointed, Died, Evaluated, Planned, Restarted, Retried
+from sparring.rollout.league import Opponent
 from sparring.rollout.snapshot import SCHEMA, CoordinatorState, differing, packed, unpacked
 from tests.rollout.told import TWO_SEATS, Story, schedule
 
 
 def eventful(*, pinned: bool = False) -> Story:
-    """Something for every part of the state: drops, faults, restarts, deaths, reuse, a curriculum, a planned batch."""
+    """Something for every part of the state: drops, faults, restarts, deaths, reuse, curriculum, league, a planned batch."""
     plan = schedule([TWO_SEATS, {"one": "alice"}], [{"one": "bob"}], k=2, steps=9, pinned=pinned)
-    sources = (replace(plan.sources[0], curriculum=Curriculum(window=2)), plan.sources[1])
+    past = Opponent(name="League(alice)", policy="alice", league=League("alice", sampler="prioritised", every=1))
+    first = replace(plan.sources[0], curriculum=Curriculum(window=2), opponents=({}, {"two": past}))
+    sources = (first, plan.sources[1])
     plan = replace(
         plan,
         sources=sources,
@@ -132,6 +136,8 @@ def test_the_story_has_something_for_every_part() -> None:
     state = story.state.state()
     assert state.buffer.units and state.buffer.used and state.batches
     assert any(recent and recent.counted for recent in state.successes)
+    assert state.standings.ratings and state.standings.matrix and state.standings.recent
+    assert eventful(pinned=True).state.state().standings.waiting
     assert any(recent and recent.waiting for recent in eventful(pinned=True).state.state().successes)
     assert any(episode.past for group in state.groups.values() for episode in group.members)
 
@@ -187,4 +193,4 @@ def test_what_is_no_state_is_refused() -> None:
 def test_the_schema_stands_for_these_bytes() -> None:
     """Where this fails, states that lie in journals would be read as something else: raise SCHEMA, put in the new digest."""
     digest = sha256(packed(eventful().state.state()) + packed(eventful(pinned=True).state.state())).hexdigest()
-    assert (SCHEMA, digest[:16]) == (2, "b02652e2457199fb")
+    assert (SCHEMA, digest[:16]) == (3, "3dff16272e8321f5")

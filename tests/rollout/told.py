@@ -67,6 +67,7 @@ class Story:
             lineup=choice.lineup,
             trained=list(choice.trained),
             pinned=dict(choice.pinned),
+            opponents=dict(choice.opponents),
         )
         self.tell(event)
         return event
@@ -116,6 +117,8 @@ class Story:
                 self.act(group, member, seat, version)
             value = rewards[member] if rewards else 1.0
             results = [SeatResult(seat=seat, value=None if unjudged else value, unjudged=unjudged) for seat in seats]
+            drawn = self.state.groups[group].admitted.opponents
+            results += [SeatResult(seat=seat, value=0.75) for seat in drawn]
             failed = fault if member == members[-1] or fault == "all" else ""
             self.tell(
                 Ended(group=group, member=member, results=[] if failed else results, fault=failed, detail="because")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sparring.environments.environment import environment
 from sparring.environments.outcome import Outcome
+from sparring.environments.running import reveal
 from sparring.environments.seat import Seat
 
 
@@ -31,7 +32,7 @@ async def describe(task: Word, describer: Seat, guesser: Seat, *, guesses: int =
     question = f"Which word is described?\n{told.text}\nReply with the word alone."
     for _ in range(guesses):
         said = await guesser.ask(question)
-        if said.text.strip().rstrip(".").casefold() == task.word.casefold():
+        if reveal(said.text.strip().rstrip(".").casefold() == task.word.casefold()):
             return Outcome({describer: 1.0, guesser: 1.0}, metrics={"guessed": 1.0, "forbidden": 0.0})
         question = "That is not it. Guess again."
     return Outcome({describer: 0.0, guesser: 0.0}, metrics={"guessed": 0.0, "forbidden": 0.0})

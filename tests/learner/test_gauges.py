@@ -1,0 +1,110 @@
+"""Gauges: each figure that tells of a collapse stops a planted one, and leaves a run alone that is well."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from sparring import Episodes, Gauge, Lineup, Run, Scripted, ScriptedModels, Seat, environment
+from sparring.backend.scripted import ScriptedReply, babble
+from sparring.errors import Collapsed, SettingError
+from sparring.learner import train_async
+from sparring.learner.gauges import Gauges
+from sparring.rollout import MemorySegments
+from sparring.rollout.events import Stepped
+from tests.learner.test_league import league_run
+from tests.learner.worlds import events_of
+
+
+@environment
+async def choice(task: int, one: Seat, two: Seat) -> dict[Seat, float]:
+    """The second says "b"; whoever comes later in the alphabet wins."""
+    picked = await one.pick(f"{task}", ("a", "c"))
+    said = (await two.ask(f"{task}")).text
+    return {one: float((picked or "") > said), two: float((picked or "") < said)}
+
+
+def choice_run(folder: Path, reply: ScriptedReply, *gauges: Gauge) -> Run:
+    lineup = Lineup({"one": "alice", "two": Scripted(lambda conversation: "b")})
+    run = league_run(folder, steps=4)
+    return replace(
+        run,
+        train=Episodes(choice, range(20), lineup),
+        held_out=None,
+        backend=ScriptedModels(reply=reply),
+        gauges=gauges,
+    )
+
+
+def either(prompt: str, rng: Random) -> str:
+    return rng.choice("ac")
+
+
+def always(text: str) -> ScriptedReply:
+    return lambda prompt, rng: text
+
+
+@pytest.mark.parametrize(
+    ("gauge", "collapsed", "said"),
+    [
+        (
+            Gauge(figure="won", below=0.01, steps=2),
+            always("a"),
+            r"step 1 of 'alice': won was 0, 0, below 0.01, in 2 steps",
+        ),
+        (Gauge(figure="environment/illegal", above=1.5), always("x"), "environment/illegal was 2, 2, 2, above 1.5"),
+        (Gauge(figure="distinct", below=0.3, policy="alice"), always("a"), "distinct was 0.25, 0.25, 0.25, below 0.3"),
+        (Gauge(figure="length", above=40, steps=1), always("x" * 60), "length was 122, above 40"),
+    ],
+    ids=lambda value: value.figure if isinstance(value, Gauge) else "",
+)
+async def test_a_planted_collapse_stops_the_run(
+    tmp_path: Path, gauge: Gauge, collapsed: ScriptedReply, said: str
+) -> None:
+    store = MemorySegments()
+    run = choice_run(tmp_path, collapsed, gauge)
+    with pytest.raises(Collapsed, match=said):
+        await train_async(run, store=store)
+    assert sum(isinstance(one, Stepped) for one in events_of(store)) == gauge.steps, "the step itself is kept"
+    assert await train_async(replace(run, gauges=()), store=store), "and goes on without"
+    assert await train_async(choice_run(tmp_path / "well", either, gauge), store=MemorySegments())
+
+
+def stepped(value: float | None, policy: str = "alice") -> Stepped:
+    engine = {} if value is None else {"entropy": value}
+    return Stepped(policy=policy, step=0, digest="", advantages="", metrics={}, engine=engine, durable={})
+
+
+def test_only_steps_in_a_row_count_for_each_policy() -> None:
+    gauges = Gauges([Gauge(figure="entropy", below=0.1, steps=2)])
+    for value in (0.0, 0.2, 0.0, None, 0.3):
+        gauges.check(stepped(value))
+    gauges.check(stepped(0.0))
+    gauges.check(stepped(0.0, "bob"))
+    with pytest.raises(Collapsed, match=r"entropy was 0, 0\.05, below 0\.1"):
+        gauges.check(stepped(0.05))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"figure": ""}, "must be the name of a step's figure"),
+        ({"figure": "won"}, "has no bound"),
+        ({"figure": "won", "below": float("nan")}, "must be None or a finite number"),
+        ({"figure": "won", "below": 0.5, "steps": 0}, "a whole number, at least 1"),
+    ],
+)
+def test_gauges_that_are_none(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(SettingError, match=said):
+        Gauge(**settings)
+
+
+def test_gauges_that_a_run_refuses(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="names no policy; there are alice"):
+        choice_run(tmp_path, babble, Gauge(figure="won", below=0.5, policy="bob"))
+    with pytest.raises(SettingError, match="must be a sequence of Gauge"):
+        replace(choice_run(tmp_path, babble), gauges=("won",))  # type: ignore[arg-type]
