@@ -1,6 +1,6 @@
 """The training backend: primitives, losses, samplers. Loading this loads no torch; opening `Local()` does."""
 
-from sparring.backend.choice import BackendChoice, Local, ScriptedModels
+from sparring.backend.choice import BackendChoice, Local, ScriptedModels, SmallModels
 from sparring.backend.datum import Datum, SoftTargets, ValueDatum, token_mean
 from sparring.backend.losses import (
     CISPO,
@@ -67,6 +67,7 @@ __all__ = [
     "SamplingParams",
     "ScriptedBackend",
     "ScriptedModels",
+    "SmallModels",
     "SoftTargets",
     "Teacher",
     "TeacherReference",

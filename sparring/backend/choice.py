@@ -63,3 +63,30 @@ class ScriptedModels:
 
     def open(self, *, deterministic: bool) -> Backend:
         return ScriptedBackend(self.reply)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SmallModels:
+    """Policies that know a few replies and no language, for studies whose answer is known. Models are "table", a row of logits
+    for each context, and "network", two layers over hashed pieces of the context (98,600 numbers with two replies). Untrained,
+    they find all replies equally likely. They need the extra `torch`.
+
+    replies   all that they can say
+    rows      of a table
+    features  of a network's first layer, and how many are
+    hidden    behind it
+    """
+
+    replies: tuple[str, ...]
+    rows: int = 2**16
+    features: int = 1024
+    hidden: int = 96
+
+    def open(self, *, deterministic: bool) -> Backend:
+        """Everything they do is deterministic anyway."""
+        bound_spinning()
+        try:
+            module = import_module("sparring.backend.small")
+        except ModuleNotFoundError as error:
+            raise UnsupportedError(f"small models need {error.name!r}: pip install 'sparring[torch]'") from error
+        return cast(Backend, module.SmallBackend(**asdict(self)))

@@ -121,8 +121,7 @@ class Seat:
         by_form = _forms(f"{self!r}.pick", options)
         if retries < 0:
             raise SettingError(f"{self!r}.pick(retries={retries!r}): must be at least 0")
-        listed = ", ".join(options)
-        question = f"{text}\nReply with exactly one of: {listed}."
+        question = to_pick(text, options)
         for _ in range(retries + 1):
             reply = await self.ask(question)
             self.picks += 1
@@ -130,7 +129,7 @@ class Seat:
             if choice is not None:
                 return choice
             self.illegal += 1
-            question = f"That is not one of the options. Reply with exactly one of: {listed}."
+            question = to_pick("That is not one of the options.", options, between=" ")
         return None
 
     async def choose(self, text: str, options: Sequence[str]) -> Mapping[str, float]:
@@ -267,6 +266,11 @@ class Seat:
                 f"{self!r} was {what} in one branch of gather() after it was used in another: which came first would be "
                 f"chance; fork() it for each branch, or use it after gather()"
             )
+
+
+def to_pick(text: str, options: Sequence[str], *, between: str = "\n") -> str:
+    """What `pick` says, for who wants to ask `choose` the same."""
+    return f"{text}{between}Reply with exactly one of: {', '.join(options)}."
 
 
 def _message(role: Role, text: str, what: str) -> Message:

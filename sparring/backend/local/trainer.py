@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
@@ -11,11 +10,12 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from sparring.backend.local.adamw import adamw, clipped_norm
 from sparring.backend.local.base import BaseModel
 from sparring.backend.local.lora import AdapterWeights, Trained
 from sparring.backend.local.passes import Passes, Work
 from sparring.backend.training import Adam, OptimOutput
-from sparring.errors import BackendError, NonFinite, SparringError
+from sparring.errors import BackendError, SparringError
 
 T = TypeVar("T")
 
@@ -55,12 +55,9 @@ class Trainer:
                 f"optim_step refused: the gradient is incomplete ({self.broken}); call discard_gradients() first"
             ) from self.broken
         grad = self.adapter.grad
-        norm = float(grad.norm())
-        if not math.isfinite(norm):
-            raise NonFinite(f"optim_step {self.steps + 1}: the gradient's norm is {norm!r}; nothing was changed")
-        if adam.grad_clip_norm > 0:
-            grad.mul_(min(1.0, adam.grad_clip_norm / (norm + 1e-6)))
-        self._adamw(adam, grad)
+        norm = clipped_norm(grad, adam, self.steps + 1)
+        self.steps += 1
+        adamw(self.adapter.master, self.mean, self.square, grad, adam, self.steps)
         grad.zero_()
         self.adapter.refresh()
         self._micro_batches = 0
@@ -96,15 +93,6 @@ class Trainer:
         self.steps = steps
         self.adapter.refresh()
         self.discard_gradients()
-
-    def _adamw(self, adam: Adam, grad: Tensor) -> None:
-        self.steps += 1
-        self.mean.lerp_(grad, 1 - adam.beta1)
-        self.square.mul_(adam.beta2).addcmul_(grad, grad, value=1 - adam.beta2)
-        root = (self.square / (1 - adam.beta2**self.steps)).sqrt_().add_(adam.eps)
-        master = self.adapter.master
-        master.mul_(1 - adam.learning_rate * adam.weight_decay)
-        master.addcdiv_(self.mean, root, value=-adam.learning_rate / (1 - adam.beta1**self.steps))
 
 
 @dataclass(frozen=True, slots=True)
