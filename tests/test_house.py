@@ -28,6 +28,7 @@ EDGES = {
         "benchmarks/cuda.py",
         "sparring/backend/local/thread.py",
         "sparring/backend/vllm/engine.py",
+        "sparring/environments/maths_worker.py",
         "sparring/environments/sandboxing/inside.py",
         "sparring/learner/called.py",
         "sparring/rollout/culprit.py",
