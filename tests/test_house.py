@@ -30,6 +30,7 @@ EDGES = {
         "sparring/backend/vllm/engine.py",
         "sparring/environments/maths_worker.py",
         "sparring/environments/sandboxing/inside.py",
+        "sparring/environments/sandboxing/puzzles.py",
         "sparring/learner/called.py",
         "sparring/rollout/culprit.py",
         "sparring/rollout/episode.py",
