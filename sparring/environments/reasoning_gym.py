@@ -33,12 +33,11 @@ _PROGRAM = Path(sandboxing.__file__).with_name("puzzles.py").read_text()
 _BOX = Sandbox(modules=("reasoning_gym",), limits=Limits(memory=2 << 30), at_once=4)
 _MAKING, _DEADLINE = 120.0, 10.0  # seconds
 _PATIENCE = 600.0  # seconds, most of which pass in the queue for a sandbox
-_MOST = 1_000_000
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _UNJUDGED = (Ending.REFUSED, Ending.LOST, Ending.TIME, Ending.MEMORY, Ending.KILLED)
 RULES = (
-    "You are given a puzzle. Put your final answer, and nothing else, between <answer> and </answer>, in the form that the puzzle "
-    "asks for."
+    "You are given a puzzle. Put your final answer, and nothing else, between <answer> and </answer>, in the form that the "
+    "puzzle asks for."
 )
 
 
@@ -64,12 +63,13 @@ def puzzles(
 ) -> list[Puzzle]:
     """Puzzles `start` to `start + count` of a generator. Equal arguments make equal puzzles (with one version of the package).
 
-    settings  the fields of the generator's own configuration, as JSON data; for "composite" its `datasets`, as dictionaries
+    settings  the fields of the generator's own configuration, as JSON data (a few make no puzzles beyond their `size`, 500);
+              for "composite" its `datasets`, as dictionaries
 
     Blocks; the first call starts the sandbox. Raises `SettingError` for what the generator refuses.
     """
-    if count < 1 or start < 0 or start + count > _MOST:
-        raise SettingError(f"puzzles(count={count!r}, start={start!r}): must be from 0 to {_MOST}, and at least one")
+    if count < 1 or start < 0:
+        raise SettingError(f"puzzles(count={count!r}, start={start!r}): must be at least 1, and at least 0")
     given = dict(settings or {})
     made = _now("make", name, seed, list(range(start, start + count)), given)
     return [Puzzle(question, answer, name, seed, start + n, given) for n, (question, answer) in enumerate(made)]

@@ -25,6 +25,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 NONE_KNOWN = {"boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour"}
 """Many answers are right, and upstream names none."""
+BY_HASH = {"isomorphic_strings", "knight_swap", "list_functions", "polynomial_multiplication", "ransom_note"}
+"""Upstream makes others in each process, as it goes through sets; in the sandbox all begin with the same hashes."""
 LENIENT = {"game_of_life_halting"}
 """Upstream takes whatever does not say True for False."""
 
@@ -34,7 +36,7 @@ def from_upstream(puzzle: Puzzle) -> tuple[Any, dict[str, Any]]:
     settings = dict(puzzle.settings)
     if "datasets" in settings:
         settings["datasets"] = [DatasetSpec(**spec) for spec in settings["datasets"]]
-    made = upstream.create_dataset(puzzle.name, seed=puzzle.seed, size=1000, **settings)
+    made = upstream.create_dataset(puzzle.name, seed=puzzle.seed, **settings)
     return made, made[puzzle.index]
 
 
@@ -57,12 +59,18 @@ def test_all_generators_are_there() -> None:
 @pytest.mark.parametrize("name", sorted(DATASETS))
 def test_a_generator_makes_and_scores_what_upstream_does(name: str) -> None:
     (puzzle,) = puzzles(name, 1, seed=3, start=7, settings=SETTINGS.get(name))
+    assert puzzles(name, 1, seed=3, start=7, settings=SETTINGS.get(name)) == [puzzle]
+    gold, garbage = anyio.run(scores, puzzle, puzzle.answer, "zzz garbage")
     theirs, entry = from_upstream(puzzle)
-    assert (puzzle.question, puzzle.answer) == (entry["question"], entry["answer"] or "")
-    assert anyio.run(score, puzzle, puzzle.answer) == (0.0 if name in NONE_KNOWN else 1.0) == theirs.score_answer(entry["answer"], entry)
-    garbage = anyio.run(score, puzzle, "zzz garbage")
-    assert garbage == (1.0 if name in LENIENT and puzzle.answer == "False" else pytest.approx(garbage))
-    assert garbage < 1.0 or name in LENIENT
+    if name not in BY_HASH:
+        assert (puzzle.question, puzzle.answer) == (entry["question"], entry["answer"] or "")
+        assert gold == theirs.score_answer(entry["answer"] or "", entry)
+    assert gold == 1.0 if name not in NONE_KNOWN else gold < 0.1
+    assert garbage < 0.1 or name in LENIENT
+
+
+async def scores(puzzle: Puzzle, *answers: str) -> list[float]:
+    return [await score(puzzle, answer) for answer in answers]
 
 
 # -------------------------------------------------------------------------------------------------------------- hostile
@@ -70,7 +78,14 @@ def test_a_generator_makes_and_scores_what_upstream_does(name: str) -> None:
 
 REACHED = Path("/tmp/sparring_reasoning_gym_reached")
 TOUCH = f"__import__('os').system('touch {REACHED}') or open('{REACHED}', 'w')"
-EXECUTING = ["binary_matrix", "n_queens", "polynomial_multiplication", "simple_integration", "spiral_matrix", "string_insertion"]
+EXECUTING = [
+    "binary_matrix",
+    "n_queens",
+    "polynomial_multiplication",
+    "simple_integration",
+    "spiral_matrix",
+    "string_insertion",
+]
 """Upstream runs an answer as Python there."""
 
 
@@ -169,8 +184,9 @@ def test_settings_reach_the_generator() -> None:
     "name, count, more, message",
     [
         ("leg_count", 1, {}, "Dataset 'leg_count' not registered"),
+        ("acre", 1, {"start": 500}, "index out of range"),
         ("leg_counting", 0, {}, "count=0"),
-        ("leg_counting", 1, {"start": 1_000_000}, "start=1000000"),
+        ("leg_counting", 1, {"start": -1}, "start=-1"),
         ("leg_counting", 1, {"settings": {"legs": 5}}, "unexpected keyword argument 'legs'"),
     ],
 )

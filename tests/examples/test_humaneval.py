@@ -6,7 +6,7 @@ from random import Random
 from typing import Any
 
 from sparring import Lineup, Sampling, Scripted, human_eval, play
-from sparring.environments.problems import human_eval_solutions
+from sparring.rollout.check import check_environment
 from tests.examples.short import evaluations_of, example, shortened, steps_of, trained
 
 humaneval = example("humaneval")
@@ -38,8 +38,14 @@ async def test_who_fits_the_examples_alone_is_wrong() -> None:
     assert (await played(WRONG, repairs=0))[0] == 0.0
 
 
+async def test_it_keeps_the_contract_and_its_gold_is_judged() -> None:
+    checked = await check_environment(humaneval.humaneval, humaneval.train, count=2)
+    assert checked.passed, str(checked)
+    assert checked.row("gold").verdict == "passed"
+
+
 async def test_a_short_run(tmp_path: Path) -> None:
-    solutions = {task.entry: code for task, code in zip(human_eval(), human_eval_solutions(), strict=True)}
+    solutions = {task.entry: task.solution for task in human_eval()}
 
     def reply(prompt: str, rng: Random) -> str:
         known = [code for entry, code in solutions.items() if f"{entry}(" in prompt]

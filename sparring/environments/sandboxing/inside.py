@@ -130,8 +130,8 @@ def _mount(where: bytes, flags: int, options: str) -> None:
 
 
 def serve(isolated: bool, uid: int | None, program: str, folders: list[str], modules: list[str]) -> NoReturn:
-    """The server. `uid` is whose rights it takes on instead of root's; None: it has none to give up. `folders` are where modules
-    are looked for beside the standard library."""
+    """The server. `uid` is whose rights it takes on instead of root's; None: it has none to give up. In `folders` are modules
+    beside those of the standard library."""
     control = socket.socket(fileno=os.dup(0))
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)
     if uid is not None:

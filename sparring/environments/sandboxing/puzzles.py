@@ -14,10 +14,9 @@ import reasoning_gym
 from reasoning_gym.composite import DatasetSpec
 from reasoning_gym.factory import DATASETS
 
-_SIZE = 1_000_000  # which no puzzle depends on
 _NO_FORMULA = frozenset(
-    ["breakpoint", "compile", "delattr", "eval", "exec", "exit", "getattr", "globals", "help", "input", "lambdify", "locals", "open",
-     "preview", "print", "quit", "setattr", "source", "vars"]
+    ["breakpoint", "compile", "delattr", "eval", "exec", "exit", "getattr", "globals", "help", "input", "lambdify", "locals",
+     "open", "preview", "print", "quit", "setattr", "source", "vars"]
 )  # fmt: skip
 
 
@@ -45,7 +44,7 @@ def score(name: str, seed: int, index: int, settings: dict[str, Any], answer: st
 
 
 def _dataset(name: str, seed: int, settings: dict[str, Any]) -> Any:
-    given = {"size": _SIZE, **settings}
+    given = dict(settings)
     if "datasets" in given:
         given["datasets"] = [DatasetSpec(**spec) for spec in given["datasets"]]
     return reasoning_gym.create_dataset(name, seed=seed, **given)

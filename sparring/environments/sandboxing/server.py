@@ -143,7 +143,8 @@ def _command(isolated: bool, modules: tuple[str, ...]) -> Iterator[str]:
     uid = NOBODY if isolated and os.getuid() == 0 else None
     program = syscalls.program(platform.machine()).hex()
     folders = sorted({folder for module in modules for folder in folders_of(module)})
-    source = f"{Path(inside.__file__).read_text()}\nserve({isolated!r}, {uid!r}, {program!r}, {folders!r}, {[*MODULES, *modules]!r})\n"
+    given = f"{isolated!r}, {uid!r}, {program!r}, {folders!r}, {[*MODULES, *modules]!r}"
+    source = f"{Path(inside.__file__).read_text()}\nserve({given})\n"
     python = os.path.realpath(sys.executable)
     if isolated:
         yield from _bubblewrap(python, folders)
