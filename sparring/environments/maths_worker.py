@@ -25,9 +25,9 @@ from math_verify import LatexExtractionConfig, parse, verify
 
 _MEMORY = 1 << 30
 _TYPICAL = (
-    "\\frac{1}{2}", "-3.5", "2\\sqrt{3}", "\\frac{2\\sqrt{5}}{3}", "x^2+2x-1", "x(x+1)", "(1, 2)", "(-\\infty, 3]",
-    "\\{1,2\\}", "\\pi", "\\text{B}", "y=2x+1", "x^{10}-y^{2}", "3\\%", "90^\\circ", "1,2", "5 \\cdot 10^{3}", "\\left(\\frac{1}{2}\\right)",
-    "e^{2}", "\\log_2 3",
+    "\\frac{1}{2}", "-3.5", "2\\sqrt{3}", "\\frac{2\\sqrt{5}}{3}", "x^2+2x-1", "x(x+1)", "(1, 2)", "(-\\infty, 3]", "\\pi",
+    "\\{1,2\\}", "\\text{B}", "y=2x+1", "x^{10}-y^{2}", "3\\%", "90^\\circ", "5 \\cdot 10^{3}", "\\left(\\frac{1}{2}\\right)",
+    "e^{2}", "1,2", "\\log_2 3",
 )  # fmt: skip
 """What answers look like. The parser learns its grammar from what it parses: an expression of a kind that it has seen takes a
 tenth of the time."""

@@ -1,4 +1,4 @@
-"""Problems for code: HumanEval from its package, and files of one JSON object a line."""
+"""Problems for code and in mathematics: HumanEval from its package, and files of one JSON object a line."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sparring.environments.tasks import jsonl
+from sparring.environments.verifiers import marked
 from sparring.errors import SettingError
 
 
@@ -43,6 +44,41 @@ def code_tasks(path: str | Path) -> list[CodeTask]:
     `examples`, `name` and `solution`."""
     lines = jsonl(path, _Line)
     return [CodeTask(row.prompt, row.entry, row.tests, row.examples or [], row.name, row.solution) for row in lines]
+
+
+@dataclass(frozen=True, slots=True)
+class MathTask:
+    """A question, and the answer that a `MathVerifier` compares with."""
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class _MathLine:
+    question: str = ""
+    problem: str = ""
+    answer: str = ""
+    solution: str = ""
+
+
+def math_tasks(path: str | Path) -> list[MathTask]:
+    """The problems of a JSONL file: as GSM8K (arXiv 2110.14168) has them, with `question` and an `answer` that ends in `#### 72`,
+    or as MATH (arXiv 2103.03874), with `problem` and an `answer`, or a `solution` with one in `\\boxed{}`.
+
+    Raises `SettingError` naming the problem that has no question or no answer.
+    """
+    return [_math_task(line, f"{path}, problem {number}") for number, line in enumerate(jsonl(path, _MathLine), 1)]
+
+
+def _math_task(line: _MathLine, where: str) -> MathTask:
+    question, answer = line.question or line.problem, line.answer.rpartition("####")[2].strip()
+    answer = answer or (marked(line.solution) or "").strip()
+    if not question or not answer:
+        raise SettingError(
+            f"{where}: it needs a `question` or `problem`, and an `answer` or a `solution` with one final \\boxed{{...}}"
+        )
+    return MathTask(question, answer)
 
 
 def human_eval() -> list[CodeTask]:

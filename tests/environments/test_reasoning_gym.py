@@ -117,7 +117,8 @@ async def test_an_answer_does_not_fetch_the_right_one_from_the_scorer() -> None:
 
 
 FORGERIES = [
-    FORGED, "x.__class__", "(lambda: 1)()", "[y for y in (1, 2)]", "(y for y in (1,)).gi_frame", "exec('1')", "getattr(x, 'func')",
+    FORGED, "x.__class__", "(lambda: 1)()", "[y for y in (1, 2)]", "(y for y in (1,)).gi_frame", "exec('1')",
+    "getattr(x, 'func')",
     "sympify('exec(1)')", "open('/proc/self/maps')", "exit()", "lambdify(x, x)(1)", "S('__import__(1)')",
 ]  # fmt: skip
 
