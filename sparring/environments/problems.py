@@ -63,8 +63,8 @@ class _MathLine:
 
 
 def math_tasks(path: str | Path) -> list[MathTask]:
-    """The problems of a JSONL file: as GSM8K (arXiv 2110.14168) has them, with `question` and an `answer` that ends in `#### 72`,
-    or as MATH (arXiv 2103.03874), with `problem` and an `answer`, or a `solution` with one in `\\boxed{}`.
+    """The problems of a JSONL file: as GSM8K (arXiv 2110.14168) has them, with `question` and an `answer` that ends in
+    `#### 72`, or as MATH (arXiv 2103.03874), with `problem` and an `answer`, or a `solution` with one in `\\boxed{}`.
 
     Raises `SettingError` naming the problem that has no question or no answer.
     """
