@@ -62,7 +62,10 @@ class Sandbox:
 
     def __post_init__(self) -> None:
         if self.tier not in get_args(Tier):
-            raise SettingError(f"Sandbox(tier={self.tier!r}): must be one of {', '.join(get_args(Tier))}")
+            raise SettingError(
+                f"Sandbox(tier={self.tier!r}): must be one of {', '.join(get_args(Tier))}; docker and podman are not among "
+                "them: these need no daemon (`sparring doctor` says whether they work here)"
+            )
         if self.tier == "monty" and find_spec("pydantic_monty") is None:
             raise SettingError("Sandbox(tier='monty') needs pydantic-monty: pip install 'sparring[monty]'")
         if isinstance(self.at_once, bool) or not isinstance(self.at_once, int) or self.at_once < 1:
