@@ -125,7 +125,7 @@ def test_a_model_of_few_replies_refuses_tools() -> None:
     tool = {"type": "function", "function": {"name": "look", "description": "Looks.", "parameters": {"type": "object"}}}
     with pytest.raises(UnsupportedError, match=r"\('Pass', 'Bet'\) cannot call tools; leave seat.tools out"):
         renderer.start([{"role": "user", "content": "your card is J"}], [tool])
-    with pytest.raises(UnsupportedError, match="cannot call tools: .*look"):
+    with pytest.raises(UnsupportedError, match=r"cannot call tools: .*look"):
         renderer.calling("Pass", [ParsedCall(name="look", arguments="{}")])
     assert renderer.calling("Pass", []) == "Pass"
 
