@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -197,3 +199,12 @@ async def test_an_endpoint_plays_the_policies_seats_alone() -> None:
 def test_names_of_policies_without_a_run() -> None:
     assert policies_of(None, sets()) == ("policy",)
     assert policies_of(None, {"a": Episodes(duel, [1], Lineup({"first": "x", "second": "y"}))}) == ("x", "y")
+
+
+def test_without_its_extra_a_task_of_inspect_says_what_to_install() -> None:
+    blocked = "import sys; sys.modules['inspect_ai'] = None; import sparring.learner.inspect_task"
+    done = subprocess.run([sys.executable, "-c", blocked], check=False, capture_output=True, text=True, timeout=60)
+    expected = (
+        "sparring.errors.UnsupportedError: tasks of inspect-ai need 'inspect_ai': pip install 'sparring[inspect]'"
+    )
+    assert done.stderr.splitlines()[-1] == expected
