@@ -13,7 +13,7 @@ import anyio.to_thread
 import msgspec
 import pytest
 
-from sparring import Episodes, Frozen, Lineup, Outcome, Policy, Run, Scripted, ScriptedModels, Seat, environment
+from sparring import Episodes, Frozen, Lineup, Outcome, Policy, Run, Scripted, ScriptedModels, Seat, effect, environment
 from sparring.agents import EndpointAgent
 from sparring.errors import RunChanged, SettingError
 from sparring.learner import train_async
@@ -123,6 +123,34 @@ async def test_another_evaluation_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other.jsonl").write_text("hello\n")
     with pytest.raises(SettingError, match="is no file of an evaluation"):
         await measured(tmp_path / "other.jsonl")
+
+
+CROWD = {"now": 0, "most": 0}
+
+
+async def in_the_crowd() -> None:
+    CROWD["now"] += 1
+    CROWD["most"] = max(CROWD.values())
+    await anyio.sleep(0.02)
+    CROWD["now"] -= 1
+
+
+@environment
+async def crowded(task: int, only: Seat) -> float:
+    await effect(in_the_crowd)
+    return float(len((await only.ask(f"task {task}")).text))
+
+
+@pytest.mark.parametrize("concurrent", [1, 5])
+async def test_as_many_play_at_once_as_may(concurrent: int, tmp_path: Path) -> None:
+    CROWD.update(now=0, most=0)
+    async with ScriptedModels().open(deterministic=False) as backend:
+        cast = Cast(backend, for_all(["policy"], Weights(model="m")), None)
+        evaluation = await evaluation_of(cast, {"set": Episodes(crowded, range(12))}, concurrent=concurrent)
+        with anyio.fail_after(30):
+            told = await evaluate_apart(evaluation, tmp_path / "out.jsonl")
+    assert CROWD == {"now": 0, "most": concurrent}
+    assert len(told) == 12 and not any(one.fault for one in told)
 
 
 def evaluations(folder: Path) -> dict[int, Evaluated]:
