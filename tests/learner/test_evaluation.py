@@ -149,7 +149,7 @@ async def test_as_many_play_at_once_as_may(concurrent: int, tmp_path: Path) -> N
         evaluation = await evaluation_of(cast, {"set": Episodes(crowded, range(12))}, concurrent=concurrent)
         with anyio.fail_after(30):
             told = await evaluate_apart(evaluation, tmp_path / "out.jsonl")
-    assert CROWD == {"now": 0, "most": concurrent}
+    assert CROWD["most"] == concurrent and not CROWD["now"]
     assert len(told) == 12 and not any(one.fault for one in told)
 
 
