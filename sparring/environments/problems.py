@@ -5,11 +5,14 @@ from __future__ import annotations
 import ast
 import gzip
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from doctest import DocTestParser
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from sparring.environments.tasks import jsonl
 from sparring.environments.verifiers import marked
@@ -62,13 +65,18 @@ class _MathLine:
     solution: str = ""
 
 
-def math_tasks(path: str | Path) -> list[MathTask]:
-    """The problems of a JSONL file: as GSM8K (arXiv 2110.14168) has them, with `question` and an `answer` that ends in
-    `#### 72`, or as MATH (arXiv 2103.03874), with `problem` and an `answer`, or a `solution` with one in `\\boxed{}`.
+def math_tasks(source: str | Path | Sequence[Mapping[str, Any]]) -> list[MathTask]:
+    """The problems of a JSONL file, or of rows (as `hub` reads them).
+
+    As GSM8K (arXiv 2110.14168) has them, with `question` and an `answer` that ends in `#### 72`, or as MATH (arXiv 2103.03874),
+    with `problem` and an `answer`, or a `solution` with one in `\\boxed{}`.
 
     Raises `SettingError` naming the problem that has no question or no answer.
     """
-    return [_math_task(line, f"{path}, problem {number}") for number, line in enumerate(jsonl(path, _MathLine), 1)]
+    named = isinstance(source, str | Path)
+    lines = jsonl(source, _MathLine) if named else msgspec.convert(source, list[_MathLine])
+    where = str(source) if named else "rows"
+    return [_math_task(line, f"{where}, problem {number}") for number, line in enumerate(lines, 1)]
 
 
 def _math_task(line: _MathLine, where: str) -> MathTask:
