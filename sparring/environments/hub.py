@@ -64,7 +64,8 @@ def hub(
         )
     except (FileNotFoundError, ValueError) as error:
         raise SettingError(f"hub({str(path)!r}, name={name!r}, split={split!r}): {error}") from error
+    kind: Any = dict[str, Any] if task_type is None else task_type
     try:
-        return msgspec.convert([dict(row) for row in rows], list[task_type] if task_type else list[dict[str, Any]])
+        return [msgspec.convert(dict(row), kind) for row in rows]
     except msgspec.ValidationError as error:
         raise SettingError(f"hub({str(path)!r}, name={name!r}, split={split!r}): {error}") from error

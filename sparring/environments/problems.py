@@ -73,9 +73,10 @@ def math_tasks(source: str | Path | Sequence[Mapping[str, Any]]) -> list[MathTas
 
     Raises `SettingError` naming the problem that has no question or no answer.
     """
-    named = isinstance(source, str | Path)
-    lines = jsonl(source, _MathLine) if named else msgspec.convert(source, list[_MathLine])
-    where = str(source) if named else "rows"
+    if isinstance(source, str | Path):
+        lines, where = jsonl(source, _MathLine), str(source)
+    else:
+        lines, where = msgspec.convert(source, list[_MathLine]), "rows"
     return [_math_task(line, f"{where}, problem {number}") for number, line in enumerate(lines, 1)]
 
 
