@@ -63,7 +63,7 @@ def prepare() -> None:
         equal("\\frac{x}{3}", text, 6)
 
 
-class _Parser(latex2sympy2.PSParser):  # type: ignore[misc] - it has no types
+class _Parser(latex2sympy2.PSParser):  # type: ignore[misc]  # it has no types
     """The parser of LaTeX in two stages: without the context of each rule first, as what that finds is remembered, and with it
     where that fails. What parses in the first stage parses to the same tree in the second (ANTLR's documentation of
     `PredictionMode.SLL`)."""
