@@ -29,6 +29,7 @@ from sparring.errors import SettingError, UnsupportedError
 if find_spec("reasoning_gym") is None:
     raise UnsupportedError("puzzles of reasoning-gym need 'reasoning_gym': pip install 'sparring[reasoning-gym]'")
 
+_VERSION = version("reasoning_gym")
 _PROGRAM = Path(sandboxing.__file__).with_name("puzzles.py").read_text()
 _BOX = Sandbox(modules=("reasoning_gym",), limits=Limits(memory=2 << 30), at_once=4)
 _MAKING, _DEADLINE = 120.0, 10.0  # seconds
@@ -63,8 +64,7 @@ def puzzles(
 ) -> list[Puzzle]:
     """Puzzles `start` to `start + count` of a generator. Equal arguments make equal puzzles (with one version of the package).
 
-    settings  the fields of the generator's own configuration, as JSON data (a few make no puzzles beyond their `size`, 500);
-              for "composite" its `datasets`, as dictionaries
+    settings  the fields of the generator's own configuration, as JSON data; for "composite" its `datasets`, as dictionaries
 
     Blocks; the first call starts the sandbox. Raises `SettingError` for what the generator refuses.
     """
@@ -88,7 +88,7 @@ async def reasoning_gym(task: Puzzle, solver: Seat) -> Score:
     if len(answers) != 1:
         return Score(0.0, parts={"answered": 0.0})
     asked = (task.name, task.seed, task.index, task.settings, answers.pop())
-    said = await effect(scored, version("reasoning_gym"), *asked, timeout=_PATIENCE)
+    said = await effect(scored, _VERSION, *asked, timeout=_PATIENCE)
     return Score(said["score"], error=said["error"], parts={"answered": 1.0})
 
 
