@@ -1,4 +1,4 @@
-"""Kuhn poker as a study: its two wordings, the strategy of a policy at all 12 information sets, exactly, and how exploitable it is.
+"""Kuhn poker as a study: its two wordings, a policy's strategy at all 12 information sets, and how exploitable that is.
 
 A strategy is {information set: how likely the second action (bet, call) is}, the sets by OpenSpiel's names: "0pb" holds the
 lowest card after a pass and a bet.
@@ -51,8 +51,8 @@ WORDED = openspiel_environment(
 
 @dataclass(frozen=True, kw_only=True)
 class Asked(Environment[int]):
-    """Held-out episodes that ask whoever plays the seats how they play: task n is the nth of the game's information sets, and the
-    metric `bets` how likely the second action is there, given that it is one of the two (`Seat.choose`)."""
+    """Held-out episodes that ask whoever plays the seats how they play: task n is the nth of the game's information sets, and
+    the metric `bets` how likely the second action is there, given that it is one of the two (`Seat.choose`)."""
 
     game: OpenSpielEnvironment
     seats: tuple[str, ...] = SEATS
@@ -81,8 +81,8 @@ def exploitable(strategy: Strategy) -> float:
 
 
 def averaged(strategies: Sequence[Strategy]) -> dict[str, float]:
-    """The strategy that plays as one of these does, drawn once for a whole game: at each information set their mean, weighed with
-    how likely each one's own moves lead there (H. W. Kuhn, 1953). Only "pb" follows a move of one's own, a pass."""
+    """The strategy that plays as one of these does, drawn once for a whole game: at each information set their mean, weighed
+    with how likely each one's own moves lead there (H. W. Kuhn, 1953). Only "pb" follows a move of one's own, a pass."""
     found = dict[str, float]()
     for key in strategies[0]:
         reaches = [1 - one[key[0]] if key.endswith("pb") else 1.0 for one in strategies]

@@ -3,12 +3,12 @@
     python -m benchmarks.kuhn_lm [--seeds 0 1 2] [--steps 200] [--minutes 9] [--device cuda --at_once 3] [--folder runs/kuhn_lm]
 
 SmolLM2-135M says a legal move once in 300 replies, so that it first imitates both legal replies at every information set
-(`--warm` epochs; 0 leaves that out): this is the start that is compared with. Then one policy on both seats, `rae()` with a bonus for
-entropy (the magnet is the uniform policy), OpenSpiel's Kuhn poker in the words of `examples/kuhn.py`, where what is no legal move
-loses. At each evaluation the log-probs of the legal replies at the 12 information sets give the strategy, and with it the
-exploitability, exactly: that of the policy as it is, and of the average of all that were asked in the second half of the run so
-far. Each seed is a process that writes one JSON line an evaluation to `FOLDER/SEED.jsonl`; what is there is not made again.
-`--minutes` ends the training of a seed early: the lines until then count.
+(`--warm` epochs; 0 leaves that out): this is the start that is compared with. Then one policy on both seats, `rae()` with a
+bonus for entropy (the magnet is the uniform policy), OpenSpiel's Kuhn poker in the words of `examples/kuhn.py`, where what is
+no legal move loses. At each evaluation the log-probs of the legal replies at the 12 information sets give the strategy, and
+with it the exploitability, exactly: that of the policy as it is, and of the average of all that were asked in the second half
+of the run so far. Each seed is a process that writes one JSON line an evaluation to `FOLDER/SEED.jsonl`; what is there is not
+made again. `--minutes` ends the training of a seed early: the lines until then count.
 """
 
 from __future__ import annotations
