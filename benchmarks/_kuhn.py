@@ -6,16 +6,16 @@ lowest card after a pass and a bet.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
 from typing import Any
 
+from benchmarks._answers import Answer
 from sparring.environments import Environment, Outcome, Seat
 from sparring.environments.openspiel import OpenSpielEnvironment, openspiel_environment
 from sparring.environments.openspiel_exploitability import exploitability, information_sets
 from sparring.environments.seat import to_pick
-from sparring.rollout.events import AnyEvent, Evaluated, Stepped
 
 SEATS = ("first", "second")
 WORDS = {"": "none", "p": "check", "b": "bet", "pb": "check-bet"}
@@ -110,38 +110,27 @@ class Point:
     strategy: Strategy
 
 
-class Curve:
-    """A `Watcher` of a run that evaluates `Asked`: a `Point` for each evaluation, as it comes. `tell` is given each one."""
+def point(answers: Sequence[Answer], games: int) -> Point:
+    """Of the last of them; `games` are those of a step."""
+    asked = answers[-1]
+    strategies = [(one.step, strategy_of(one.values)) for one in answers]
+    second = [strategy for step, strategy in strategies if 2 * step >= asked.step]
+    return Point(
+        step=asked.step,
+        hands=asked.step * games,
+        seconds=asked.seconds,
+        last=exploitable(strategies[-1][1]),
+        average=exploitable(averaged(second)),
+        illegal=asked.illegal,
+        strategy=strategies[-1][1],
+    )
 
-    def __init__(self, games: int, tell: Callable[[Mapping[str, Any]], None] | None = None) -> None:
-        self.points = list[Point]()
-        self._games, self._tell, self._illegal, self._began = games, tell, 0.0, time.perf_counter()
 
-    def opened(self, run: Mapping[str, Any]) -> None:
-        self._began = time.perf_counter()
+def strategy_of(values: Sequence[float]) -> dict[str, float]:
+    """What `Asked` was answered, task by task."""
+    return dict(zip([one.key for one in information_sets(PLAIN)], values, strict=True))
 
-    def event(self, event: AnyEvent) -> None:
-        if isinstance(event, Stepped):
-            self._illegal = float(event.metrics.get("environment/illegal", 0.0))
-        if isinstance(event, Evaluated):
-            self.points.append(self._point(event))
-            if self._tell is not None:
-                self._tell(asdict(self.points[-1]))
 
-    def closed(self) -> None:
-        """Nothing is held."""
-
-    def _point(self, event: Evaluated) -> Point:
-        keys = [one.key for one in information_sets(PLAIN)]
-        values = [float("nan") if value is None else value for value in event.values]
-        strategy = dict(zip(keys, values, strict=True))
-        second = [one.strategy for one in self.points if 2 * one.step >= event.version]
-        return Point(
-            step=event.version,
-            hands=event.version * self._games,
-            seconds=time.perf_counter() - self._began,
-            last=exploitable(strategy),
-            average=exploitable(averaged([*second, strategy])),
-            illegal=self._illegal,
-            strategy=strategy,
-        )
+def dealt(rng: Random) -> int:
+    """A task of OpenSpiel's games: the seed of all chance."""
+    return rng.getrandbits(32)

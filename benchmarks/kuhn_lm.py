@@ -19,14 +19,14 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import anyio
 
-from benchmarks._kuhn import WORDED, Asked, Curve
+from benchmarks._answers import Answer, Answers
+from benchmarks._kuhn import WORDED, Asked, dealt, point
 from benchmarks._rows import Row, report
 from sparring import Adam, Episodes, Fit, Lines, Local, Lora, Policy, Run, Sampling, generated, rae
 from sparring.environments.openspiel_exploitability import information_sets
@@ -86,12 +86,12 @@ async def _trained(given: argparse.Namespace, seed: int) -> None:
         await fit_async(_warm(given, seed))
     with path.open("w") as file:
 
-        def tell(point: Mapping[str, Any]) -> None:
-            file.write(json.dumps({"seed": seed, **point}) + "\n")
+        def tell(answers: Sequence[Answer]) -> None:
+            file.write(json.dumps({"seed": seed, **asdict(point(answers, given.games))}) + "\n")
             file.flush()
 
         with anyio.move_on_after(60 * given.minutes):
-            await train_async(_run(given, seed), watchers=[Curve(given.games, tell)])
+            await train_async(_run(given, seed), watchers=[Answers(tell)])
 
 
 def _warm(given: argparse.Namespace, seed: int) -> Fit:
@@ -159,11 +159,6 @@ def _run(given: argparse.Namespace, seed: int) -> Run:
         seed=seed,
         folder=given.folder,
     )
-
-
-def dealt(rng: Random) -> int:
-    """A task of OpenSpiel's games: the seed of all chance."""
-    return rng.getrandbits(32)
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,139 @@
+"""Kuhn poker by self-play of policies that have no language: how near a table and a small network come to an equilibrium.
+
+    python -m benchmarks.kuhn [--models table network] [--seeds 0 1 2] [--picture docs/kuhn.svg]
+
+OpenSpiel's Kuhn poker, one policy on both seats, `rae()` with a bonus for entropy (the magnet is the uniform policy), as ordinary
+runs. Every tenth version says how likely each move is at the 12 information sets, which gives its exploitability exactly: that
+of the last policy, and of the average of all that were asked in the second half of the run, which is what has a target. 11/24 is
+where every move is as likely as the other. Needs the extras `torch` and `openspiel`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+
+from benchmarks._answers import Answers
+from benchmarks._kuhn import PLAIN, Asked, Point, dealt, point
+from benchmarks._rows import Row, at_most, report
+from sparring import Adam, Episodes, Policy, Run, Sampling, generated, rae
+from sparring.backend import SmallModels
+from sparring.learner import train
+from sparring.learner.chart import Series, line_chart
+
+PICTURE = Path(__file__).parent.parent / "docs" / "kuhn.svg"
+TARGET = 0.1
+WIDTH, HEIGHT = 420, 220
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How one of the small models is trained: `games` are those of a step."""
+
+    learning_rate: float
+    entropy: float
+    beta1: float
+    steps: int
+    games: int
+
+
+RECIPES = {
+    "table": Recipe(learning_rate=0.05, entropy=0.05, beta1=0.0, steps=240, games=128),
+    "network": Recipe(learning_rate=0.001, entropy=0.2, beta1=0.0, steps=480, games=128),
+}
+
+
+def main() -> int:
+    """Train, draw and print the rows; 0 if every target is met."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=list(RECIPES), choices=list(RECIPES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--picture", type=Path, default=PICTURE)
+    given = parser.parse_args()
+    found = {model: [trained(model, RECIPES[model], seed) for seed in given.seeds] for model in given.models}
+    given.picture.write_text(picture(found))
+    rows = [
+        row
+        for model, curves in found.items()
+        for seed, curve in zip(given.seeds, curves, strict=True)
+        for row in told(f"{model}, seed {seed}", curve)
+    ]
+    return 0 if report("Kuhn poker by self-play", rows) else 1
+
+
+def trained(model: str, recipe: Recipe, seed: int) -> list[Point]:
+    """One run, in a folder that does not stay."""
+    answers = Answers()
+    with tempfile.TemporaryDirectory() as folder:
+        train(kuhn_run(model, recipe, seed, Path(folder)), watchers=[answers])
+    return [point(answers.found[: count + 1], recipe.games) for count in range(len(answers.found))]
+
+
+def kuhn_run(model: str, recipe: Recipe, seed: int, folder: Path) -> Run:
+    """Self-play on both seats; each game is dealt anew."""
+    return Run(
+        name="kuhn",
+        train=Episodes(PLAIN, generated(dealt)),
+        held_out=Episodes(Asked(game=PLAIN), range(12), seen=True),
+        policies=Policy(
+            model,
+            replace(rae(), entropy=recipe.entropy),
+            learning_rate=recipe.learning_rate,
+            adam=Adam(beta1=recipe.beta1, grad_clip_norm=0.0),
+            sampling=Sampling(max_tokens=1),
+        ),
+        backend=SmallModels(replies=("Pass", "Bet")),
+        group_size=1,
+        groups_per_step=recipe.games,
+        steps=recipe.steps,
+        evaluate_every=10,
+        seed=seed,
+        folder=folder,
+    )
+
+
+def told(name: str, curve: Sequence[Point]) -> list[Row]:
+    """The rows of a run."""
+    last = curve[-1]
+    return [
+        Row(name=f"{name}, hands, seconds", figure=f"{last.hands}, {last.seconds:.0f}"),
+        Row(name=f"{name}, exploitability at the start", figure=f"{curve[0].last:.3f}"),
+        Row(name=f"{name}, of the last policy", figure=f"{last.last:.3f}"),
+        at_most(f"{name}, of the average policy", last.average, TARGET),
+    ]
+
+
+def picture(found: Mapping[str, Sequence[Sequence[Point]]]) -> str:
+    """A panel for each model: the mean over seeds and their range."""
+    panels = [_panel(model, curves, number) for number, (model, curves) in enumerate(found.items())]
+    size = f'viewBox="0 0 {WIDTH * len(panels)} {HEIGHT}"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{"".join(panels)}</svg>\n'
+
+
+def _panel(model: str, curves: Sequence[Sequence[Point]], number: int) -> str:
+    """Points of all seeds are at the same steps."""
+    steps = [one.step for one in curves[0]]
+
+    def series(label: str, values: Sequence[Sequence[float]]) -> Series:
+        columns = list(zip(steps, zip(*values, strict=True), strict=True))
+        return Series(
+            label=label,
+            points=[(step, fmean(column)) for step, column in columns],
+            band=[(step, min(column), max(column)) for step, column in columns],
+        )
+
+    both = [
+        series("the policy", [[one.last for one in curve] for curve in curves]),
+        series("average policy", [[one.average for one in curve] for curve in curves]),
+    ]
+    chart = line_chart(f"{model}: exploitability", both, width=WIDTH, height=HEIGHT, y=(0.0, 0.5), alone=True)
+    return chart.replace("<svg ", f'<svg x="{number * WIDTH}" y="0" width="{WIDTH}" height="{HEIGHT}" ', 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
