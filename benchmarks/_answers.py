@@ -12,8 +12,8 @@ from sparring.rollout.events import AnyEvent, Evaluated, Stepped
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """One evaluation: the headline value of each held-out task, seconds since the run began, and how many moves of the last step
-    were none, a game."""
+    """One evaluation: the headline value of each held-out task, seconds since the run began, and how many moves of the last
+    step were none, a game."""
 
     step: int
     values: Sequence[float]

@@ -2,10 +2,10 @@
 
     python -m benchmarks.kuhn [--models table network] [--seeds 0 1 2] [--picture docs/kuhn.svg]
 
-OpenSpiel's Kuhn poker, one policy on both seats, `rae()` with a bonus for entropy (the magnet is the uniform policy), as ordinary
-runs. Every tenth version says how likely each move is at the 12 information sets, which gives its exploitability exactly: that
-of the last policy, and of the average of all that were asked in the second half of the run, which is what has a target. 11/24 is
-where every move is as likely as the other. Needs the extras `torch` and `openspiel`.
+OpenSpiel's Kuhn poker, one policy on both seats, `rae()` with a bonus for entropy (the magnet is the uniform policy), as
+ordinary runs. Every tenth version says how likely each move is at the 12 information sets, which gives its exploitability
+exactly: that of the last policy, and of the average of all that were asked in the second half of the run, which is what has a
+target. It is 11/24 where every move is as likely as the other. Needs the extras `torch` and `openspiel`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The gradient of small policies against the exact policy gradient of Kuhn poker, whose whole tree is walked.
 
-The surrogate is what both seats win together, each against the other's policy as it was: J(x) = V(x, y) - V(y, x), where V(first,
-second) is what the first seat wins; its gradient at x = y is what self-play samples.
+The surrogate is what both seats win together, each against the other's policy as it was: J(x) = V(x, y) - V(y, x), where
+V(first, second) is what the first seat wins; its gradient at x = y is what self-play samples.
 """
 
 from __future__ import annotations
