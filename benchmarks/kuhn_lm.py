@@ -3,12 +3,12 @@
     python -m benchmarks.kuhn_lm [--seeds 0 1 2] [--steps 200] [--minutes 9] [--device cuda --at_once 3] [--folder runs/kuhn_lm]
 
 SmolLM2-135M says a legal move once in 300 replies, so that it first imitates both legal replies at every information set
-(`--warm` epochs; 0 leaves that out): this is the start that is compared with. Then one policy on both seats, `rae()` with a
-bonus for entropy (the magnet is the uniform policy), OpenSpiel's Kuhn poker in the words of `examples/kuhn.py`, where what is
-no legal move loses. At each evaluation the log-probs of the legal replies at the 12 information sets give the strategy, and
-with it the exploitability, exactly: that of the policy as it is, and of the average of all that were asked in the second half
-of the run so far. Each seed is a process that writes one JSON line an evaluation to `FOLDER/SEED.jsonl`; what is there is not
-made again. `--minutes` ends the training of a seed early: the lines until then count.
+(`--warm` epochs; 0 leaves that out). What comes of it is the start that is compared with, and the magnet that the policy is
+held near (`KL`; magnetic mirror descent, arXiv 2206.05825). Then one policy on both seats, `rae()`, OpenSpiel's Kuhn poker in
+the words of `examples/kuhn.py`, where what is no legal move loses. At each evaluation the log-probs of the legal replies at the
+12 information sets give the strategy, and with it the exploitability, exactly: that of the policy as it is, and of the average
+of all that were asked in the second half of the run so far. Each seed is a process that writes one JSON line an evaluation to
+`FOLDER/SEED.jsonl`; what is there is not made again. `--minutes` ends the training of a seed early: the lines until then count.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import anyio
 from benchmarks._answers import Answer, Answers
 from benchmarks._kuhn import WORDED, Asked, dealt, point
 from benchmarks._rows import Row, report
-from sparring import Adam, Episodes, Fit, Lines, Local, Lora, Policy, Run, Sampling, generated, rae
+from sparring import KL, Adam, Episodes, Fit, Lines, Local, Lora, Policy, Run, Sampling, generated, rae
 from sparring.environments.openspiel_exploitability import information_sets
 from sparring.environments.seat import to_pick
 from sparring.learner import fit_async, train_async
@@ -48,11 +48,12 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=10, help="steps between evaluations")
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--warm", type=int, default=40, help="epochs of the warm start, a step each")
-    parser.add_argument("--learning_rate", type=float, default=3e-5)
+    parser.add_argument("--learning_rate", type=float, default=1e-4)
     parser.add_argument("--schedule", default="constant", choices=["constant", "linear", "cosine"])
-    parser.add_argument("--entropy", type=float, default=0.05)
+    parser.add_argument("--kl", type=float, default=0.2)
+    parser.add_argument("--entropy", type=float, default=0.0)
     parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--beta1", type=float, default=0.0)
+    parser.add_argument("--beta1", type=float, default=0.9)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=0, help="0: as many as there are cores")
     parser.add_argument("--at_once", type=int, default=1)
@@ -82,8 +83,8 @@ async def _trained(given: argparse.Namespace, seed: int) -> None:
     """One seed, until its steps are made or its time is over."""
     path = _lines(given.folder, seed)
     given.folder.mkdir(parents=True, exist_ok=True)
-    if given.warm:
-        await fit_async(_warm(given, seed))
+    if given.warm and not (given.folder / f"start-{seed}").exists():
+        await _started(given, seed)
     with path.open("w") as file:
 
         def tell(answers: Sequence[Answer]) -> None:
@@ -92,6 +93,15 @@ async def _trained(given: argparse.Namespace, seed: int) -> None:
 
         with anyio.move_on_after(60 * given.minutes):
             await train_async(_run(given, seed), watchers=[Answers(tell)])
+
+
+async def _started(given: argparse.Namespace, seed: int) -> None:
+    """Writes the model that the run begins with, after its warm start."""
+    warm = _warm(given, seed)
+    await fit_async(warm)
+    async with warm.backend.open(deterministic=False) as backend:
+        model = await backend.create_from_state(str((warm.path / "final").absolute()), model=given.model)
+        await model.export(str((given.folder / f"start-{seed}").absolute()), "merged")
 
 
 def _warm(given: argparse.Namespace, seed: int) -> Fit:
@@ -142,12 +152,11 @@ def _run(given: argparse.Namespace, seed: int) -> Run:
         train=Episodes(WORDED, generated(dealt)),
         held_out=Episodes(Asked(game=WORDED), range(12), seen=True),
         policies=Policy(
-            given.model,
-            replace(rae(), entropy=given.entropy),
+            str(given.folder / f"start-{seed}") if given.warm else given.model,
+            replace(rae(), kl=KL(coefficient=given.kl), entropy=given.entropy),
             learning_rate=given.learning_rate,
             lr_schedule=given.schedule,
             lora=_lora(given),
-            start=str(given.folder / f"warm-{seed}" / "final") if given.warm else None,
             adam=Adam(beta1=given.beta1),
             sampling=Sampling(max_tokens=4),
         ),
