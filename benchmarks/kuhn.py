@@ -13,22 +13,19 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean
 
 from benchmarks._answers import Answers
-from benchmarks._kuhn import PLAIN, Asked, Point, dealt, point
+from benchmarks._kuhn import PLAIN, Asked, Point, dealt, picture, point
 from benchmarks._rows import Row, at_most, report
 from sparring import Adam, Episodes, Policy, Run, Sampling, generated, rae
 from sparring.backend import SmallModels
 from sparring.learner import train
-from sparring.learner.chart import Series, line_chart
 
 PICTURE = Path(__file__).parent.parent / "docs" / "kuhn.svg"
 TARGET = 0.1
-WIDTH, HEIGHT = 420, 220
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,33 +103,6 @@ def told(name: str, curve: Sequence[Point]) -> list[Row]:
         Row(name=f"{name}, of the last policy", figure=f"{last.last:.3f}"),
         at_most(f"{name}, of the average policy", last.average, TARGET),
     ]
-
-
-def picture(found: Mapping[str, Sequence[Sequence[Point]]]) -> str:
-    """A panel for each model: the mean over seeds and their range."""
-    panels = [_panel(model, curves, number) for number, (model, curves) in enumerate(found.items())]
-    size = f'viewBox="0 0 {WIDTH * len(panels)} {HEIGHT}"'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{"".join(panels)}</svg>\n'
-
-
-def _panel(model: str, curves: Sequence[Sequence[Point]], number: int) -> str:
-    """Points of all seeds are at the same steps."""
-    steps = [one.step for one in curves[0]]
-
-    def series(label: str, values: Sequence[Sequence[float]]) -> Series:
-        columns = list(zip(steps, zip(*values, strict=True), strict=True))
-        return Series(
-            label=label,
-            points=[(step, fmean(column)) for step, column in columns],
-            band=[(step, min(column), max(column)) for step, column in columns],
-        )
-
-    both = [
-        series("the policy", [[one.last for one in curve] for curve in curves]),
-        series("average policy", [[one.average for one in curve] for curve in curves]),
-    ]
-    chart = line_chart(f"{model}: exploitability", both, width=WIDTH, height=HEIGHT, y=(0.0, 0.5), alone=True)
-    return chart.replace("<svg ", f'<svg x="{number * WIDTH}" y="0" width="{WIDTH}" height="{HEIGHT}" ', 1)
 
 
 if __name__ == "__main__":

@@ -17,22 +17,24 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import anyio
+import msgspec
 
 from benchmarks._answers import Answer, Answers
-from benchmarks._kuhn import WORDED, Asked, dealt, point
+from benchmarks._kuhn import WORDED, Asked, Point, dealt, picture, point
 from benchmarks._rows import Row, report
 from sparring import KL, Adam, Episodes, Fit, Lines, Local, Lora, Policy, Run, Sampling, generated, rae
 from sparring.environments.openspiel_exploitability import information_sets
 from sparring.environments.seat import to_pick
 from sparring.learner import fit_async, train_async
 
+PICTURE = Path(__file__).parent.parent / "docs" / "kuhn_lm.svg"
 TARGET = 0.7
 """Of the exploitability at the start, at most so much is left."""
 
@@ -50,13 +52,14 @@ def main() -> int:
     parser.add_argument("--warm", type=int, default=40, help="epochs of the warm start, a step each")
     parser.add_argument("--learning_rate", type=float, default=1e-4)
     parser.add_argument("--schedule", default="constant", choices=["constant", "linear", "cosine"])
-    parser.add_argument("--kl", type=float, default=0.2)
+    parser.add_argument("--kl", type=float, default=0.2, help="0: none")
     parser.add_argument("--entropy", type=float, default=0.0)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--beta1", type=float, default=0.9)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=0, help="0: as many as there are cores")
     parser.add_argument("--at_once", type=int, default=1)
+    parser.add_argument("--picture", type=Path, default=PICTURE)
     parser.add_argument("--folder", type=Path, default=Path("runs/kuhn_lm"))
     given = parser.parse_args()
     if given.alone:
@@ -65,7 +68,9 @@ def main() -> int:
     missing = [seed for seed in given.seeds if not _lines(given.folder, seed).exists()]
     with ThreadPoolExecutor(given.at_once) as pool:
         list(pool.map(_in_a_process, missing))
-    rows = [row for seed in given.seeds for row in told(seed, read(_lines(given.folder, seed)))]
+    curves = {f"seed {seed}": read(_lines(given.folder, seed)) for seed in given.seeds}
+    given.picture.write_text(picture({name: [curve] for name, curve in curves.items()}))
+    rows = [row for name, curve in curves.items() for row in told(name, curve)]
     return 0 if report(f"Kuhn poker by {given.model}", rows, given.device if given.device != "auto" else "cpu") else 1
 
 
@@ -88,7 +93,7 @@ async def _trained(given: argparse.Namespace, seed: int) -> None:
     with path.open("w") as file:
 
         def tell(answers: Sequence[Answer]) -> None:
-            file.write(json.dumps({"seed": seed, **asdict(point(answers, given.games))}) + "\n")
+            file.write(json.dumps(asdict(point(answers, given.games))) + "\n")
             file.flush()
 
         with anyio.move_on_after(60 * given.minutes):
@@ -153,7 +158,7 @@ def _run(given: argparse.Namespace, seed: int) -> Run:
         held_out=Episodes(Asked(game=WORDED), range(12), seen=True),
         policies=Policy(
             str(given.folder / f"start-{seed}") if given.warm else given.model,
-            replace(rae(), kl=KL(coefficient=given.kl), entropy=given.entropy),
+            replace(rae(), kl=KL(coefficient=given.kl) if given.kl else None, entropy=given.entropy),
             learning_rate=given.learning_rate,
             lr_schedule=given.schedule,
             lora=_lora(given),
@@ -170,28 +175,27 @@ def _run(given: argparse.Namespace, seed: int) -> Run:
     )
 
 
-def read(path: Path) -> list[dict[str, Any]]:
+def read(path: Path) -> list[Point]:
     """The lines of a seed."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [msgspec.json.decode(line, type=Point) for line in path.read_bytes().splitlines()]
 
 
-def told(seed: int, points: Sequence[Mapping[str, Any]]) -> list[Row]:
+def told(name: str, points: Sequence[Point]) -> list[Row]:
     """The last line against the first."""
     first, last = points[0], points[-1]
-    kept = last["average"] / first["last"]
-    name = f"seed {seed}"
+    kept = last.average / first.last
     return [
-        Row(name=f"{name}, hands, minutes", figure=f"{last['hands']}, {last['seconds'] / 60:.1f}"),
-        Row(name=f"{name}, exploitability, start", figure=f"{first['last']:.3f}"),
-        Row(name=f"{name}, exploitability, last policy", figure=f"{last['last']:.3f}"),
-        Row(name=f"{name}, exploitability, average policy", figure=f"{last['average']:.3f}"),
+        Row(name=f"{name}, hands, minutes", figure=f"{last.hands}, {last.seconds / 60:.1f}"),
+        Row(name=f"{name}, exploitability, start", figure=f"{first.last:.3f}"),
+        Row(name=f"{name}, exploitability, last policy", figure=f"{last.last:.3f}"),
+        Row(name=f"{name}, exploitability, average policy", figure=f"{last.average:.3f}"),
         Row(
             name=f"{name}, average policy / start",
             figure=f"{kept:.2f}",
             target=f"<= {TARGET:g}",
             met=kept <= TARGET,
         ),
-        Row(name=f"{name}, illegal moves a hand in the last step", figure=f"{last['illegal']:.3f}"),
+        Row(name=f"{name}, illegal moves a hand in the last step", figure=f"{last.illegal:.3f}"),
     ]
 
 

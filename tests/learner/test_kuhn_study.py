@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from benchmarks._answers import Answer, Answers
-from benchmarks._kuhn import PLAIN, WORDED, Asked, Point, averaged, exploitable, point, strategy_of
-from benchmarks.kuhn import RECIPES, Recipe, kuhn_run, picture, told, trained
+from benchmarks._kuhn import PLAIN, WORDED, Asked, Point, averaged, exploitable, picture, point, strategy_of
+from benchmarks.kuhn import RECIPES, Recipe, kuhn_run, told, trained
 from benchmarks.kuhn_lm import legal, read
 from benchmarks.kuhn_lm import told as told_of_lines
 from sparring import Adam, Lineup, Scripted, play
@@ -139,4 +139,4 @@ def test_what_is_told(tmp_path: Path) -> None:
         ([planted(0.4, 0.4), planted(0.1, 0.3)], False),
     ):
         path.write_text("".join(f"{json.dumps(asdict(one))}\n" for one in curve))
-        assert [row.met for row in told_of_lines(0, read(path)) if row.met is not None] == [met]
+        assert [row.met for row in told_of_lines("x", read(path)) if row.met is not None] == [met]
