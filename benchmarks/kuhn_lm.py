@@ -17,7 +17,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -29,12 +29,29 @@ import msgspec
 from benchmarks._answers import Answer, Answers
 from benchmarks._kuhn import WORDED, Asked, Point, dealt, picture, point
 from benchmarks._rows import Row, report
-from sparring import KL, Adam, Episodes, Fit, Lines, Local, Lora, Policy, Run, Sampling, generated, rae
+from sparring import (
+    KL,
+    PPO,
+    Adam,
+    Episodes,
+    Fit,
+    ImportanceSampling,
+    Lines,
+    Local,
+    Lora,
+    Policy,
+    Run,
+    Sampling,
+    generated,
+    rae,
+)
+from sparring.backend import Loss
 from sparring.environments.openspiel_exploitability import information_sets
 from sparring.environments.seat import to_pick
 from sparring.learner import fit_async, train_async
 
 PICTURE = Path(__file__).parent.parent / "docs" / "kuhn_lm.svg"
+LOSSES: Mapping[str, Loss] = {"importance": ImportanceSampling(), "ppo": PPO()}
 TARGET = 0.7
 """Of the exploitability at the start, at most so much is left."""
 
@@ -52,6 +69,7 @@ def main() -> int:
     parser.add_argument("--warm", type=int, default=40, help="epochs of the warm start, a step each")
     parser.add_argument("--learning_rate", type=float, default=1e-4)
     parser.add_argument("--schedule", default="constant", choices=["constant", "linear", "cosine"])
+    parser.add_argument("--loss", default="importance", choices=list(LOSSES))
     parser.add_argument("--kl", type=float, default=0.2, help="0: none")
     parser.add_argument("--entropy", type=float, default=0.0)
     parser.add_argument("--rank", type=int, default=16)
@@ -158,7 +176,9 @@ def _run(given: argparse.Namespace, seed: int) -> Run:
         held_out=Episodes(Asked(game=WORDED), range(12), seen=True),
         policies=Policy(
             str(given.folder / f"start-{seed}") if given.warm else given.model,
-            replace(rae(), kl=KL(coefficient=given.kl) if given.kl else None, entropy=given.entropy),
+            replace(
+                rae(loss=LOSSES[given.loss]), kl=KL(coefficient=given.kl) if given.kl else None, entropy=given.entropy
+            ),
             learning_rate=given.learning_rate,
             lr_schedule=given.schedule,
             lora=_lora(given),

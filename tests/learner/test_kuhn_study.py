@@ -101,7 +101,7 @@ def test_the_words_are_those_of_the_example() -> None:
 
 def test_the_first_step_of_a_run_goes_where_the_exact_gradient_points(tmp_path: Path) -> None:
     """Through episodes, advantages and the mean over 2.25 moves a game: 1500 games, whose noise along it is some 4 %."""
-    recipe = Recipe(learning_rate=1.0, entropy=0.0, beta1=0.9, steps=1, games=1500)
+    recipe = Recipe(learning_rate=1.0, kl=1e-9, beta1=0.9, steps=1, games=1500)
     run = kuhn_run("table", recipe, 0, tmp_path)
     assert not isinstance(run.policies, dict)
     slow = replace(run.policies, learning_rate=1e6, adam=Adam(eps=1e6, grad_clip_norm=0.0))
