@@ -15,7 +15,7 @@ from benchmarks._kuhn import PLAIN, WORDED, Asked, Point, averaged, exploitable,
 from benchmarks.kuhn import RECIPES, Recipe, kuhn_run, told, trained
 from benchmarks.kuhn_lm import legal, read
 from benchmarks.kuhn_lm import told as told_of_lines
-from sparring import Adam, Lineup, Scripted, play
+from sparring import Adam, Lineup, Policy, Scripted, play
 from sparring.environments import Conversation, Message
 from sparring.environments.openspiel_exploitability import information_sets
 from sparring.learner import train
@@ -41,13 +41,14 @@ def test_what_is_known_of_exploitability() -> None:
 def test_the_average_wins_what_the_strategies_win_on_average() -> None:
     """Against anybody, in either seat: that is what drawing one of them for each game does. A plain mean does not."""
     rng = Random(0)
+    several, other = [drawn(rng) for _ in range(3)], drawn(rng)
+    plain = {key: float(np.mean([one[key] for one in several])) for key in ORDER}
+    assert abs(value(plain, other) - value(averaged(several), other)) > 1e-3
     for _ in range(20):
         several, other = [drawn(rng) for _ in range(3)], drawn(rng)
         mixed = averaged(several)
         assert value(mixed, other) == pytest.approx(np.mean([value(one, other) for one in several]))
         assert value(other, mixed) == pytest.approx(np.mean([value(other, one) for one in several]))
-    plain = {key: float(np.mean([one[key] for one in several])) for key in ORDER}
-    assert abs(value(plain, other) - value(mixed, other)) > 1e-3
 
 
 def test_who_never_comes_there_says_nothing_about_it() -> None:
@@ -103,7 +104,7 @@ def test_the_first_step_of_a_run_goes_where_the_exact_gradient_points(tmp_path: 
     """Through episodes, advantages and the mean over 2.25 moves a game: 1500 games, whose noise along it is some 4 %."""
     recipe = Recipe(learning_rate=1.0, kl=1e-9, beta1=0.9, steps=1, games=1500)
     run = kuhn_run("table", recipe, 0, tmp_path)
-    assert not isinstance(run.policies, dict)
+    assert isinstance(run.policies, Policy)
     slow = replace(run.policies, learning_rate=1e6, adam=Adam(eps=1e6, grad_clip_norm=0.0))
     answers = Answers()
     assert train(replace(run, policies=slow, deterministic=True), watchers=[answers])
