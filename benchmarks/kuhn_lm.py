@@ -2,8 +2,8 @@
 
     python -m benchmarks.kuhn_lm [--seeds 0 1 2] [--steps 200] [--minutes 9] [--device cuda --at_once 3] [--folder runs/kuhn_lm]
 
-SmolLM2-135M says a legal move once in 300 replies, so that it first imitates both legal replies at every information set
-(`--warm` epochs; 0 leaves that out). What comes of it is the start that is compared with, and the magnet that the policy is
+SmolLM2-135M says a legal move once in 300 replies at best, so that it first imitates both legal replies at every information
+set (`--warm` epochs; 0 leaves that out). What comes of it is the start that is compared with, and the magnet that the policy is
 held near (`KL`; magnetic mirror descent, arXiv 2206.05825). Then one policy on both seats, `rae()`, OpenSpiel's Kuhn poker in
 the words of `examples/kuhn.py`, where what is no legal move loses. At each evaluation the log-probs of the legal replies at the
 12 information sets give the strategy, and with it the exploitability, exactly: that of the policy as it is, and of the average

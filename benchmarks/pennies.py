@@ -4,9 +4,9 @@
 
 One policy on both seats, `rae()` without any bonus. Self-play is a circle round the equilibrium (0.5, 0.5) that widens with
 steps of finite size; against the uniform mixture of its past a policy answers an average, as in fictitious play, whose average
-converges in zero-sum games, however slowly (J. Robinson, 1951). A place is how likely heads is in each seat, asked after every other step; over
-the second half of a run, the amplitude is the mean distance of these places from the equilibrium, and the average's distance
-that of their mean. Needs the extra `torch`.
+converges in zero-sum games, however slowly (J. Robinson, 1951). A place is how likely heads is in each seat, asked after every
+other step; over the second half of a run, the amplitude is the mean distance of these places from the equilibrium, and the
+average's distance that of their mean. Needs the extra `torch`.
 """
 
 from __future__ import annotations
