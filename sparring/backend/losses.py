@@ -98,7 +98,7 @@ class GSPO:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DPPO:
-    """-sum m * r * A, where m = 0 for tokens that move further away while they are far already (arXiv 2602.04879, eq. 11, 12).
+    """-sum m * r * A, where m = 0 for tokens that move further away while they are far already (arXiv 2602.04879).
 
     Far: D > threshold, for D between the token and all others under sampler and trainer (the paper's binary forms):
     "tv" |e^q - e^lp|, "kl" e^q (q - lp) + (1 - e^q) log((1 - e^q) / (1 - e^lp)). Further away: A > 0 and r > 1, or A < 0 and

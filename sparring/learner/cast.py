@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from sparring.agents import Agent, EndpointAgent, Frozen, PolicyAgent, Sampling
+from sparring.agents import Agent, EndpointAgent, Frozen, Lineup, Player, PolicyAgent, Sampling
 from sparring.backend import Backend, Lora, SamplingClient, TrainingClient
 from sparring.errors import SettingError
 from sparring.learner.evaluation import Sitting
@@ -79,10 +79,7 @@ class Cast:
         self, name: str, episodes: Episodes, *, temperature: float | None, max_tokens: int | None
     ) -> Sitting:
         """A held-out set with an agent at each seat. A set that is `greedy` is played so, unless a temperature is given."""
-        policies = tuple(self._run.named_policies) if self._run is not None else _named(episodes)
-        if len(episodes.lineups) != 1:
-            raise SettingError(f"held-out {name!r} has {len(episodes.lineups)} line-ups: give each a name of its own")
-        players = episodes.lineups[0].resolved(episodes.environment.seats, policies)
+        players, measured = seating(name, episodes, self._run)
         agents: dict[str, Agent] = {}
         drawn_at = [0.0]
         for seat, player in players.items():
@@ -95,10 +92,7 @@ class Cast:
                 agents[seat] = await self._agent(player, policy, sampling)
             else:
                 agents[seat] = agent_of(seat, player)
-        measured = [seat for seat, player in players.items() if isinstance(player, str)]
-        if not measured:
-            raise SettingError(f"held-out {name!r}: no seat is played by a policy, so that nobody is measured")
-        seated = replace(episodes, lineup=type(episodes.lineups[0])(players))
+        seated = replace(episodes, lineup=Lineup(players))
         return Sitting(episodes=seated, agents=agents, measured=measured, temperature=max(drawn_at))
 
     def _sampling(self, policy: str, episodes: Episodes, temperature: float | None, max_tokens: int | None) -> Sampling:
@@ -149,6 +143,19 @@ class Cast:
                 model = await self._backend.create_from_state(weights.state, model=weights.model, optimizer=False)
             self._opened[weights] = (model, await model.sampler())
         return self._opened[weights]
+
+
+def seating(name: str, episodes: Episodes, run: Run | None) -> tuple[dict[str, Player], list[str]]:
+    """The player of every seat of a held-out set, and the seats that policies play: they are measured. Raises `SettingError`
+    where there are several line-ups, or nobody is measured."""
+    policies = tuple(run.named_policies) if run is not None else _named(episodes)
+    if len(episodes.lineups) != 1:
+        raise SettingError(f"held-out {name!r} has {len(episodes.lineups)} line-ups: give each a name of its own")
+    players = episodes.lineups[0].resolved(episodes.environment.seats, policies)
+    measured = [seat for seat, player in players.items() if isinstance(player, str)]
+    if not measured:
+        raise SettingError(f"held-out {name!r}: no seat is played by a policy, so that nobody is measured")
+    return players, measured
 
 
 def for_all(policies: Sequence[str], weights: Weights) -> dict[str, Weights]:

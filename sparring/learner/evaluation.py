@@ -150,24 +150,33 @@ async def evaluate_apart(
 
 
 async def _played(evaluation: Evaluation, name: str, index: int, attempt: int) -> Told:
-    sitting = evaluation.sittings[name]
+    plan = episode_plan(
+        name, evaluation.sittings[name], index, attempt, seed=evaluation.seed, deadline=evaluation.deadline
+    )
+    ended, seats = await run_episode(Episode(plan, nobody_told), plan)
+    return episode_told(name, ended, seats)
+
+
+def episode_plan(
+    name: str, sitting: Sitting, index: int, attempt: int, *, seed: int, deadline: float | None
+) -> EpisodePlan:
+    """An attempt at a task of a set: its luck is that of set, task and attempt."""
     task = task_at(sitting.episodes, index, f"held-out {name!r}")
-    plan = EpisodePlan(
+    return EpisodePlan(
         environment=sitting.episodes.environment,
         task=task,
         task_digest=task_digest(task),
         agents=sitting.agents,
         trained=frozenset(),
-        seed=seeded(evaluation.seed, "held-out", name),
+        seed=seeded(seed, "held-out", name),
         group=index,
         member=attempt,
-        deadline=evaluation.deadline,
+        deadline=deadline,
     )
-    ended, seats = await run_episode(Episode(plan, _nobody_told), plan)
-    return _told(name, ended, seats)
 
 
-def _told(name: str, ended: Ended, seats: Sequence[Seat]) -> Told:
+def episode_told(name: str, ended: Ended, seats: Sequence[Seat]) -> Told:
+    """An episode of a set that has ended, as it is kept."""
     results = [(f"{one.seat}/{one.fork}" if one.fork else one.seat, one) for one in ended.results]
     return Told(
         held_out=name,
@@ -277,5 +286,5 @@ def _unwritable(path: Path, error: OSError) -> JournalError:
     return JournalError(f"{str(path)!r} cannot be written: {error.strerror}; free some disk space and go on")
 
 
-async def _nobody_told(event: Acted | Affected) -> None:
-    """The file gets the episode when it has ended."""
+async def nobody_told(event: Acted | Affected) -> None:
+    """Whoever keeps the episode gets it when it has ended."""

@@ -18,7 +18,7 @@ from sparring.errors import SettingError
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DPO:
     """The mean over pairs of -(1 - e) log sigmoid(beta m) - e log sigmoid(-beta m), m = (lp - ref) of the chosen reply - the
-    same of the rejected one (eq. 7; with the label smoothing e of arXiv 2310.12036's authors' cDPO, 0 in the paper).
+    same of the rejected one (eq. 7; with the label smoothing e of https://ericmitchell.ai/cdpo.pdf, 0 in the paper).
 
     beta       how near it stays to the reference: what the policy began as
     smoothing  e: the share of pairs that are thought to be the wrong way round

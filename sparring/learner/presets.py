@@ -180,7 +180,7 @@ def reinforce_pp_baseline(*, compare: Compare | None = None, correction: Correct
 
 def gspo(*, compare: Compare | None = None, correction: Correction | None = None) -> Algorithm:
     """A_i = (r_i - mean(r)) / std(r), and PPO's clipping of one ratio for each sequence, the geometric mean of its tokens'
-    (arXiv 2507.18071, eq. 5 to 7); trajectories weigh alike.
+    (arXiv 2507.18071, eq. 5); trajectories weigh alike.
 
     Differs: a trajectory of several contexts has a ratio for each of them, and its tokens weigh alike over all.
     """
@@ -209,7 +209,7 @@ def cispo(*, compare: Compare | None = None, correction: Correction | None = Non
 
 def dppo(*, compare: Compare | None = None, correction: Correction | None = None) -> Algorithm:
     """A_i = r_i - mean(r), and -m r A: a token is left out while the policy is far from the sampler there and would go further,
-    by how much the probability differs and not by the ratio (arXiv 2602.04879, eq. 11, 12, with the binary total variation).
+    by how much the probability differs and not by the ratio (arXiv 2602.04879, with the binary total variation).
 
     Differs: advantages and division are those of `grpo()` here, whatever the paper's runs have.
     """

@@ -76,7 +76,8 @@ class Episode:
         self._occurrences: dict[tuple[str, bytes], int] = {}
         self._over = False
         self.failure: Exception | None = None
-        """What broke it: a player, the journal, its replay. No answer for `play` to go on from, even if `play` caught it."""
+        """What broke it: a player, the journal, its replay. No answer for `play` to go on from, even if `play` caught it. Once
+        it has ended, what `play` raised too."""
         self.waits_for = "to start"
         self._named_on_page = plan.page.named(plan.group, plan.member, *plan.held_out)
 
@@ -255,7 +256,7 @@ async def run_episode(episode: Episode, plan: EpisodePlan, running: Running | No
         failed = error
     episode.end()
     await anyio.lowlevel.checkpoint_if_cancelled()  # a play that swallowed the end of the run has no outcome
-    failed = episode.failure or failed
+    failed = episode.failure = episode.failure or failed
     if isinstance(failed, SparringError) and not isinstance(failed, Unjudged | EffectError | ContextFull):
         raise failed
     if scope.cancel_called:

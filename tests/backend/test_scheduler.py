@@ -15,20 +15,51 @@ from tests.backend.drawing import fixed
 SLOTS, MAX_TOKENS = 6, 6 * STEP
 
 
+def cache_of(slots: int, tokens: int) -> KeyValueCache:
+    return KeyValueCache(
+        layers=1, heads=1, width=1, slots=slots, max_tokens=tokens, dtype=torch.float32, device=torch.device("cpu")
+    )
+
+
+def request_of(prompt: int, n: int, tokens: int) -> Request:
+    params = SamplingParams(max_tokens=tokens)
+    return Request(np.full(3, prompt, np.int32), params, n, source=fixed(0), decode=lambda _: "")
+
+
+def test_who_waits_behind_many_is_admitted_with_others() -> None:
+    schedule = Scheduler(cache_of(32, 32 * STEP))
+    schedule.add(request_of(0, 32, 5))
+    schedule.add(request_of(1, 8, 5))
+    schedule.admit()
+    schedule.start(schedule.filling[0])
+    assert (len(schedule.running), len(schedule.waiting)) == (32, 8)
+    admitted: list[int] = []
+    while schedule.waiting:
+        schedule.finish(schedule.running[0])
+        schedule.admit()
+        if schedule.filling:
+            (group,) = schedule.filling
+            admitted.append(len(group.members))
+            schedule.start(group)
+    assert admitted == [4, 4], "an eighth of the others each time, not one by one"
+
+
+def test_who_waits_alone_is_admitted_at_once() -> None:
+    schedule = Scheduler(cache_of(32, 32 * STEP))
+    schedule.add(request_of(0, 31, 5))
+    schedule.admit()
+    schedule.start(schedule.filling[0])
+    schedule.add(request_of(1, 1, 5))
+    schedule.admit()
+    assert len(schedule.filling) == 1 and not schedule.waiting
+
+
 class Scheduling(RuleBasedStateMachine):
     """Requests come, are cancelled and finish in any order; each running sequence's memory carries its mark."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.cache = KeyValueCache(
-            layers=1,
-            heads=1,
-            width=1,
-            slots=SLOTS,
-            max_tokens=MAX_TOKENS,
-            dtype=torch.float32,
-            device=torch.device("cpu"),
-        )
+        self.cache = cache_of(SLOTS, MAX_TOKENS)
         self.schedule = Scheduler(self.cache)
         self.order: list[Drawn] = []
         self.admitted: set[Drawn] = set()
@@ -36,8 +67,7 @@ class Scheduling(RuleBasedStateMachine):
 
     @rule(prompt=st.integers(0, 2), n=st.integers(1, 4), tokens=st.sampled_from([5, STEP, 3 * STEP, 9 * STEP]))
     def add(self, prompt: int, n: int, tokens: int) -> None:
-        params = SamplingParams(max_tokens=tokens)
-        request = Request(np.full(3, prompt, np.int32), params, n, source=fixed(0), decode=lambda _: "")
+        request = request_of(prompt, n, tokens)
         self.schedule.add(request)
         self.order += request.drawn
 

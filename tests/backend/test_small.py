@@ -20,6 +20,7 @@ from sparring.backend import (
     reply_tokens,
 )
 from sparring.backend.check import check_distribution, check_ends, check_likely, check_seeds
+from sparring.backend.renderer import ParsedCall
 from sparring.backend.small import SmallBackend
 from sparring.backend.small.model import SmallModel
 from sparring.backend.small.policies import Network
@@ -117,6 +118,16 @@ async def test_entropy_is_exact_and_pulls_to_uniform() -> None:
     await small.forward_backward([said(small, "Bet", 0.0)], Regularized(loss=ImportanceSampling(), entropy=1.0))
     await small.optim_step(Adam(learning_rate=0.1, beta1=0.0))
     assert max(await odds(small)) < p.max()
+
+
+def test_a_model_of_few_replies_refuses_tools() -> None:
+    renderer = ReplyRenderer(MOVES)
+    tool = {"type": "function", "function": {"name": "look", "description": "Looks.", "parameters": {"type": "object"}}}
+    with pytest.raises(UnsupportedError, match=r"\('Pass', 'Bet'\) cannot call tools; leave seat.tools out"):
+        renderer.start([{"role": "user", "content": "your card is J"}], [tool])
+    with pytest.raises(UnsupportedError, match=r"cannot call tools: .*look"):
+        renderer.calling("Pass", [ParsedCall(name="look", arguments="{}")])
+    assert renderer.calling("Pass", []) == "Pass"
 
 
 @pytest.mark.parametrize("model", MODELS)

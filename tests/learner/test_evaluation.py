@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import anyio.to_thread
 import msgspec
 import pytest
 
-from sparring import Episodes, Frozen, Lineup, Outcome, Policy, Run, Scripted, ScriptedModels, Seat, environment
+from sparring import Episodes, Frozen, Lineup, Outcome, Policy, Run, Scripted, ScriptedModels, Seat, effect, environment
 from sparring.agents import EndpointAgent
 from sparring.errors import RunChanged, SettingError
 from sparring.learner import train_async
@@ -123,6 +125,34 @@ async def test_another_evaluation_is_refused(tmp_path: Path) -> None:
         await measured(tmp_path / "other.jsonl")
 
 
+CROWD = {"now": 0, "most": 0}
+
+
+async def in_the_crowd() -> None:
+    CROWD["now"] += 1
+    CROWD["most"] = max(CROWD.values())
+    await anyio.sleep(0.02)
+    CROWD["now"] -= 1
+
+
+@environment
+async def crowded(task: int, only: Seat) -> float:
+    await effect(in_the_crowd)
+    return float(len((await only.ask(f"task {task}")).text))
+
+
+@pytest.mark.parametrize("concurrent", [1, 5])
+async def test_as_many_play_at_once_as_may(concurrent: int, tmp_path: Path) -> None:
+    CROWD.update(now=0, most=0)
+    async with ScriptedModels().open(deterministic=False) as backend:
+        cast = Cast(backend, for_all(["policy"], Weights(model="m")), None)
+        evaluation = await evaluation_of(cast, {"set": Episodes(crowded, range(12))}, concurrent=concurrent)
+        with anyio.fail_after(30):
+            told = await evaluate_apart(evaluation, tmp_path / "out.jsonl")
+    assert CROWD["most"] == concurrent and not CROWD["now"]
+    assert len(told) == 12 and not any(one.fault for one in told)
+
+
 def evaluations(folder: Path) -> dict[int, Evaluated]:
     return {one.version: one for one in read_events(folder) if isinstance(one, Evaluated)}
 
@@ -197,3 +227,12 @@ async def test_an_endpoint_plays_the_policies_seats_alone() -> None:
 def test_names_of_policies_without_a_run() -> None:
     assert policies_of(None, sets()) == ("policy",)
     assert policies_of(None, {"a": Episodes(duel, [1], Lineup({"first": "x", "second": "y"}))}) == ("x", "y")
+
+
+def test_without_its_extra_a_task_of_inspect_says_what_to_install() -> None:
+    blocked = "import sys; sys.modules['inspect_ai'] = None; import sparring.learner.inspect_task"
+    done = subprocess.run([sys.executable, "-c", blocked], check=False, capture_output=True, text=True, timeout=60)
+    expected = (
+        "sparring.errors.UnsupportedError: tasks of inspect-ai need 'inspect_ai': pip install 'sparring[inspect]'"
+    )
+    assert done.stderr.splitlines()[-1] == expected

@@ -3,6 +3,7 @@ room."""
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -103,7 +104,9 @@ async def test_a_second_process_is_kept_out_and_the_first_does_not_notice(tmp_pa
             assert process.stdout is not None
             with anyio.fail_after(60):
                 assert (await process.stdout.receive()).startswith(b"opened")
+                process.send_signal(signal.SIGSTOP)  # so that it has not ended before the second begins
                 second = await anyio.run_process([sys.executable, "-c", SECOND, str(tmp_path)], check=False, cwd=ROOT)
+                process.send_signal(signal.SIGCONT)
                 said = b"".join([chunk async for chunk in process.stdout])
         finally:
             with suppress(ProcessLookupError):  # it may have ended

@@ -178,7 +178,7 @@ def gspo(lp: Tokens, scored: Scored) -> Objective:
 
 
 def dppo(lp: Tokens, q: Tokens, advantages: Tokens, *, divergence: str, threshold: float) -> Objective:
-    """-sum m * r * A, with m = 0 for tokens that are far from the sampler and move further (arXiv 2602.04879, eq. 11, 12)."""
+    """-sum m * r * A, with m = 0 for tokens that are far from the sampler and move further (arXiv 2602.04879)."""
     _assert_rank(lp, q, advantages)
     fixed = lp.detach()
     far = binary_divergence(q, fixed, divergence) > threshold

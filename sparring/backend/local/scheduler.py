@@ -12,6 +12,9 @@ from collections.abc import Callable
 from sparring.backend.local.cache import KeyValueCache
 from sparring.backend.local.request import Drawn, Group, Request
 
+TOGETHER = 8
+"""Of so many that hold slots, one more is admitted alone where others wait behind it; of more than that, several at once."""
+
 
 class Scheduler:
     """Slots of one cache and the sequences that wait for, fill and use them."""
@@ -62,15 +65,16 @@ class Scheduler:
         self._leave(drawn)
 
     def admit(self) -> None:
-        """Give slots to those that wait, in order, as far as the cache's bound allows; equal prompts become one group."""
-        held = self._holding()
-        count, longest = len(held), max((drawn.request.needs for drawn in held), default=0)
+        """Give slots to those that wait, in order, as far as the cache's bound allows; equal prompts become one group.
+
+        Where there is no room for all of them while others run, they wait until there is some for many: one prompt alone takes
+        longer to compute than a token of each sequence that runs.
+        """
+        room = self._room()
+        if self.running and room < len(self.waiting) and TOGETHER * room < len(self._holding()):
+            return
         groups: dict[tuple[int, bytes], Group] = {}
-        while self.waiting:
-            longest = max(longest, self.waiting[0].request.needs)
-            if not self._cache.fits(count + 1, longest):
-                break
-            count += 1
+        for _ in range(room):
             drawn = self.waiting.popleft()
             drawn.slot = self._free.pop(0)
             key = drawn.request.same_prompt
@@ -79,6 +83,16 @@ class Scheduler:
             else:
                 groups[key] = Group.of(drawn)
         self.filling.extend(groups.values())
+
+    def _room(self) -> int:
+        """How many of those that wait the cache has room for now."""
+        held = self._holding()
+        count, longest = len(held), max((drawn.request.needs for drawn in held), default=0)
+        for taken, drawn in enumerate(self.waiting):
+            longest = max(longest, drawn.request.needs)
+            if not self._cache.fits(count + taken + 1, longest):
+                return taken
+        return len(self.waiting)
 
     def start(self, group: Group) -> None:
         """The context of a group is computed: its sequences run."""

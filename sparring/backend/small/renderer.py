@@ -10,8 +10,8 @@ import numpy as np
 from sparring.arrays import I32
 from sparring.backend.bytes_renderer import ROLES, VOCABULARY, ByteRenderer
 from sparring.backend.messages import check_messages
-from sparring.backend.renderer import Parsed, RenderedMessage
-from sparring.errors import SettingError
+from sparring.backend.renderer import Parsed, ParsedCall, RenderedMessage, RenderedTool
+from sparring.errors import SettingError, UnsupportedError
 
 
 class ReplyRenderer:
@@ -34,9 +34,11 @@ class ReplyRenderer:
     def fingerprint(self) -> str:
         return sha256(f"replies as tokens, format 1: {self.replies!r}".encode()).hexdigest()
 
-    def start(self, messages: Sequence[RenderedMessage]) -> I32:
+    def start(self, messages: Sequence[RenderedMessage], tools: Sequence[RenderedTool] = ()) -> I32:
         """The messages and the token that opens the assistant's turn, i32[T]. Raises `SettingError` for a turn of the assistant
-        that is none of the replies."""
+        that is none of the replies, `UnsupportedError` for tools: no reply calls one."""
+        if tools:
+            raise UnsupportedError(f"a model of the replies {self.replies!r} cannot call tools; leave seat.tools out")
         if not messages:
             raise SettingError("a context of no messages: start with at least one")
         check_messages(messages)
@@ -47,8 +49,14 @@ class ReplyRenderer:
         """The messages: a reply has closed itself."""
         return self.start(messages)
 
-    def parse(self, tokens: I32) -> Parsed:
+    def parse(self, tokens: I32, *, tools: bool = False) -> Parsed:
         return Parsed(text=self.text(tokens))
+
+    def calling(self, text: str, calls: Sequence[ParsedCall]) -> str:
+        """The text; there are no calls."""
+        if calls:
+            raise UnsupportedError(f"a model of the replies {self.replies!r} cannot call tools: {calls!r}")
+        return text
 
     def prompt(self, messages: Sequence[RenderedMessage]) -> I32:
         """The same as `start`."""

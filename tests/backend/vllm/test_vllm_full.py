@@ -52,6 +52,7 @@ async def test_the_conformance_suite(model: TorchModel, whole: VllmSampler) -> N
     await check_cancelled(model, lambda: whole.statistics().requests)
 
 
+@pytest.mark.slow
 async def test_an_engine_that_dies_under_requests_comes_back_with_the_right_weights(
     model: TorchModel, whole: VllmSampler
 ) -> None:
@@ -116,6 +117,7 @@ async def test_stale_weights_are_seen_at_publication(
         await learned(model, 2)
 
 
+@pytest.mark.slow
 async def test_a_file_that_cannot_be_read_is_said_and_the_next_is_taken(
     model: TorchModel, whole: VllmSampler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,6 +132,7 @@ async def test_a_file_that_cannot_be_read_is_said_and_the_next_is_taken(
     await (await learned(model, 2)).aclose()
 
 
+@pytest.mark.slow
 async def test_closing_leaves_nothing(tiny_wide: Path, tmp_path: Path) -> None:
     """On an engine of its own, of a model whose output layer is not its embedding."""
 

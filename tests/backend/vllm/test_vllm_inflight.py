@@ -86,6 +86,7 @@ async def test_models_on_one_engine_are_followed_side_by_side(on: tuple[LocalBac
 
 
 @BY_KIND
+@pytest.mark.slow
 async def test_an_engine_that_dies_while_a_version_is_on_its_way(on: tuple[LocalBackend, str, VllmSampler]) -> None:
     """Nothing is lost, what is asked again has no older weights than before, and the version arrives."""
     backend, folder, sampler = on

@@ -55,6 +55,7 @@ async def test_a_dead_and_a_stuck_engine_are_replaced_and_nothing_is_lost(
             np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-4)
 
 
+@pytest.mark.slow
 async def test_closing_leaves_nothing_and_fails_what_runs(tiny_wide: Path, tmp_path: Path) -> None:
     failures: list[BaseException] = []
 

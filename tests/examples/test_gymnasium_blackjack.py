@@ -1,4 +1,4 @@
-"""examples/blackjack.py: Gymnasium's rewards become those of the turns, a task is a deal, and a short run."""
+"""examples/gymnasium_blackjack.py: Gymnasium's rewards become those of the turns, a task is a deal, and a short run."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from sparring.rollout.events import Ended
 from tests.examples.short import evaluations_of, example, legal, shortened, steps_of, trained
 
 gymnasium = pytest.importorskip("gymnasium", reason="needs the extra games")
-blackjack = example("blackjack")
+blackjack = example("gymnasium_blackjack")
 
 
 async def game(seed: int, move: str) -> Finished:

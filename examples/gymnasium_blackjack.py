@@ -3,9 +3,12 @@
 Needs the extra `games`. A task is a seed: the episodes of a group are dealt the same cards, and are compared.
 """
 
+import sys
+
 import gymnasium
 
 from sparring import Episodes, Policy, Run, Sampling, Seat, environment
+from sparring.cli.main import main
 
 
 @environment
@@ -32,3 +35,6 @@ run = Run(
     policies=Policy("smollm2-135m-instruct", sampling=Sampling(max_tokens=8)),
     steps=100,
 )
+
+if __name__ == "__main__":  # the same as `sparring train`: with progress, and a page with the plots at its end
+    sys.exit(main(["train", __file__, *sys.argv[1:]]))
