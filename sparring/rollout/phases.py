@@ -15,7 +15,7 @@ class Phase:
     """So many `steps` of each of these policies (one name, or several that train at the same time), while all others are
     paused: nothing is reserved for them, and where they sit in a line-up they play, untrained, with the version that they
     have. It ends when the last of its steps is committed. Phases follow each other, the first again after the last, until
-    every policy has made the steps of the run."""
+    every policy has made the steps of the run. A version is evaluated when every policy has made it."""
 
     policies: str | Sequence[str]
     steps: int = field(kw_only=True)
