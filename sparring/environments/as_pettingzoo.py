@@ -9,7 +9,7 @@ from typing import Any
 
 from sparring.environments.as_gymnasium import AnyText, drawn
 from sparring.environments.environment import Environment
-from sparring.environments.gymnasium_extra import gymnasium
+from sparring.environments.gymnasium_extra import gymnasium, np_random
 from sparring.environments.pettingzoo_extra import pettingzoo
 from sparring.environments.stepped import Stepped
 from sparring.environments.tasks import Tasks, size
@@ -19,7 +19,7 @@ Told = dict[str, str]
 """{"text": what a seat is told}: PettingZoo's own test asks a dtype of any observation that is no dictionary."""
 
 
-class SeatsEnv(pettingzoo.AECEnv[str, Told, str]):  # type: ignore[misc]  # PettingZoo has no types
+class SeatsEnv(pettingzoo.AECEnv[str, Any, Any]):  # type: ignore[misc]  # PettingZoo has no types
     """What `as_pettingzoo` makes. `play` runs on an event loop in a thread of its own; `close` ends both.
 
     Where several seats are asked at the same time they act one after the other, and none is told of the others' actions
@@ -45,7 +45,7 @@ class SeatsEnv(pettingzoo.AECEnv[str, Told, str]):  # type: ignore[misc]  # Pett
     def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> None:
         """Begin an episode of a task drawn with the generator that `seed` sets, or of `options["task"]`, a number."""
         if seed is not None or self._random is None:
-            self._random, _ = gymnasium.utils.seeding.np_random(seed)
+            self._random, _ = np_random(seed)
         index, chance = drawn(self._random, self._tasks, options)
         self.agents = list(self.possible_agents)
         self._told = dict.fromkeys(self.agents, "")

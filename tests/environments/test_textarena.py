@@ -86,11 +86,12 @@ async def test_it_is_textarena_s_game(environment: TextArenaEnvironment, says: S
 
 def _said(says: Says, turns: int) -> str:
     """What a script says after so many turns."""
-    return {
+    known: dict[Says, str] = {
         hit_then_stand: ("[hit]", "[stand]")[turns % 2],
         roll_twice: ("[roll]", "[roll]", "[hold]")[turns % 3],
         call_or_bid: ("[Bid: 1, 3]", "[Call]")[min(turns, 1)],
-    }[says]
+    }
+    return known[says]
 
 
 async def test_each_seat_is_told_what_is_new_and_not_its_own_replies() -> None:

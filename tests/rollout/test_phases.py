@@ -11,7 +11,7 @@ import pytest
 from sparring.errors import SettingError
 from sparring.rollout import Phase, Schedule, StalenessBudget
 from sparring.rollout.budget import Waiting
-from sparring.rollout.phases import check_phases, stages
+from sparring.rollout.phases import Stage, check_phases, stages
 from tests.rollout.world import bound
 
 TWO = ("prover", "verifier")
@@ -78,7 +78,7 @@ def test_the_stages_of_a_run() -> None:
         (["c"], [5, 5, 5]),
     ]
     (whole,) = stages((), {"a": 3})
-    assert (whole.until, whole.moving) == ({"a": 3}, {"a"})
+    assert whole == Stage(until={"a": 3}, moving=frozenset("a"))
 
 
 def test_a_schedule_with_phases_is_json() -> None:
