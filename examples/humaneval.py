@@ -23,7 +23,7 @@ from sparring import (
 run_tests = CodeVerifier(tier="zygote", deadline=10)
 
 
-@environment(hidden={"coder": ("tests",)})
+@environment(hidden={"coder": ("tests", "solution")}, gold=lambda task: task.solution)
 async def humaneval(task: CodeTask, coder: Seat, *, repairs: int = 2) -> Score:
     reply = await coder.ask(task.prompt)
     for _ in range(repairs):

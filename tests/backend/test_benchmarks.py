@@ -1,5 +1,5 @@
 """The benchmark of CUDA devices, run small on a CPU: every part of it works, and it says where there is no device. What
-the study of algorithms makes of runs."""
+the study of algorithms makes of runs, and that of Kuhn poker with a tiny model."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 
 from benchmarks.backend import needed
 from benchmarks.cuda import CudaSettings, guarded
+from benchmarks.kuhn_lm import read
 from benchmarks.study import found, picture, table
 from tests.backend.architectures import ARCHITECTURES, tiny
 
@@ -93,3 +94,21 @@ def test_the_study_tells_of_each_seed_and_of_their_mean(tmp_path: Path) -> None:
     drawn = picture({"grpo": seeds, "ppo": seeds[:1]})
     assert drawn.count("<svg") == drawn.count("</svg>") == 3
     assert "grpo: held-out reward" in drawn and "at 40: 0.9<" in drawn and "at 40: 0.8<" in drawn
+
+
+def test_kuhn_poker_by_a_language_model_runs_and_is_not_made_again(tiny_llama: Path, tmp_path: Path) -> None:
+    """A random model of two layers, two seeds at once: warm start, one step, lines, rows and picture."""
+    given = (
+        f"--model {tiny_llama} --seeds 0 1 --at_once 2 --steps 1 --games 2 --every 1 --warm 1 --device cpu --threads 1"
+    )
+    command = [sys.executable, "-m", "benchmarks.kuhn_lm", *given.split(), "--folder", str(tmp_path)]
+    command += ["--picture", str(tmp_path / "kuhn.svg")]
+    told = [
+        subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, check=False) for _ in range(2)
+    ]
+    assert told[0].stdout == told[1].stdout and "seed 1, average policy / start" in told[0].stdout, told[0].stderr
+    for seed in (0, 1):
+        first, last = read(tmp_path / f"{seed}.jsonl")
+        assert (first.hands, last.hands, len(last.strategy)) == (0, 2, 12) and 0 < first.last < 2
+        assert (tmp_path / f"start-{seed}" / "model.safetensors").exists()
+    assert (tmp_path / "kuhn.svg").read_text().count("<svg") == 3

@@ -12,9 +12,8 @@ from typing import Any
 import anyio
 import pytest
 
-from sparring.environments import CodeVerifier, Ending, Example, Report, code_tasks, human_eval
+from sparring.environments import CodeTask, CodeVerifier, Ending, Example, Report, code_tasks, human_eval
 from sparring.environments.code_verifier import code_of
-from sparring.environments.problems import human_eval_solutions
 from sparring.errors import SettingError
 from tests.environments.conftest import episode, saying
 
@@ -116,6 +115,25 @@ async def test_the_deadline_is_for_all_inputs_together() -> None:
     assert (report.ending, report.score.value) == (Ending.TIME, 0.0)
 
 
+SLOW_AT_1 = "import time\ndef double(x):\n    time.sleep(60 if x == 1 else 0.4)\n    return 2 * x"
+
+
+async def test_one_test_may_have_less_time_than_all() -> None:
+    verify, began = CodeVerifier(deadline=30, test_deadline=1), anyio.current_time()
+    report = await verify(SLOW_AT_1, "double", [f"assert double({n}) == {2 * n}" for n in (3, 2, 4, 1)])
+    assert anyio.current_time() - began < 20
+    assert (report.ending, report.score.value, report.score.parts["passed"]) == (Ending.TIME, 0.0, 0.75)
+    assert "This test took longer than 1 s:\nassert double(1) == 2" in report.text
+
+
+async def test_one_input_may_have_less_time_than_all() -> None:
+    verify = CodeVerifier(deadline=30, test_deadline=1)
+    slow = "import time\nn = int(input())\ntime.sleep(60 if n == 1 else 0.4)\nprint(n)"
+    report = await verify(slow, "", [Example(str(n), str(n)) for n in (3, 2, 4, 1)])
+    assert (report.ending, report.score.parts["passed"]) == (Ending.TIME, 0.75)
+    assert "With the input\n1\nit took longer than 1 s" in report.text
+
+
 async def test_without_tests_nothing_failed_but_nobody_is_rewarded() -> None:
     report = await judged("def double(x): return 0", [])
     assert report.passed
@@ -162,6 +180,9 @@ def test_the_last_block_is_the_code(reply: str, code: str) -> None:
 def test_settings_are_checked() -> None:
     with pytest.raises(SettingError, match="seconds=0"):
         CodeVerifier(deadline=0)
+    for wrong in (0, -1, float("nan"), True, 11.0):
+        with pytest.raises(SettingError, match=f"test_deadline={wrong!r}"):
+            CodeVerifier(test_deadline=wrong)
     with pytest.raises(SettingError, match="tier='docker'"):
         CodeVerifier(tier="docker")  # type: ignore[arg-type]
 
@@ -179,8 +200,11 @@ def test_without_a_sandbox_nobody_judges() -> None:
 
 def test_problems_are_read_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "problems.jsonl"
-    file.write_text(json.dumps({"prompt": "Write f.", "entry": "f", "tests": ["assert f() == 1"], "more": 1}))
+    file.write_text(
+        json.dumps({"prompt": "Write f.", "entry": "f", "tests": ["assert f() == 1"], "more": 1, "solution": "s"})
+    )
     (task,) = code_tasks(file)
+    assert task.solution == "s"
     assert (task.prompt, task.entry, task.tests, task.examples) == ("Write f.", "f", ["assert f() == 1"], [])
 
 
@@ -199,8 +223,8 @@ def test_every_solution_of_human_eval_passes_and_no_empty_function_does() -> Non
     verify = CodeVerifier(at_once=os.cpu_count() or 1, deadline=30)
     failed, passed = [], []
 
-    async def one(solution: str, task: Any) -> None:
-        report = await verify(solution, task.entry, task.tests)
+    async def one(task: CodeTask) -> None:
+        report = await verify(task.solution, task.entry, task.tests)
         if not report.passed:
             failed.append((task.name, report))
         empty = await verify(f"def {task.entry}(*args): pass", task.entry, task.tests)
@@ -209,8 +233,8 @@ def test_every_solution_of_human_eval_passes_and_no_empty_function_does() -> Non
 
     async def main() -> None:
         async with anyio.create_task_group() as group:
-            for solution, task in zip(human_eval_solutions(), human_eval(), strict=True):
-                group.start_soon(one, solution, task)
+            for task in human_eval():
+                group.start_soon(one, task)
 
     anyio.run(main)
     assert (failed, passed) == ([], [])
@@ -218,8 +242,8 @@ def test_every_solution_of_human_eval_passes_and_no_empty_function_does() -> Non
 
 def test_the_examples_of_human_eval_are_right_for_its_solutions() -> None:
     async def main() -> tuple[list[str], int]:
-        rows = [row for row in zip(human_eval_solutions(), human_eval(), strict=True) if row[1].examples]
-        wrong = [task.name for code, task in rows if not (await VERIFY(code, task.entry, task.examples)).passed]
+        rows = [task for task in human_eval() if task.examples]
+        wrong = [task.name for task in rows if not (await VERIFY(task.solution, task.entry, task.examples)).passed]
         return wrong, len(rows)
 
     wrong, with_examples = anyio.run(main)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from math import inf, isnan, nan
 from pathlib import Path
 from typing import Any
@@ -233,6 +234,9 @@ def test_a_bubblewrap_that_fails_is_a_refusal(script: str, says: str, tmp_path: 
     "make, message",
     [
         (lambda: Sandbox(tier="subprocess"), r"tier='subprocess'.*zygote, bubblewrap"),  # type: ignore[arg-type]
+        (lambda: Sandbox(tier="docker"), "tier='docker'.*docker and podman are not among them"),  # type: ignore[arg-type]
+        (lambda: Sandbox(modules=("no_such_module",)), "'no_such_module' is no module that is installed here"),
+        (lambda: Sandbox(modules=("numpy.linalg",)), "'numpy.linalg' is no module"),
         (lambda: Sandbox(at_once=0), "at_once=0"),
         (lambda: Limits(seconds=0), "seconds=0"),
         (lambda: Limits(seconds=inf), "seconds=inf"),
@@ -257,3 +261,28 @@ def test_there_is_a_filter_for_each_machine() -> None:
         assert len(program) // 8 < 4096, "the kernel takes no more instructions"
     with pytest.raises(KeyError):
         syscalls.program("vax")
+
+
+WITH_NUMPY = Sandbox(modules=("numpy",), limits=Limits(memory=1 << 30))
+
+
+async def test_modules_that_are_installed_here_are_there_where_they_are_named() -> None:
+    code = "import numpy, sys\nassert 'numpy' in sys.modules\nprint(int(numpy.arange(5).sum()))"
+    result = await WITH_NUMPY.run(code)
+    assert (result.ending, result.output) == (Ending.OK, "10\n"), result.error
+    without = await BOX.run("import numpy")
+    assert (without.ending, "ModuleNotFoundError" in without.error) == (Ending.EXCEPTION, True)
+
+
+async def test_with_modules_everything_else_is_as_closed() -> None:
+    """Their folder is one that can be read, and no more than read; what they wrote when they were imported is not there."""
+    folder = Path(find_spec("numpy").origin or "").parents[1]  # type: ignore[union-attr]
+    code = (
+        "import os\nfound = [os.listdir('/tmp'), os.path.exists('/etc/passwd'), os.path.exists('/var'), os.getuid()]\n"
+        f"try: open({str(folder / 'written')!r}, 'w')\n"
+        "except OSError as error: found.append(type(error).__name__)\n"
+        f"found.append(os.path.exists({str(ROOT / 'pyproject.toml')!r}))\nprint(found)"
+    )
+    result = await WITH_NUMPY.run(code)
+    assert result.output == "[[], False, False, 1000, 'OSError', False]\n", result
+    assert not (folder / "written").exists()

@@ -1,15 +1,14 @@
 """examples/gsm8k.py: the verifier, the data's own format, and a short run."""
 
-import json
 from pathlib import Path
 from random import Random
 
-from sparring import Lineup, Scripted, play
+from sparring import Lineup, MathTask, Scripted, play
 from sparring.environments.verifiers import number
 from tests.examples.short import evaluations_of, example, shortened, steps_of, trained
 
 gsm8k = example("gsm8k")
-PROBLEM = gsm8k.Problem("How much is 2 + 2?", "4")
+PROBLEM = MathTask("How much is 2 + 2?", "4")
 
 
 async def score(reply: str) -> float:
@@ -28,16 +27,6 @@ async def test_the_solver_sees_the_question_alone() -> None:
     finished = await play(gsm8k.gsm8k, PROBLEM, Lineup({"solver": Scripted(lambda conversation: "?")}))
     question = ("user", "How much is 2 + 2?\nPut the final answer in \\boxed{}.")
     assert finished.transcripts["solver"] == [question, ("solver", "?")]
-
-
-def test_a_file_of_the_data_is_read(tmp_path: Path) -> None:
-    rows = [
-        {"question": "a?", "answer": "3 - 1 = <<3-1=2>>2\n#### 2"},
-        {"question": "b?", "answer": "That is a lot.\n#### 1,234"},
-    ]
-    file = tmp_path / "train.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert gsm8k.problems(file) == [gsm8k.Problem("a?", "2"), gsm8k.Problem("b?", "1,234")]
 
 
 def test_every_answer_is_a_number_that_can_be_compared() -> None:

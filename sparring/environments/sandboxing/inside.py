@@ -129,8 +129,9 @@ def _mount(where: bytes, flags: int, options: str) -> None:
     _checked(_libc.mount(b"tmpfs", where, b"tmpfs", flags, options.encode()), f"mount on {where.decode()}")
 
 
-def serve(isolated: bool, uid: int | None, program: str, modules: list[str]) -> NoReturn:
-    """The server. `uid` is whose rights it takes on instead of root's; None: it has none to give up."""
+def serve(isolated: bool, uid: int | None, program: str, folders: list[str], modules: list[str]) -> NoReturn:
+    """The server. `uid` is whose rights it takes on instead of root's; None: it has none to give up. In `folders` are modules
+    beside those of the standard library."""
     control = socket.socket(fileno=os.dup(0))
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)
     if uid is not None:
@@ -138,6 +139,7 @@ def serve(isolated: bool, uid: int | None, program: str, modules: list[str]) -> 
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
         _prctl(_SET_DUMPABLE, 1)  # or /proc/self would still belong to root
+    sys.path += folders
     for module in modules:
         import_module(module)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)

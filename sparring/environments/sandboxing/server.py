@@ -16,6 +16,7 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 from sparring.environments.sandboxing import inside, syscalls
@@ -30,7 +31,8 @@ MODULES = [
 ]  # fmt: skip
 """What candidates like to import; it is there before they begin."""
 _START = 30.0
-_ENVIRONMENT = {"PYTHONHASHSEED": "0"}
+_SCRATCH = 16 << 20
+_ENVIRONMENT = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1"}  # of threads, a run has one
 
 
 class CannotStart(Exception):
@@ -54,13 +56,13 @@ def missing() -> list[str]:
 
 
 class Server:
-    """One running server. Starting it blocks (20 to 100 ms)."""
+    """One running server. Starting it blocks (20 to 100 ms, and as long as it takes to import `modules`)."""
 
-    def __init__(self, *, isolated: bool) -> None:
+    def __init__(self, *, isolated: bool, modules: tuple[str, ...] = ()) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with tempfile.TemporaryFile() as log, theirs:
             self.process = subprocess.Popen(
-                list(_command(isolated)),
+                list(_command(isolated, modules)),
                 stdin=theirs.fileno(),
                 stdout=log,
                 stderr=log,
@@ -99,45 +101,58 @@ def _ended(process: subprocess.Popen[bytes], control: socket.socket) -> None:
     process.wait()
 
 
-_servers: dict[bool, Server] = {}
+_servers: dict[tuple[bool, tuple[str, ...]], Server] = {}
 _starting = threading.Lock()
 
 
-def standing(*, isolated: bool) -> Server | None:
+def standing(*, isolated: bool, modules: tuple[str, ...] = ()) -> Server | None:
     """The server of this process, where it runs."""
-    server = _servers.get(isolated)
+    server = _servers.get((isolated, modules))
     return server if server is not None and server.alive else None
 
 
-def started(*, isolated: bool) -> Server:
+def started(*, isolated: bool, modules: tuple[str, ...] = ()) -> Server:
     """The server of this process, started where it does not run. Blocks. Raises `CannotStart`."""
     with _starting:
-        server = standing(isolated=isolated)
+        server = standing(isolated=isolated, modules=modules)
         if server is None:
-            server = _servers[isolated] = fresh(isolated=isolated)
+            server = _servers[isolated, modules] = fresh(isolated=isolated, modules=modules)
         return server
 
 
-def fresh(*, isolated: bool) -> Server:
+def fresh(*, isolated: bool, modules: tuple[str, ...] = ()) -> Server:
     """Another server, which is the caller's to close. Blocks. Raises `CannotStart`."""
     lacking = missing() if isolated else [line for line in missing() if "bubblewrap" not in line]
     if lacking:
         raise CannotStart("; ".join(lacking))
-    return Server(isolated=isolated)
+    return Server(isolated=isolated, modules=modules)
 
 
-def _command(isolated: bool) -> Iterator[str]:
+def folders_of(module: str) -> list[str]:
+    """Where a module that is installed beside the standard library lies; none for one of the standard library. Raises
+    `ModuleNotFoundError`."""
+    found = find_spec(module)
+    if found is None:
+        raise ModuleNotFoundError(module)
+    places = list(found.submodule_search_locations or ()) or [found.origin or ""]
+    parents = [str(Path(place).parent) for place in places if place.startswith("/")]
+    return [parent for parent in parents if not Path(parent).samefile(Path(os.__file__).parent)]
+
+
+def _command(isolated: bool, modules: tuple[str, ...]) -> Iterator[str]:
     uid = NOBODY if isolated and os.getuid() == 0 else None
     program = syscalls.program(platform.machine()).hex()
-    source = f"{Path(inside.__file__).read_text()}\nserve({isolated!r}, {uid!r}, {program!r}, {MODULES!r})\n"
+    folders = sorted({folder for module in modules for folder in folders_of(module)})
+    given = f"{isolated!r}, {uid!r}, {program!r}, {folders!r}, {[*MODULES, *modules]!r}"
+    source = f"{Path(inside.__file__).read_text()}\nserve({given})\n"
     python = os.path.realpath(sys.executable)
     if isolated:
-        yield from _bubblewrap(python)
+        yield from _bubblewrap(python, folders)
     yield from (python, "-s", "-S", "-P", "-X", "utf8", "-c", source)
 
 
-def _bubblewrap(python: str) -> Iterator[str]:
-    """The interpreter and its libraries, readable; nothing else of this machine."""
+def _bubblewrap(python: str, folders: list[str]) -> Iterator[str]:
+    """The interpreter and its libraries, readable, and `folders`; nothing else of this machine."""
     yield from (shutil.which("bwrap") or "bwrap", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-net")
     yield from ("--new-session", "--as-pid-1", "--clearenv")
     for name, value in _ENVIRONMENT.items():
@@ -153,7 +168,7 @@ def _bubblewrap(python: str) -> Iterator[str]:
             yield from ("--symlink", str(path.readlink()), name)
         elif path.is_dir():
             yield from ("--ro-bind", name, name)
-    for prefix in sorted({sys.base_prefix, sys.base_exec_prefix, str(Path(python).parents[1])}):
+    for prefix in sorted({sys.base_prefix, sys.base_exec_prefix, str(Path(python).parents[1]), *folders}):
         if not Path(prefix).is_relative_to("/usr"):
             for folder in reversed(
                 Path(prefix).parents[:-1]
@@ -163,7 +178,9 @@ def _bubblewrap(python: str) -> Iterator[str]:
     yield from ("--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache", "--proc", "/proc", "--tmpfs", "/dev")
     for device in ("null", "zero", "urandom", "random"):
         yield from ("--dev-bind", f"/dev/{device}", f"/dev/{device}")
-    yield from ("--remount-ro", "/dev", "--dir", "/tmp", "--remount-ro", "/", "--chdir", "/", "--")
+    # Some modules write while they are imported. No run sees it: each has a /tmp of its own.
+    yield from ("--perms", "1777", "--size", str(_SCRATCH), "--tmpfs", "/tmp") if folders else ("--dir", "/tmp")
+    yield from ("--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/", "--")
 
 
 def _explained(log: str) -> str:
