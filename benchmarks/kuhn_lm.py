@@ -129,7 +129,7 @@ async def _started(given: argparse.Namespace, seed: int) -> None:
 
 def _warm(given: argparse.Namespace, seed: int) -> Fit:
     """It imitates both replies at every information set."""
-    path = given.folder / "legal.jsonl"
+    path = given.folder / f"legal-{seed}.jsonl"  # seeds train at once
     path.write_text("".join(f"{json.dumps(one)}\n" for one in legal()))
     return Fit(
         name=f"warm-{seed}",
