@@ -28,8 +28,8 @@ Strategy = Mapping[str, float]
 
 def _told(state: Any, mover: int) -> str:
     """What a player knows, in the words of `examples/kuhn.py`."""
-    card, *moves = str(state.information_state_string(mover))
-    return f"Your card is {'JQK'[int(card)]}. Moves so far: {WORDS[''.join(moves)]}."
+    known = str(state.information_state_string(mover))
+    return f"Your card is {'JQK'[int(known[0])]}. Moves so far: {WORDS[known[1:]]}."
 
 
 def _called(state: Any, mover: int, action: int) -> str:

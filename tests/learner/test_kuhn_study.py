@@ -15,7 +15,7 @@ from benchmarks._kuhn import PLAIN, WORDED, Asked, Point, averaged, exploitable,
 from benchmarks.kuhn import RECIPES, Recipe, kuhn_run, told, trained
 from benchmarks.kuhn_lm import legal, read
 from benchmarks.kuhn_lm import told as told_of_lines
-from sparring import Adam, Lineup, Scripted, play
+from sparring import Adam, Lineup, Policy, Scripted, play
 from sparring.environments import Conversation, Message
 from sparring.environments.openspiel_exploitability import information_sets
 from sparring.learner import train
@@ -103,7 +103,7 @@ def test_the_first_step_of_a_run_goes_where_the_exact_gradient_points(tmp_path: 
     """Through episodes, advantages and the mean over 2.25 moves a game: 1500 games, whose noise along it is some 4 %."""
     recipe = Recipe(learning_rate=1.0, kl=1e-9, beta1=0.9, steps=1, games=1500)
     run = kuhn_run("table", recipe, 0, tmp_path)
-    assert not isinstance(run.policies, dict)
+    assert isinstance(run.policies, Policy)
     slow = replace(run.policies, learning_rate=1e6, adam=Adam(eps=1e6, grad_clip_norm=0.0))
     answers = Answers()
     assert train(replace(run, policies=slow, deterministic=True), watchers=[answers])
