@@ -9,6 +9,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 BENCH_READY := .venv/.bench
 EXTRAS := torch,wandb,games,openspiel,pettingzoo,textarena,maths,monty,humaneval,hub,reasoning-gym,dev
+ALL_EXTRAS := bench,inspect
 PIP := $(BIN)/python -m pip
 VLLM := .venv-vllm/bin/python
 VLLM_READY := .venv-vllm/.ready
@@ -97,7 +98,7 @@ format: $(READY)
 
 # What the benchmarks compare with, and what only `make test-all` tests, on top of the rest.
 $(BENCH_READY): $(READY)
-	$(call heavy,$(PIP) install -c constraints.txt -e '.[bench,inspect]')
+	$(call heavy,$(PIP) install -c constraints.txt -e '.[$(ALL_EXTRAS)]')
 	@touch $@
 
 $(BENCHMARKS): bench-%: benchmarks/%.py $(BENCH_READY) bubblewrap
