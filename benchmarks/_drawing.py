@@ -8,7 +8,7 @@ draws as each line read says, and prints its seconds.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -117,7 +117,7 @@ async def _sampled(settings: Settings, *, rank: int = RANK) -> None:
 if __name__ == "__main__":
     way, given_settings, _ = given()
     torch.set_num_threads(given_settings.threads)
-    ways = {
+    ways: dict[str, Callable[[Settings], Awaitable[None]]] = {
         "generate": _generated,
         "adapted": partial(_generated, rank=RANK),
         "sparring": _sampled,

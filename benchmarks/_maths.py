@@ -86,7 +86,7 @@ def _compared(case: Case, timeout: int = 5) -> bool:
     """As its documentation says; in threads its timeouts cannot be used, as they are signals."""
     gold, answer, equal = case
     expected, found = (parse(text, parsing_timeout=timeout) for text in (f"${gold}$", boxed(answer)))
-    return verify(expected, found, timeout_seconds=timeout) == equal
+    return bool(verify(expected, found, timeout_seconds=timeout)) == equal
 
 
 def _plain() -> dict[str, float]:

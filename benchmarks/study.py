@@ -16,7 +16,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +61,7 @@ def found(path: Path) -> Found:
     return Found(held_out=held_out, tokens=tokens)
 
 
-def table(all_found: dict[str, Sequence[Found]]) -> Iterator[str]:
+def table(all_found: Mapping[str, Sequence[Found]]) -> Iterator[str]:
     """Lines of Markdown."""
     yield "| algorithm | after the last step, each seed | mean, 95 % | mean of all evaluations but the first | tokens |"
     yield "|---|---|---|---|---|"
@@ -73,7 +73,7 @@ def table(all_found: dict[str, Sequence[Found]]) -> Iterator[str]:
         yield f"| `{name}` | {each} | {mean(last):.3f} ± {wide:.3f} | {early:.3f} | {tokens:.0f} |"
 
 
-def picture(all_found: dict[str, Sequence[Found]]) -> str:
+def picture(all_found: Mapping[str, Sequence[Found]]) -> str:
     """A panel for each algorithm, all with the same axes."""
     panels: list[str] = []
     for number, (name, seeds) in enumerate(all_found.items()):
@@ -107,11 +107,12 @@ def main() -> int:
     given = parser.parse_args()
     if len(given.seeds) not in STUDENT:
         parser.error(f"--seeds {given.seeds}: an interval needs two to ten of them")
-    paths = {(a, s): given.folder / f"{a}-{s}" / "metrics.jsonl" for s in given.seeds for a in given.algorithms}
+    algorithms: list[str] = given.algorithms
+    paths = {(a, s): given.folder / f"{a}-{s}" / "metrics.jsonl" for s in given.seeds for a in algorithms}
     missing = [key for key, path in paths.items() if not path.exists() or given.steps not in found(path).held_out]
     with ThreadPoolExecutor(given.at_once) as pool:
-        list(pool.map(lambda key: train(*key, given), missing))
-    all_found = {a: [found(paths[a, s]) for s in given.seeds] for a in given.algorithms}
+        list(pool.map(lambda key: train(key[0], key[1], given), missing))
+    all_found = {a: [found(paths[a, s]) for s in given.seeds] for a in algorithms}
     print("\n".join(table(all_found)))
     given.picture.write_text(picture(all_found))
     return 0

@@ -114,7 +114,7 @@ from sparring.learner import (
     train,
     train_async,
 )
-from sparring.rollout import Checked, Curriculum, Faults, Finished, check_environment, play
+from sparring.rollout import Checked, Curriculum, Faults, Finished, Phase, check_environment, play
 
 __version__ = "0.1.0"
 
@@ -176,6 +176,7 @@ __all__ = [
     "Pace",
     "Pairs",
     "Played",
+    "Phase",
     "Policy",
     "Regularized",
     "Reply",

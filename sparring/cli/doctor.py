@@ -30,6 +30,8 @@ EXTRAS = {
     "hub": ("datasets", "sets of the Hugging Face hub"),
     "reasoning-gym": ("reasoning_gym", "the puzzles of reasoning-gym"),
     "games": ("gymnasium", "Gymnasium's environments"),
+    "pettingzoo": ("pettingzoo", "PettingZoo's environments"),
+    "textarena": ("textarena", "TextArena's games"),
 }
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from sparring.environments.environment import Environment
 from sparring.environments.gymnasium_extra import gymnasium
-from sparring.environments.gymnasium_text import check_readable, legal, read, wanted, written
+from sparring.environments.gymnasium_text import check_readable, legal_of, written
+from sparring.environments.gymnasium_turn import action_of
 from sparring.environments.outcome import Outcome
 from sparring.environments.seat import Seat
 from sparring.environments.source import source_digests
@@ -67,7 +68,10 @@ class GymnasiumEnvironment(Environment[int]):
         length, over, truncated = 0, False, False
         while not over:
             told = written(env.observation_space, observation) if self.observe is None else self.observe(observation)
-            action = await self._action(env.action_space, player, told, legal_of(env.action_space, info, observation))
+            allowed = legal_of(env.action_space, info, observation)
+            action = await action_of(
+                player, env.action_space, told, allowed=allowed, names=self.actions, retries=self.retries
+            )
             if action is None:
                 player.reward(self.illegal)
                 break
@@ -75,32 +79,6 @@ class GymnasiumEnvironment(Environment[int]):
             player.reward(float(reward))
             length, over = length + 1, bool(terminated or truncated)
         return Outcome({}, metrics={"length": float(length), "truncated": float(truncated)})
-
-    async def _action(self, space: Any, player: Seat, told: str, allowed: Sequence[int] | None) -> Any:
-        """What the reply says; None after `retries` further tries."""
-        if allowed is not None:
-            start = int(space.start)
-            names = {self.actions[action - start] if self.actions else str(action): action for action in allowed}
-            picked = await player.pick(told, tuple(names), retries=self.retries)
-            return None if picked is None else names[picked]
-        question = f"{told}\n{wanted(space)}"
-        for _ in range(self.retries + 1):
-            reply = await player.ask(question)
-            try:
-                return read(space, reply.text)
-            except ValueError as error:
-                question = f"That is not an action: {error}. {wanted(space)}"
-        return None
-
-
-def legal_of(space: Any, info: Mapping[str, Any], observation: Any) -> list[int] | None:
-    """The actions that are allowed, where they can be counted."""
-    if not isinstance(space, gymnasium.spaces.Discrete):
-        return None
-    allowed = legal(space, info, observation)
-    if not allowed:
-        raise SettingError("action_mask allows no action, and the episode is not over: mend the environment")
-    return allowed
 
 
 def gymnasium_environment(

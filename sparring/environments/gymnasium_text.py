@@ -62,6 +62,16 @@ def legal(space: gymnasium.spaces.Discrete, info: Mapping[str, Any], observation
     return [start + place for place in allowed]
 
 
+def legal_of(space: gymnasium.Space[Any], info: Mapping[str, Any], observation: Any) -> list[int] | None:
+    """The same; None where actions cannot be counted. Raises `SettingError` where none is allowed."""
+    if not isinstance(space, spaces.Discrete):
+        return None
+    allowed = legal(space, info, observation)
+    if not allowed:
+        raise SettingError("action_mask allows no action, and the episode is not over: mend the environment")
+    return allowed
+
+
 def wanted(space: gymnasium.Space[Any]) -> str:
     """How a reply says an action, for the question."""
     if isinstance(space, spaces.Text):

@@ -17,6 +17,7 @@ from sparring.learner.run import Episodes, Policy, Run
 from sparring.learner.take import frozen_players
 from sparring.rollout import Schedule, Source
 from sparring.rollout.league import Opponent
+from sparring.rollout.phases import Stage, stages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,11 +64,11 @@ def schedule_of(run: Run) -> Schedule:
                 opponents=tuple(others),
             )
         )
-    _check_reachable(sources)
     learning = {policy for source in sources for lineup in source.lineups for policy in lineup.values()}
     for policy in policies:
         if policy not in learning:
             raise SettingError(f"policy {policy!r} plays no training seat: name it in a line-up, or leave it out")
+    _check_reachable(sources, stages(run.phases, dict.fromkeys(policies, run.steps)))
     return Schedule(
         sources=tuple(sources),
         bounds=dict.fromkeys(policies, run.bound),
@@ -81,6 +82,7 @@ def schedule_of(run: Run) -> Schedule:
         },
         drop_after=run.pacing.versions if isinstance(run.pacing, Drop) else None,
         reuse=None if run.reuse is None else run.reuse.rule,
+        phases=tuple(run.phases),
     )
 
 
@@ -92,22 +94,35 @@ def _opponent(player: Player) -> Opponent:
     return Opponent(name=name_of(player))
 
 
-def _check_reachable(sources: Sequence[Source]) -> None:
-    """Raises `SettingError` where line-ups wait for versions that nobody can make before they are played."""
-    waiting = [pair for source in sources for pair in zip(source.lineups, source.opponents, strict=True)]
-    learning: set[str] = set()
-    while waiting:
-        playable = [
-            pair for pair in waiting if all(one.version == 0 or one.policy in learning for one in pair[1].values())
-        ]
-        if not playable:
-            names = sorted({one.name for _, others in waiting for one in others.values() if one.version})
+def _check_reachable(sources: Sequence[Source], run: Sequence[Stage]) -> None:
+    """Raises `SettingError` where in some stage of the run the line-ups of a policy that is to learn in it wait for versions
+    that nobody can make before they are played."""
+    pairs = [pair for source in sources for pair in zip(source.lineups, source.opponents, strict=True)]
+    made: Mapping[str, int] = {}
+    for stage in run:
+        there: dict[str, int] = {**made}
+        learning: set[str] = set()
+        while new := _learning(pairs, there) & stage.moving - learning:
+            learning |= new
+            there |= {policy: stage.until[policy] for policy in new}
+        if stuck := stage.moving - learning:
+            waiting = [others for lineup, others in pairs if stuck & set(lineup.values())]
+            names = sorted({one.name for others in waiting for one in others.values() if one.version})
             raise SettingError(
                 f"line-ups wait for {', '.join(names)}, and nobody learns before they are there: give each policy a line-up "
-                f"that can be played from the start"
+                f"that can be played from the start{' of its first phase' if len(run) > 1 else ''}"
             )
-        learning.update(policy for lineup, _ in playable for policy in lineup.values())
-        waiting = [pair for pair in waiting if pair not in playable]
+        made = stage.until
+
+
+def _learning(pairs: Sequence[tuple[Mapping[str, str], Mapping[str, Opponent]]], there: Mapping[str, int]) -> set[str]:
+    """The policies of the line-ups whose opponents are there, {policy: its newest version}."""
+    return {
+        policy
+        for lineup, others in pairs
+        if all(one.version <= there.get(one.policy, 0) for one in others.values())
+        for policy in lineup.values()
+    }
 
 
 def check_capabilities(run: Run, backend: Backend) -> None:
@@ -148,8 +163,9 @@ def _check_models(name: str, policy: Policy, able: Capabilities) -> None:
 
 def versions_at_once(run: Run) -> int:
     """How many versions may be played at the same time, of all policies on one base: of each policy the newest
-    K + 1 (K the largest bound), the one that is being published, one that held-out tasks are played with, those that line-ups
-    name or leagues may draw, and with weights in flight the name that goes on from version to version."""
+    K + 1 (K the largest bound), the one that is being published, one that held-out tasks are played with (in phases also those
+    that wait for whoever is paused), those that line-ups name or leagues may draw, and with weights in flight the name that
+    goes on from version to version."""
     named = {(one.policy, one.version) for one in frozen_players(run) if one.policy} | {
         (player.policy, version)
         for source in run.sources
@@ -163,8 +179,18 @@ def versions_at_once(run: Run) -> int:
     needed = Counter[str]()
     for name, policy in run.named_policies.items():
         needed[policy.model] += each + sum(policy_named == name for policy_named, _ in named)
+        if run.named_held_out:
+            needed[policy.model] += _lead(run, name) // run.evaluate_every
     needed.update(others)
     return max(needed.values())
+
+
+def _lead(run: Run, policy: str) -> int:
+    """By how many versions phases let a policy get ahead of the one that has made fewest."""
+    if not run.phases:
+        return 0
+    made = [stage.until for stage in stages(run.phases, dict.fromkeys(run.named_policies, run.steps))]
+    return max(until[policy] - min(until.values()) for until in made)
 
 
 def _held_out_players(run: Run, name: str, episodes: Episodes) -> Mapping[str, Player]:

@@ -13,7 +13,7 @@ from sparring.errors import SettingError
 from sparring.learner.examples import Source
 from sparring.learner.kinds import finite, folder_name, whole
 from sparring.learner.preference import DPO
-from sparring.learner.run import LearningRateSchedule, rate_factor
+from sparring.learner.rates import LearningRateSchedule, rate_factor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

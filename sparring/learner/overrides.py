@@ -1,8 +1,8 @@
 """Fields of a run set by name from text: `steps`, `policies.learning_rate`, `train.environment.rounds`.
 
-A dotted name walks the run's own dataclasses, mappings (by key), several `Episodes` (by number) and an environment's
-settings; its value is read by the field's declared type. What does not exist or does not fit is refused with the nearest
-name or the type that fits.
+A dotted name walks the run's own dataclasses, mappings (by key), several `Episodes` or `Phase`s (by number) and an
+environment's settings; its value is read by the field's declared type. What does not exist or does not fit is refused with the
+nearest name or the type that fits.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from sparring.environments import FunctionEnvironment
 from sparring.errors import SettingError
 from sparring.learner.run import Episodes
+from sparring.rollout import Phase
 
 V = TypeVar("V")
 _AS_IT_IS: Mapping[str, object] = {}
@@ -88,7 +89,7 @@ def _members(value: object) -> Iterator[tuple[str, Any, Any]]:
     elif isinstance(value, Mapping):
         for key, held in value.items():
             yield str(key), type(held), held
-    elif isinstance(value, tuple | list) and all(isinstance(item, Episodes) for item in value):
+    elif isinstance(value, tuple | list) and all(isinstance(item, Episodes | Phase) for item in value):
         for number, held in enumerate(value):
             yield str(number), type(held), held
 

@@ -57,20 +57,27 @@ class Players:
         self._servers: dict[External, Agent] = {}  # one for all groups: what it asks at once is bounded for the run
 
     def agents(
-        self, players: Mapping[str, Player], pinned: Mapping[str, int], *, step: int, greedy: bool = False
+        self,
+        players: Mapping[str, Player],
+        pinned: Mapping[str, int],
+        *,
+        steps: Mapping[str, int],
+        greedy: bool = False,
     ) -> dict[str, Agent]:
         """One agent for each seat. A policy plays with its pinned version, else with the newest at each action, as it samples
-        for the step that is given."""
-        return {seat: self._agent(seat, player, pinned, step, greedy) for seat, player in players.items()}
+        for its step of `steps`."""
+        return {seat: self._agent(seat, player, pinned, steps, greedy) for seat, player in players.items()}
 
-    def _agent(self, seat: str, player: Player, pinned: Mapping[str, int], step: int, greedy: bool) -> Agent:
+    def _agent(
+        self, seat: str, player: Player, pinned: Mapping[str, int], steps: Mapping[str, int], greedy: bool
+    ) -> Agent:
         if isinstance(player, Frozen) and player.model:
             return _agent(self._others[player.model], 0, player.sampling or Sampling(), greedy)
         if isinstance(player, Frozen):
-            sampling = player.sampling or self._policies[player.policy].sampling_at(step, self._steps)
+            sampling = player.sampling or self._policies[player.policy].sampling_at(steps[player.policy], self._steps)
             return _agent(self._versions[player.policy], player.version, sampling, greedy)
         if isinstance(player, str):
-            sampling = self._policies[player].sampling_at(step, self._steps)
+            sampling = self._policies[player].sampling_at(steps[player], self._steps)
             return _agent(self._versions[player], pinned.get(player), sampling, greedy)
         if isinstance(player, External):
             return self._servers.setdefault(player, agent_of(seat, player))

@@ -37,6 +37,7 @@ def _ledger(found: Accounts) -> str:
     said = "<p>Units, with their action tokens; a unit that is played in two seats counts in both.</p>"
     reasons: list[DropReason] = [reason for reason in REASONS if any(row.dropped[reason].units for row in found.ledger)]
     again = any(row.retried.units for row in found.ledger)
+    frozen = any(row.frozen.units for row in found.ledger)
     heads = ["policy", "seat", "dispatched", "trained", "buffered", "in flight"]
     heads += [f"dropped ({reason})" for reason in reasons]
     reused = any(row.reused.units or row.expired.units for row in found.ledger)
@@ -51,9 +52,12 @@ def _ledger(found: Accounts) -> str:
         ]
         counts += [row.reused, row.expired] if reused else []
         counts += [row.retried] if again else []
+        counts += [row.frozen] if frozen else []
         rows.append((row.policy, row.seat, *map(_count, counts)))
     heads += ["used again", "too old for it"] if reused else []
-    return said + table((*heads, *(("failed attempts, played again",) if again else ())), rows)
+    heads += ["failed attempts, played again"] if again else []
+    heads += ["played frozen"] if frozen else []
+    return said + table(tuple(heads), rows)
 
 
 def _count(count: Count) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from math import cos, pi
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -18,17 +17,12 @@ from sparring.learner.gauges import Gauge, check_gauges
 from sparring.learner.kinds import finite, folder_name, whole
 from sparring.learner.pacing import Pace, Pacing, check_pacing
 from sparring.learner.presets import grpo
+from sparring.learner.rates import LearningRateSchedule, rate_factor
 from sparring.learner.reuse import Reuse, check_reuse
-from sparring.rollout import Bound, Curriculum, Faults
+from sparring.rollout import Bound, Curriculum, Faults, Phase
+from sparring.rollout.phases import check_phases
 
 DEFAULT_POLICY = "policy"
-
-LearningRateSchedule = Literal["constant", "linear", "cosine"]
-
-
-def rate_factor(schedule: LearningRateSchedule, done: float) -> float:
-    """What the learning rate is multiplied with when a share of all steps is done."""
-    return {"constant": 1.0, "linear": 1 - done, "cosine": (1 + cos(pi * done)) / 2}[schedule]
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +173,8 @@ class Run:
     max_faults        share of the attempts at episodes that may fail before the run stops
     max_refill        groups in a row that may leave a policy nothing to train on (all failed, or equal rewards where that is
                       filtered) and be replaced before the run stops; None: 32, or four steps' worth if that is more
+    phases            [Phase("prover", steps=10), Phase("verifier", steps=20)]: who is trained while the others are paused, over
+                      and over until each has made its steps; (): all are trained at the same time
     reuse             Reuse(...) trains on units once more, in places beyond the fresh ones; None does not
     pacing            what becomes of episodes that take long: Pace() waits for them, Drop(...) drops and counts them
     gauges            Gauge(...): figures that stop the run where they leave their bounds, as when it collapses
@@ -205,6 +201,7 @@ class Run:
     max_faults: float = 0.1
     max_refill: int | None = None
     pacing: Pacing = Pace()
+    phases: Sequence[Phase] = ()
     reuse: Reuse | None = None
     gauges: Sequence[Gauge] = ()
     stall_deadline: float = 900.0
@@ -224,6 +221,7 @@ class Run:
         for name, policy in self.named_policies.items():
             self._check_policy(name, policy)
         check_gauges(self.gauges, tuple(self.named_policies))
+        check_phases(self.phases, tuple(self.named_policies), steps=self.steps)
 
     def _check_plain(self) -> None:
         if not folder_name(self.name):

@@ -225,7 +225,7 @@ class Trainer:
                 environment=self._run.sources[live.admitted.source].environment,
                 task=task,
                 task_digest=live.admitted.task,
-                agents=self._players.agents(players, live.admitted.pinned, step=number // self._run.groups_per_step),
+                agents=self._players.agents(players, live.admitted.pinned, steps=live.meant),
                 trained=frozenset(self._coordinator.trained_seats(live.admitted)),
                 seed=self._run.seed,
                 group=number,
@@ -349,7 +349,7 @@ class Trainer:
         """Waits for slots and players."""
         episodes = self._run.named_held_out[name]
         pinned = dict.fromkeys(self._parts.versions, version)
-        agents = self._players.agents(self._parts.held_out[name], pinned, step=version, greedy=episodes.greedy)
+        agents = self._players.agents(self._parts.held_out[name], pinned, steps=pinned, greedy=episodes.greedy)
         with self._waits.on(f"evaluation of version {version} on {name!r}", "held-out episodes"):
             done = await evaluate(
                 name,

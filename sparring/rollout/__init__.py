@@ -8,6 +8,7 @@ from sparring.rollout.curriculum import Curriculum
 from sparring.rollout.faults import Faults
 from sparring.rollout.journal import Journal, JournalStatistics, MemorySegments, SegmentStore, SqliteSegments
 from sparring.rollout.ledger import Ledger
+from sparring.rollout.phases import Phase
 from sparring.rollout.play import Finished, play
 from sparring.rollout.schedule import Choice, Schedule, Source
 from sparring.rollout.slots import Slots
@@ -28,6 +29,7 @@ __all__ = [
     "JournalStatistics",
     "Ledger",
     "MemorySegments",
+    "Phase",
     "RolloutBuffer",
     "Schedule",
     "SegmentStore",

@@ -95,11 +95,12 @@ class Unit:
 
 
 class Book(ABC):
-    """What the two modes share: one policy's counters and outstanding units."""
+    """What the two modes share: one policy's counters and outstanding units. Nothing is admitted for steps from `limit` on."""
 
     def __init__(self, policy: str, bound: Bound) -> None:
         self.policy = policy
         self.bound = bound
+        self.limit = bound.steps
         self.version = 0
         self.installed = 0
         self.admitted = 0
@@ -145,7 +146,7 @@ class Book(ABC):
 
     @property
     def closed(self) -> bool:
-        return self.place >= self.bound.steps * self.bound.units_per_step
+        return self.place >= self.limit * self.bound.units_per_step
 
     @property
     def done(self) -> bool:
@@ -188,6 +189,8 @@ class Book(ABC):
             return Waiting(units=(), reason=f"{self.policy}: step {self.version} is planned and not committed yet")
         if self.done:
             return Waiting(units=(), reason=f"{self.policy}: all {self.bound.steps} steps are committed")
+        if self.version >= self.limit:
+            return Waiting(units=(), reason=f"{self.policy}: paused after {self.version} steps, while others train")
         return self.choose()
 
     def take(self, units: Sequence[str]) -> None:
@@ -215,7 +218,7 @@ class Book(ABC):
 
     def statistics(self) -> BudgetStatistics:
         planned, outstanding = len(self.planned or ()), len(self.units)
-        open_until = min(self.bound.due(self.installed) + 1, self.bound.steps) * self.bound.units_per_step
+        open_until = min(self.bound.due(self.installed) + 1, self.limit) * self.bound.units_per_step
         return BudgetStatistics(
             version=self.version,
             installed=self.installed,

@@ -12,7 +12,9 @@ where `k` never changes.
 3. Step `s` may take `B` finished units if afterwards, for every `j = 0..K`, at most `j*B` outstanding units are due at
    or before `s + j`. Otherwise it waits, for named units.
 4. A unit leaves by a step or by a drop, never for its age.
-6. Admission ends when `s*B + outstanding = steps*B`; a drop opens it again for a replacement.
+6. Admission ends when `s*B + outstanding = steps*B`; a drop opens it again for a replacement. In phases, `steps` is here
+   those that the policy is to have made when the present phase ends: it ends with nothing outstanding, and a paused policy,
+   which has made them, admits and reserves nothing.
 
 (Rule 5 is about reuse, which takes no part in this.)
 
@@ -45,6 +47,7 @@ from typing import Any
 
 from sparring.errors import RunChanged
 from sparring.rollout.books import Book, Bound, BudgetStatistics, PinnedBook, ReadyBook, Waiting
+from sparring.rollout.phases import Phase, stages
 
 __all__ = ["Bound", "BudgetStatistics", "StalenessBudget", "Waiting"]
 
@@ -52,10 +55,13 @@ __all__ = ["Bound", "BudgetStatistics", "StalenessBudget", "Waiting"]
 class StalenessBudget:
     """The rule of this module for every trained policy of a run. Units are named by their group; policies by their name."""
 
-    def __init__(self, bounds: Mapping[str, Bound], *, pinned: bool = False) -> None:
+    def __init__(self, bounds: Mapping[str, Bound], *, pinned: bool = False, phases: Sequence[Phase] = ()) -> None:
         books = PinnedBook if pinned else ReadyBook
         self._books: dict[str, Book] = {policy: books(policy, bound) for policy, bound in bounds.items()}
         self._pinned = pinned
+        self._stages = stages(phases, {policy: bound.steps for policy, bound in bounds.items()})
+        self._stage = 0
+        self._enter()
 
     def may_admit(self, policies: Collection[str]) -> str | None:
         """None where a group may be admitted for all of `policies` at once, else a sentence that names what it waits for.
@@ -100,7 +106,9 @@ class StalenessBudget:
 
     def step(self, policy: str) -> int:
         """The planned batch is committed; returns the new version."""
-        return self._books[policy].step()
+        version = self._books[policy].step()
+        self._enter()
+        return version
 
     def install(self, policy: str, version: int) -> None:
         """Every sampler of the policy now starts tokens with `version` or a later one."""
@@ -124,8 +132,30 @@ class StalenessBudget:
         """The last step that may train on an outstanding unit."""
         return self._books[policy].units[unit].due
 
+    def meant(self, policy: str) -> int:
+        """The step that a unit admitted now would train, if all before it trained and none was dropped."""
+        book = self._books[policy]
+        return book.place // book.bound.units_per_step
+
+    def limit(self, policy: str) -> int:
+        """The steps that the policy will have made when the present phase ends; without phases all of them."""
+        return self._books[policy].limit
+
+    def paused(self, policy: str) -> bool:
+        """Whether it makes no step in the present phase."""
+        return policy not in self._stages[self._stage].moving
+
+    def phase_left(self) -> str | None:
+        """What the next phase waits for, as a sentence; None in the last one, and where there are none."""
+        if self._stage + 1 == len(self._stages):
+            return None
+        until = self._stages[self._stage].until
+        left = [f"step {until[name] - 1} of {name}" for name, book in self._books.items() if book.version < until[name]]
+        return f"the next phase waits for {' and '.join(left)}"
+
     def closed(self, policy: str) -> bool:
-        """Whether admission has ended, because the outstanding units suffice for all the steps left (rule 6)."""
+        """Whether admission has ended, because the outstanding units suffice for all the steps left (rule 6): of the phase, if
+        there are phases."""
         return self._books[policy].closed
 
     def done(self, policy: str) -> bool:
@@ -154,4 +184,15 @@ class StalenessBudget:
         restored = {policy: type(book)(policy, book.bound) for policy, book in self._books.items()}
         for policy, book in restored.items():
             book.restore(data["policies"][policy])
-        self._books = restored
+        self._books, self._stage = restored, 0
+        self._enter()
+
+    def _enter(self) -> None:
+        """Go on to the stage that the versions made are in, and let each policy be admitted for as long as it lasts."""
+        last = len(self._stages) - 1
+        while self._stage < last and all(
+            self._books[name].version >= until for name, until in self._stages[self._stage].until.items()
+        ):
+            self._stage += 1
+        for name, until in self._stages[self._stage].until.items():
+            self._books[name].limit = until

@@ -31,7 +31,7 @@ class Choosing:
         """The group to admit now; a sentence that says what its admission waits for; None when admission has ended."""
         turns = self._open_turns()
         if not turns:
-            return None
+            return self._budget.phase_left()
         turn = self._first_playable(turns)
         if turn is None:
             return self._missing(*self._schedule.combination(turns[0]))
@@ -40,7 +40,7 @@ class Choosing:
         waits = self._budget.may_admit(trained)
         if waits is not None:
             return waits
-        pinned = self._pinned(source, lineup) if self._schedule.pinned else {}
+        pinned = self._pinned(source, lineup)
         drawn = self._drawn(source, lineup, trained)
         opponents = self._schedule.opponents(source, lineup)
         frozen = [(one.policy, drawn.get(seat, one.version)) for seat, one in opponents.items() if one.policy]
@@ -145,13 +145,16 @@ class Choosing:
             return self._budget.installed(policy)
         bound = self._schedule.bounds[policy]
         if self._budget.closed(policy):
-            return bound.steps
-        return max(0, bound.oldest(self._budget.statistics()[policy].admitted // bound.units_per_step))
+            return self._budget.limit(policy)
+        return max(0, bound.oldest(self._budget.meant(policy)))
 
     def _pinned(self, source: int, lineup: int) -> dict[str, int]:
+        """{policy: version} of those that play with one throughout: who is paused, with the last that it made, and in a pinned
+        schedule everyone."""
         pinned = {}
-        counts = self._budget.statistics()
         for policy in dict.fromkeys(self._schedule.sources[source].lineups[lineup].values()):
-            bound = self._schedule.bounds[policy]
-            pinned[policy] = max(0, bound.oldest(counts[policy].admitted // bound.units_per_step))
+            if self._budget.paused(policy):
+                pinned[policy] = self._budget.version(policy)
+            elif self._schedule.pinned:
+                pinned[policy] = max(0, self._schedule.bounds[policy].oldest(self._budget.meant(policy)))
         return pinned

@@ -35,7 +35,16 @@ from sparring.rollout.events import (
 )
 from sparring.rollout.faults import FaultCounts, Faults
 from sparring.rollout.ledger import DropReason, Ledger
-from sparring.rollout.live import Completed, LiveEpisode, LiveGroup, completed, count_lost, count_made, count_retried
+from sparring.rollout.live import (
+    Completed,
+    LiveEpisode,
+    LiveGroup,
+    completed,
+    count_frozen,
+    count_lost,
+    count_made,
+    count_retried,
+)
 from sparring.rollout.refill import Barren, nothing_left
 from sparring.rollout.schedule import Choice, Schedule
 from sparring.rollout.snapshot import CoordinatorState
@@ -52,7 +61,7 @@ class Coordinator:
 
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
-        self.budget = StalenessBudget(schedule.bounds, pinned=schedule.pinned)
+        self.budget = StalenessBudget(schedule.bounds, pinned=schedule.pinned, phases=schedule.phases)
         self.ledger = Ledger()
         self.bias = DropBias()
         self.buffer = RolloutBuffer(self.budget, reuse=schedule.reuse, seed=schedule.seed)
@@ -182,6 +191,11 @@ class Coordinator:
         lineup = self.schedule.sources[group.source].lineups[group.lineup]
         return {seat: policy for seat, policy in lineup.items() if policy in group.trained}
 
+    def _frozen_seats(self, group: Admitted) -> dict[str, str]:
+        """{seat: policy} of the seats that train in other groups and not in this one."""
+        lineup = self.schedule.sources[group.source].lineups[group.lineup]
+        return {seat: policy for seat, policy in lineup.items() if policy not in group.trained}
+
     def held(self, group: Admitted) -> list[tuple[str, int]]:
         """(policy, version) of all that the group plays with throughout: those pinned, and opponents from leagues."""
         opponents = self.schedule.opponents(group.source, group.lineup)
@@ -208,10 +222,11 @@ class Coordinator:
 
     def _admit(self, event: Admitted) -> None:
         self.choosing.admit(event)
+        meant = {policy: self.budget.meant(policy) for policy in self.schedule.bounds}
         due = self.budget.admit(str(event.group), event.trained)
         members = [LiveEpisode() for _ in range(self.schedule.group_size)]
         since = {policy: self.budget.version(policy) for policy in event.trained}
-        group = LiveGroup(admitted=event, due=due, since=since, members=members, left=list(event.trained))
+        group = LiveGroup(admitted=event, due=due, since=since, meant=meant, members=members, left=list(event.trained))
         self.groups[event.group] = group
         seats = self.trained_seats(event)
         for policy in event.trained:
@@ -258,6 +273,7 @@ class Coordinator:
         trained on."""
         seats = self.trained_seats(group.admitted)
         done = completed(group.members, seats)
+        count_frozen(self.ledger, group.members, self._frozen_seats(group.admitted))
         for member in group.members:
             member.past = []
         count_lost(self.bias, done, seats, self._task(group))

@@ -3,8 +3,9 @@
 Kept for each policy and each seat that it plays, in units and in tokens (a unit that is played in two seats counts in
 both). How many tokens a unit has is known when it ends, so tokens count as dispatched from its finish or drop on; in
 flight there are none. The columns are running counters; `assert_balanced` checks them against each other and against
-the units held one by one. Uses after the first, and attempts that failed and were made again, stand in columns of their
-own and take no part in the balance.
+the units held one by one. Uses after the first, attempts that failed and were made again, and groups that a policy played
+without being trained in them (it was paused, or had units enough) stand in columns of their own and take no part in the
+balance.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ DropReason = Literal["filter", "fault", "empty", "stop", "late", "changed"]
 could be trained on, the run was stopped, its episodes were dropped for their age, its task became another."""
 
 REASONS: tuple[DropReason, ...] = get_args(DropReason)
-_COLUMNS = ("dispatched", "trained", "buffered", "in_flight", *REASONS, "reused", "expired", "retried")
+_COLUMNS = ("dispatched", "trained", "buffered", "in_flight", *REASONS, "reused", "expired", "retried", "frozen")
 _WHEREABOUTS = ("trained", "buffered", "in_flight", *REASONS)
 
 
@@ -38,7 +39,8 @@ class Count:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerRow:
     """One policy in one seat. `reused` are uses after the first; `expired` are units that grew too old to be used again;
-    `retried` are attempts at single episodes that failed and were made again, with the tokens that were sampled in vain."""
+    `retried` are attempts at single episodes that failed and were made again, with the tokens that were sampled in vain;
+    `frozen` are groups that the policy played in this seat and was not trained in."""
 
     policy: str
     seat: str
@@ -50,6 +52,7 @@ class LedgerRow:
     reused: Count
     expired: Count
     retried: Count
+    frozen: Count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +131,11 @@ class Ledger:
         """An attempt at an episode failed and is made again; `tokens` that it sampled in each of the policy's seats."""
         self._again("retried", policy, tokens)
 
+    def frozen(self, policy: str, seat: str, tokens: int) -> None:
+        """A group in which the policy played the seat and was not trained has ended; `tokens` that it sampled there."""
+        assert tokens >= 0, f"{policy} has {tokens} frozen tokens in seat {seat}"
+        self._add(policy, seat, "frozen", 1, tokens)
+
     def held(self, policy: str) -> Mapping[str, int]:
         """The policy's units that have neither been trained nor dropped: `in_flight` and `buffered`."""
         mine = [held.finished for (name, _), held in self._held.items() if name == policy]
@@ -169,6 +177,7 @@ class Ledger:
                 reused=columns["reused"],
                 expired=columns["expired"],
                 retried=columns["retried"],
+                frozen=columns["frozen"],
             )
             for (policy, seat), columns in sorted(self._rows.items())
         )

@@ -25,12 +25,14 @@ class LiveEpisode:
 class LiveGroup:
     """An admitted group, until none of its units is left; `left` are the policies that still have one.
 
-    `due` is each unit's last step, `since` the version that its policy had made when the group was admitted.
+    `due` is each unit's last step, `since` the version that its policy had made when the group was admitted, `meant` the step
+    that a unit of each policy of the run would have trained then.
     """
 
     admitted: Admitted
     due: Mapping[str, int]
     since: Mapping[str, int]
+    meant: Mapping[str, int]
     members: list[LiveEpisode]
     left: list[str]
 
@@ -126,6 +128,15 @@ def count_retried(
         tokens = sum(event.sample.count for event in acted if event.sample is not None)
         bias.add(policy, seat, "retried", tokens=tokens, reward=None, task=task)
         ledger.retried(policy, {seat: tokens})
+
+
+def count_frozen(ledger: Ledger, members: Sequence[LiveEpisode], seats: Mapping[str, str]) -> None:
+    """Count what policies of the run sampled in a group that they are not trained on; `seats` are those, {seat: policy}."""
+    for seat, policy in seats.items():
+        acted = [
+            event for member in members for event in member.past if isinstance(event, Acted) and event.seat == seat
+        ]
+        ledger.frozen(policy, seat, sum(event.sample.count for event in acted if event.sample is not None))
 
 
 def count_made(bias: DropBias, made: Sequence[Trajectory], fate: Fate, task: tuple[int, int]) -> None:

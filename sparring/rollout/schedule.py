@@ -13,6 +13,7 @@ from sparring.rollout.comparable import Scope
 from sparring.rollout.curriculum import Curriculum, Successes
 from sparring.rollout.faults import Faults
 from sparring.rollout.league import Opponent
+from sparring.rollout.phases import Phase
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +39,7 @@ class Schedule:
                    where all rewards that are compared are equal
     drop_after     an episode is dropped when more than so many versions were made since its group was admitted; None: never
     reuse          how trained units are used again; None: never
+    phases         who makes steps when; (): all at the same time
     """
 
     sources: tuple[Source, ...]
@@ -48,6 +50,7 @@ class Schedule:
     equal_rewards: Mapping[str, Mapping[str, Scope]] = field(default_factory=dict[str, Mapping[str, Scope]])
     drop_after: int | None = None
     reuse: ReuseRule | None = None
+    phases: tuple[Phase, ...] = ()
 
     def combination(self, turn: int) -> tuple[int, int]:
         """(source, line-up) of the turn: sources alternate by group, and each source's line-ups by its groups."""

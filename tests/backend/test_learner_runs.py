@@ -10,11 +10,27 @@ from pathlib import Path
 import anyio
 import pytest
 
-from sparring import KL, Critic, Episodes, Local, Lora, Policy, Run, Sampling, Seat, environment, grpo, ppo
+from sparring import (
+    KL,
+    Critic,
+    Episodes,
+    Lineup,
+    Local,
+    Lora,
+    Phase,
+    Policy,
+    Run,
+    Sampling,
+    Seat,
+    environment,
+    grpo,
+    ppo,
+    rae,
+)
 from sparring.learner import Algorithm, train_async
 from sparring.learner.replay import compare
 from sparring.rollout import MemorySegments
-from sparring.rollout.events import AnyEvent, Checkpointed, Stepped
+from sparring.rollout.events import Acted, Admitted, AnyEvent, Checkpointed, Stepped
 from tests.learner.worlds import Crash, CrashingSegments, events_of
 
 SMALL = Lora(rank=4, alpha=8)
@@ -24,6 +40,14 @@ SMALL = Lora(rank=4, alpha=8)
 async def short(task: int, only: Seat) -> float:
     """Whether the reply is of an even number of characters."""
     return float(len((await only.ask(f"task {task}")).text) % 2 == 0)
+
+
+@environment
+async def persuade(task: int, prover: Seat, verifier: Seat) -> dict[Seat, float]:
+    """The verifier is right where it says as much as the prover did, in whether that is even."""
+    proof = (await prover.ask(f"task {task}")).text
+    right = float(len((await verifier.ask(proof or "nothing")).text) % 2 == len(proof) % 2)
+    return {prover: 1.0 - right, verifier: right}
 
 
 def run_of(model: Path, folder: Path, algorithm: Algorithm) -> Run:
@@ -94,3 +118,46 @@ async def test_what_a_run_says_of_its_reference(tiny_llama: Path, tmp_path: Path
     assert steps[-1].metrics["reference_kl"] > 1e-6
     assert steps[0].metrics["kl_coefficient"] == 0.1 > steps[1].metrics["kl_coefficient"], "below the target: less"
     assert all("entropy_exact" in step.engine for step in steps)
+
+
+def phases_of(model: Path, folder: Path, *, deterministic: bool) -> Run:
+    """Two policies on one base: two steps of the prover, three of the verifier, over and over."""
+    who = Lineup({"prover": "prover", "verifier": "verifier"})
+    policy = Policy(str(model), rae(), lora=SMALL, learning_rate=1e-3, sampling=Sampling(max_tokens=4))
+    return replace(
+        run_of(model, folder, rae()),
+        train=Episodes(persuade, range(50), who),
+        policies={"prover": policy, "verifier": policy},
+        steps=5,
+        phases=[Phase("prover", steps=2), Phase("verifier", steps=3)],
+        deterministic=deterministic,
+    )
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+async def test_two_policies_in_phases(tiny_llama: Path, tmp_path: Path, deterministic: bool) -> None:
+    """The one that is paused keeps its weights, and plays with the last that it had."""
+    events = await trained(phases_of(tiny_llama, tmp_path, deterministic=deterministic))
+    order = "".join(step.policy[0] for step in steps_of(events))
+    assert order == "pp" + "vvv" + "pp" + "vv" + "p"
+    assert len({step.digest for step in steps_of(events)}) == 10, "each step made other weights"
+    groups = {event.group: event for event in events if isinstance(event, Admitted)}
+    frozen = [e for e in events if isinstance(e, Acted) and e.seat not in groups[e.group].trained]
+    for event in frozen:
+        assert event.sample is not None
+        assert {version for version, _ in event.sample.versions} == {groups[event.group].pinned[event.seat]}
+    assert {groups[event.group].pinned[event.seat] for event in frozen} == {0, 2, 3, 4, 5}
+
+
+async def test_phases_that_are_cut_off_end_in_the_same_weights(tiny_llama: Path, tmp_path: Path) -> None:
+    undisturbed = steps_of(await trained(phases_of(tiny_llama, tmp_path / "whole", deterministic=True)))
+    run, kept = phases_of(tiny_llama, tmp_path / "cut", deterministic=True), MemorySegments()
+    lives = 0
+    while len(steps_of(events_of(kept))) < len(undisturbed):
+        lives += 1
+        with anyio.fail_after(120), suppress(Crash):
+            await train_async(run, store=CrashingSegments(kept, 15, after=True))
+    with anyio.fail_after(120):
+        assert await train_async(run, store=kept)
+    assert lives > 2
+    assert [one.digest for one in steps_of(events_of(kept))] == [one.digest for one in undisturbed]

@@ -73,5 +73,5 @@ def test_a_deterministic_run_has_no_server_in_it(tmp_path: Path) -> None:
 def test_all_groups_share_what_a_server_is_asked_at_once() -> None:
     players = Players({}, {}, {}, 1)
     url = "http://127.0.0.1:9/v1"
-    asked = [players.agents({"second": External(url, name)}, {}, step=0)["second"] for name in ("one", "one", "two")]
+    asked = [players.agents({"second": External(url, name)}, {}, steps={})["second"] for name in ("one", "one", "two")]
     assert asked[0] is asked[1] is not asked[2]

@@ -27,6 +27,7 @@ from sparring import (
     Frozen,
     Lineup,
     Pace,
+    Phase,
     Policy,
     Reuse,
     Run,
@@ -122,6 +123,7 @@ class World:
     dropped: bool = False
     reused: int = 0
     learnt: bool = False
+    phased: bool = False
     ends: tuple[tuple[int, str], ...]
     """(commit, how): the successive starts of the run end before or after that commit, or are stopped at it, as by Ctrl-C."""
 
@@ -148,6 +150,7 @@ worlds = st.builds(
     dropped=st.booleans(),
     reused=st.integers(0, 2),
     learnt=st.booleans(),
+    phased=st.booleans(),
     ends=st.lists(st.tuples(st.integers(0, 12), st.sampled_from(["before", "after", "stop"])), max_size=3).map(tuple),
 )
 
@@ -184,6 +187,7 @@ def run_of(world: World, folder: Path) -> Run:
         max_refill=1000,
         pacing=Drop(versions=world.staleness - 1) if drops else Pace(),
         reuse=Reuse(units=world.reused, how=("uniform", "prioritized")[world.seed % 2]) if world.reused else None,
+        phases=[Phase(names[0], steps=2), Phase(names[1:], steps=1)] if world.phased and names[1:] else (),
         folder=folder,
     )
 
@@ -356,6 +360,7 @@ def test_whatever_is_lost_is_found(kind: type) -> None:
 
 def test_a_snapshot_that_forgets_something_is_found() -> None:
     """Each part of the first snapshot in place of the last one's, wherever these differ, is named."""
+    CLOCK.seed(0)  # which of them differ hangs on how long things take
     kept, run = journal(PLAIN, PLAIN.ends, "asyncio"), run_of(PLAIN, Path("nowhere"))
     (_, first), *_, (segment, last) = readable(kept.all)
     parts = differing(first.unpacked(), last.unpacked())

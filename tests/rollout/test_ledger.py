@@ -83,6 +83,13 @@ class Books(RuleBasedStateMachine):
             self.again[policy, seat, column] += 1
             self.again_tokens[policy, seat, column] += count
 
+    @rule(policy=st.sampled_from(POLICIES), seat=st.sampled_from(SEATS), tokens=TOKENS)
+    def play_frozen(self, policy: str, seat: str, tokens: int) -> None:
+        """Also in seats that the policy is never trained in."""
+        self.ledger.frozen(policy, seat, tokens)
+        self.again[policy, seat, "frozen"] += 1
+        self.again_tokens[policy, seat, "frozen"] += tokens
+
     @rule()
     def reload(self) -> None:
         text = json.dumps(self.ledger.state())
@@ -94,7 +101,8 @@ class Books(RuleBasedStateMachine):
     def every_unit_is_in_one_column(self) -> None:
         self.ledger.assert_balanced()
         expected = {(row.policy, row.seat): row for row in self.ledger.table()}
-        assert set(expected) == {(policy, seat) for (policy, unit), seats in self.seats.items() for seat in seats}
+        trained = {(policy, seat) for (policy, unit), seats in self.seats.items() for seat in seats}
+        assert set(expected) == trained | {(policy, seat) for policy, seat, _ in self.again}
         for key, row in expected.items():
             assert row == self.counted(*key)
         for policy in POLICIES:
@@ -120,6 +128,7 @@ class Books(RuleBasedStateMachine):
             reused=further("reused"),
             expired=further("expired"),
             retried=further("retried"),
+            frozen=further("frozen"),
         )
 
 
@@ -156,6 +165,7 @@ def test_a_unit_of_two_seats_counts_in_both() -> None:
         reused=one,
         expired=Count(),
         retried=Count(),
+        frozen=Count(),
     )
     assert con.dispatched == Count(units=3 + len(REASONS), tokens=7 * (2 + len(REASONS)))
 
