@@ -41,9 +41,6 @@ def command(words: Sequence[str]) -> int:
     found = anyio.run(_sandboxes)
     for tier, problem in found.items():
         print(f"sandbox {tier}: {problem or 'works'}")
-    print(
-        "sandbox docker: there is none; bubblewrap needs no daemon, and works inside containers that may make user namespaces"
-    )
     print("\n".join(_extras()))
     return int(bool(found["zygote"]))
 

@@ -14,7 +14,7 @@ from typing import Any
 import anyio
 
 from sparring.environments.running import effect
-from sparring.environments.sandbox import CANDIDATE, Sandbox, Tier, checked
+from sparring.environments.sandbox import CANDIDATE, IMAGE, Sandbox, Tier, checked
 from sparring.environments.sandboxing.box import Box
 from sparring.environments.sandboxing.result import Ending, Limits, Stopped
 from sparring.environments.score import Score
@@ -61,6 +61,7 @@ class CodeVerifier:
     """Runs the code of a reply (its last block in ``` marks, or all of it where there is none) against tests.
 
     tier           of its sandboxes (see `Sandbox`; "monty" is the zygote here, as tests and function talk with each other)
+    image          of the tier "docker"
     deadline       seconds for all tests together
     test_deadline  seconds for each of them; None: one may take them all
     memory         bytes
@@ -68,13 +69,14 @@ class CodeVerifier:
     """
 
     tier: Tier = "zygote"
+    image: str = IMAGE
     deadline: float = 10.0
     test_deadline: float | None = None
     memory: int = 512 << 20
     at_once: int = 4
 
     def __post_init__(self) -> None:
-        _sandbox(self.tier, self.deadline, self.memory, self.at_once)
+        _sandbox(self.tier, self.image, self.deadline, self.memory, self.at_once)
         each = self.test_deadline
         if each is not None and (isinstance(each, bool) or not 0 < each <= self.deadline):
             raise SettingError(
@@ -84,14 +86,14 @@ class CodeVerifier:
     async def __call__(self, text: str, entry: str, tests: Tests) -> Report:
         """Judge the function `entry` (a program where `tests` are `Example`s). An episode journals the verdict."""
         cases = _written(tests)
-        settings = (self.tier, self.deadline, self.memory, self.at_once)
+        settings = (self.tier, self.image, self.deadline, self.memory, self.at_once)
         each = self.test_deadline or self.deadline
         said = await effect(judged, settings, each, code_of(text), entry, cases, timeout=_PATIENCE)
         return _report(Ending(said["ending"]), said["text"], said["passed"], len(cases))
 
 
-def _sandbox(tier: Tier, deadline: float, memory: int, at_once: int) -> Sandbox:
-    return Sandbox(tier=tier, limits=Limits(seconds=deadline, memory=memory), at_once=at_once)
+def _sandbox(tier: Tier, image: str, deadline: float, memory: int, at_once: int) -> Sandbox:
+    return Sandbox(tier=tier, image=image, limits=Limits(seconds=deadline, memory=memory), at_once=at_once)
 
 
 def _written(tests: Tests) -> list[Any]:
@@ -111,7 +113,7 @@ def code_of(reply: str) -> str:
 
 
 async def judged(
-    settings: tuple[Tier, float, int, int], each: float, code: str, entry: str, cases: list[Any]
+    settings: tuple[Tier, str, float, int, int], each: float, code: str, entry: str, cases: list[Any]
 ) -> dict[str, Any]:
     """How it ended, what to tell, and how many cases passed."""
     judge = _Judge(_sandbox(*settings), each, code, entry)

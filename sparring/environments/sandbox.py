@@ -18,12 +18,14 @@ import anyio.to_thread
 from anyio.lowlevel import RunVar
 
 from sparring.environments.sandboxing.box import Box
+from sparring.environments.sandboxing.container import contained
 from sparring.environments.sandboxing.inside import pack, unpack
 from sparring.environments.sandboxing.result import Ending, Limits, SandboxResult, Stopped
 from sparring.environments.sandboxing.server import CannotStart, Server, fresh, standing, started
 from sparring.errors import SettingError
 
-Tier = Literal["monty", "zygote", "bubblewrap", "unsafe_subprocess_without_isolation"]
+Tier = Literal["monty", "zygote", "bubblewrap", "docker", "unsafe_subprocess_without_isolation"]
+IMAGE = "python:3.12-slim"
 CANDIDATE = "solution.py"
 """The name of the code in tracebacks."""
 _TRIES = 5  # a server that died is noticed by those who ask it
@@ -47,10 +49,13 @@ class Sandbox:
               namespaces, inside bubblewrap (some 6 ms a run). "bubblewrap": the same from a cold start (some 50 ms).
               "monty": calls of functions are tried in pydantic-monty's interpreter first (extra `monty`; 0.3 ms); what it
               cannot run, what fails in it, and programs go to the zygote.
+              "docker": a container of docker or podman for every run (some 0.5 s), without network, capabilities and rights,
+              for machines with a daemon and without user namespaces.
               "unsafe_subprocess_without_isolation": limits and a filter of system calls, but this user's files can be read
               and written: for machines without user namespaces, and code that you trust.
     limits    what each run may use
     at_once   so many run beside each other on an event loop; others wait. The time that they wait is not counted
+    image     of the tier "docker", with Python 3.11 or later; it has to be there
     modules   what else code may import, such as ("numpy",): installed here, and there before it begins. All of the folder that
               one is installed in can be read and imported then; memory is needed for it in `limits`
     """
@@ -58,13 +63,23 @@ class Sandbox:
     tier: Tier = "zygote"
     limits: Limits = field(default_factory=Limits)
     at_once: int = 8
+    image: str = IMAGE
     modules: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.tier not in get_args(Tier):
             raise SettingError(
-                f"Sandbox(tier={self.tier!r}): must be one of {', '.join(get_args(Tier))}; docker and podman are not among "
-                "them: these need no daemon (`sparring doctor` says whether they work here)"
+                f"Sandbox(tier={self.tier!r}): must be one of {', '.join(get_args(Tier))} (`sparring doctor` says which work "
+                "here)"
+            )
+        if self.tier != "docker" and self.image != IMAGE:
+            raise SettingError(
+                f"Sandbox(image={self.image!r}): only tier='docker' has an image, and this is {self.tier!r}"
+            )
+        if self.tier == "docker" and self.modules:
+            raise SettingError(
+                f"Sandbox(tier='docker', modules={self.modules!r}): a container has the standard library of its image "
+                "alone; use another tier"
             )
         if self.tier == "monty" and find_spec("pydantic_monty") is None:
             raise SettingError("Sandbox(tier='monty') needs pydantic-monty: pip install 'sparring[monty]'")
@@ -131,7 +146,7 @@ class Sandbox:
     async def box(self, limits: Limits, stdin: str = "", most: int = 0) -> AsyncIterator[Box]:
         """A run to talk with, inside a `slot`, that may `go_on` so often. Raises `Stopped`, REFUSED where there can be no
         sandbox."""
-        async with self._server() as server:
+        async with self._server(limits) as server:
             box = Box(server, limits, most)
             try:
                 await box.begin(stdin)
@@ -140,12 +155,14 @@ class Sandbox:
                 box.close()
 
     @asynccontextmanager
-    async def _server(self) -> AsyncIterator[Server]:
+    async def _server(self, limits: Limits) -> AsyncIterator[Server]:
         isolated = self.tier in ("monty", "zygote", "bubblewrap")
-        cold = self.tier == "bubblewrap"
+        cold = self.tier in ("bubblewrap", "docker")
         server = None if cold else standing(isolated=isolated, modules=self.modules)
         try:
-            if server is None:
+            if server is None and self.tier == "docker":
+                server = await anyio.to_thread.run_sync(contained, self.image, limits)
+            elif server is None:
                 start = fresh if cold else started
                 server = await anyio.to_thread.run_sync(lambda: start(isolated=isolated, modules=self.modules))
         except CannotStart as error:

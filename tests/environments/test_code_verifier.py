@@ -183,8 +183,8 @@ def test_settings_are_checked() -> None:
     for wrong in (0, -1, float("nan"), True, 11.0):
         with pytest.raises(SettingError, match=f"test_deadline={wrong!r}"):
             CodeVerifier(test_deadline=wrong)
-    with pytest.raises(SettingError, match="tier='docker'"):
-        CodeVerifier(tier="docker")  # type: ignore[arg-type]
+    with pytest.raises(SettingError, match="tier='container'"):
+        CodeVerifier(tier="container")  # type: ignore[arg-type]
 
 
 def test_without_a_sandbox_nobody_judges() -> None:

@@ -234,7 +234,6 @@ def test_a_bubblewrap_that_fails_is_a_refusal(script: str, says: str, tmp_path: 
     "make, message",
     [
         (lambda: Sandbox(tier="subprocess"), r"tier='subprocess'.*zygote, bubblewrap"),  # type: ignore[arg-type]
-        (lambda: Sandbox(tier="docker"), "tier='docker'.*docker and podman are not among them"),  # type: ignore[arg-type]
         (lambda: Sandbox(modules=("no_such_module",)), "'no_such_module' is no module that is installed here"),
         (lambda: Sandbox(modules=("numpy.linalg",)), "'numpy.linalg' is no module"),
         (lambda: Sandbox(at_once=0), "at_once=0"),

@@ -129,10 +129,16 @@ def _mount(where: bytes, flags: int, options: str) -> None:
     _checked(_libc.mount(b"tmpfs", where, b"tmpfs", flags, options.encode()), f"mount on {where.decode()}")
 
 
-def serve(isolated: bool, uid: int | None, program: str, folders: list[str], modules: list[str]) -> NoReturn:
+def serve(
+    isolated: bool, uid: int | None, program: str, folders: list[str], modules: list[str], path: str = ""
+) -> NoReturn:
     """The server. `uid` is whose rights it takes on instead of root's; None: it has none to give up. In `folders` are modules
-    beside those of the standard library."""
-    control = socket.socket(fileno=os.dup(0))
+    beside those of the standard library. The host listens at `path`; without one it is at the other end of file 0."""
+    if path:
+        control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        control.connect(path)
+    else:
+        control = socket.socket(fileno=os.dup(0))
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)
     if uid is not None:
         os.setgroups([])

@@ -15,9 +15,12 @@ import sys
 import tempfile
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import IO
 
 from sparring.environments.sandboxing import inside, syscalls
 
@@ -30,9 +33,9 @@ MODULES = [
     "textwrap", "time", "typing",
 ]  # fmt: skip
 """What candidates like to import; it is there before they begin."""
-_START = 30.0
+START = 30.0
 _SCRATCH = 16 << 20
-_ENVIRONMENT = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1"}  # of threads, a run has one
+ENVIRONMENT = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1"}  # of threads, a run has one
 
 
 class CannotStart(Exception):
@@ -55,34 +58,32 @@ def missing() -> list[str]:
     return found
 
 
-class Server:
-    """One running server. Starting it blocks (20 to 100 ms, and as long as it takes to import `modules`)."""
+class NobodyCame(Exception):
+    """What was started ended, or took too long, before it took its end of the control line."""
 
-    def __init__(self, *, isolated: bool, modules: tuple[str, ...] = ()) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with tempfile.TemporaryFile() as log, theirs:
-            self.process = subprocess.Popen(
-                list(_command(isolated, modules)),
-                stdin=theirs.fileno(),
-                stdout=log,
-                stderr=log,
-                env=_ENVIRONMENT,
-                cwd="/",
-                start_new_session=True,
-            )
-            self._end = weakref.finalize(self, _ended, self.process, ours)
-            theirs.close()
-            ours.settimeout(_START)
-            try:
-                ready = ours.recv(16) == b"ready"
-            except TimeoutError:
-                ready = False
+
+Begin = Callable[[IO[bytes]], tuple["subprocess.Popen[bytes]", socket.socket]]
+"""Starts a server that prints to a file; its process, and our end of the control line. Raises `NobodyCame`."""
+
+
+class Server:
+    """One running server. Starting it blocks (20 to 100 ms, a container some 500, and as long as it takes to import modules).
+    Raises `CannotStart`, with what `explained` makes of what it printed."""
+
+    def __init__(self, begin: Begin, explained: Callable[[str], str]) -> None:
+        with tempfile.TemporaryFile() as log:
+            ready = False
+            with suppress(NobodyCame, TimeoutError):
+                self.process, self.control = begin(log)
+                self._end = weakref.finalize(self, _ended, self.process, self.control)
+                self.control.settimeout(START)
+                ready = self.control.recv(16) == b"ready"
+                if not ready:
+                    self.close()
             if not ready:
-                self.close()
                 log.seek(0)
-                raise CannotStart(_explained(log.read().decode(errors="replace")))
-        ours.setblocking(False)
-        self.control = ours
+                raise CannotStart(explained(log.read().decode(errors="replace").strip()[-1000:] or "it said nothing"))
+        self.control.setblocking(False)
         self.gone = False
         """Somebody found its line closed."""
 
@@ -125,7 +126,22 @@ def fresh(*, isolated: bool, modules: tuple[str, ...] = ()) -> Server:
     lacking = missing() if isolated else [line for line in missing() if "bubblewrap" not in line]
     if lacking:
         raise CannotStart("; ".join(lacking))
-    return Server(isolated=isolated, modules=modules)
+    return Server(partial(_forked, isolated, modules), _explained)
+
+
+def _forked(isolated: bool, modules: tuple[str, ...], log: IO[bytes]) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        process = subprocess.Popen(
+            list(_command(isolated, modules)),
+            stdin=theirs.fileno(),
+            stdout=log,
+            stderr=log,
+            env=ENVIRONMENT,
+            cwd="/",
+            start_new_session=True,
+        )
+    return process, ours
 
 
 def folders_of(module: str) -> list[str]:
@@ -139,23 +155,30 @@ def folders_of(module: str) -> list[str]:
     return [parent for parent in parents if not Path(parent).samefile(Path(os.__file__).parent)]
 
 
+def interpreted(
+    *, isolated: bool, uid: int | None, folders: Sequence[str] = (), modules: Sequence[str] = (), path: str = ""
+) -> tuple[str, ...]:
+    """What an interpreter is given to be a server; the arguments are those of `inside.serve`."""
+    program = syscalls.program(platform.machine()).hex()
+    given = f"{isolated!r}, {uid!r}, {program!r}, {list(folders)!r}, {[*MODULES, *modules]!r}, {path!r}"
+    return ("-s", "-S", "-P", "-X", "utf8", "-c", f"{Path(inside.__file__).read_text()}\nserve({given})\n")
+
+
 def _command(isolated: bool, modules: tuple[str, ...]) -> Iterator[str]:
     uid = NOBODY if isolated and os.getuid() == 0 else None
-    program = syscalls.program(platform.machine()).hex()
     folders = sorted({folder for module in modules for folder in folders_of(module)})
-    given = f"{isolated!r}, {uid!r}, {program!r}, {folders!r}, {[*MODULES, *modules]!r}"
-    source = f"{Path(inside.__file__).read_text()}\nserve({given})\n"
     python = os.path.realpath(sys.executable)
     if isolated:
         yield from _bubblewrap(python, folders)
-    yield from (python, "-s", "-S", "-P", "-X", "utf8", "-c", source)
+    yield python
+    yield from interpreted(isolated=isolated, uid=uid, folders=folders, modules=modules)
 
 
 def _bubblewrap(python: str, folders: list[str]) -> Iterator[str]:
     """The interpreter and its libraries, readable, and `folders`; nothing else of this machine."""
     yield from (shutil.which("bwrap") or "bwrap", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-net")
     yield from ("--new-session", "--as-pid-1", "--clearenv")
-    for name, value in _ENVIRONMENT.items():
+    for name, value in ENVIRONMENT.items():
         yield from ("--setenv", name, value)
     if (
         os.getuid() != 0
@@ -184,8 +207,7 @@ def _bubblewrap(python: str, folders: list[str]) -> Iterator[str]:
 
 
 def _explained(log: str) -> str:
-    said = log.strip()[-1000:] or "it said nothing"
     return (
-        f"the sandbox did not start: {said}. It needs user namespaces (sysctl user.max_user_namespaces above 0; in a "
+        f"the sandbox did not start: {log}. It needs user namespaces (sysctl user.max_user_namespaces above 0; in a "
         "container, the right to make them; on Ubuntu, an AppArmor profile for bwrap)"
     )
