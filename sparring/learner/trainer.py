@@ -101,8 +101,7 @@ class Trainer:
             self._teller.close()
 
     def stop(self) -> None:
-        """Let the steps under way finish, write checkpoints, and end `train`. A resumed run makes up for an evaluation that is
-        cut off."""
+        """Let the steps under way finish, write checkpoints, end `train`. A resumed run makes up for evaluations cut off."""
         self._stopping = True
         self._evaluation.cancel()
         self._changed.notify()
@@ -163,15 +162,14 @@ class Trainer:
         installed versions, and by the teller."""
         started = 0
         while True:
-            held_up = self._stopping or self._teller.behind
-            choice = None if held_up else self._coordinator.next_group()
+            choice = None if self._stopping or self._teller.behind else self._coordinator.next_group()
             if not isinstance(choice, Choice):
                 await self._changed.wait()
                 continue
             _, digest = self._task(choice.source, choice.index)
             if digest in self._parts.held_out_digests:
-                where = self._named(choice.source)
-                raise SettingError(f"task {choice.index} of {where} is held out too: keep them apart, or say seen=True")
+                where = f"task {choice.index} of {self._named(choice.source)}"
+                raise SettingError(f"{where} is held out too: keep them apart, or say seen=True")
             self._record(
                 Admitted(
                     group=choice.group,
@@ -200,7 +198,7 @@ class Trainer:
     async def _play(self, number: int, member: int) -> None:
         """Waits for a slot, then for the episode; cut off by `_drop_late`, which may come before it began."""
         live = self._coordinator.groups.get(number)
-        if live is None or live.members[member].ended is not None:
+        if live is None:
             return
         with anyio.CancelScope() as scope:
             self._playing[number, member] = scope
@@ -214,6 +212,8 @@ class Trainer:
         players = seated(self._parts.lineups[live.admitted.source][live.admitted.lineup], live.admitted.opponents)
         patience = self._run.pacing.seconds if isinstance(self._run.pacing, Drop) else None
         async with self._slots.at((min(live.due.values()), number, member)):
+            if live.members[member].ended is not None:  # dropped while it waited
+                return
             task, digest = self._task(live.admitted.source, live.admitted.index)
             if digest != live.admitted.task:
                 raise RunChanged(

@@ -239,7 +239,7 @@ async def test_a_folder_in_use(tmp_path: Path) -> None:
             SettingError,
             r"Frozen\('bob@4'\), and a run of steps=3 makes none after 3",
         ),
-        ("train", {"first": "alice", "second": Frozen("bob@2")}, SettingError, "line-ups wait for bob@2"),
+        ("train", {"first": "alice", "second": Frozen("bob@2")}, SettingError, "policy 'bob' plays no training seat"),
         ("held_out", {"first": "alice", "second": League("bob")}, SettingError, r"name one, as in Frozen\('bob@0'\)"),
         ("train", {"first": "alice", "second": Human()}, SettingError, "people play in `sparring play`"),
         ("held_out", {"first": "alice", "second": Human()}, SettingError, "people play in `sparring play`"),

@@ -191,6 +191,9 @@ def _bubblewrap(python: str, folders: list[str]) -> Iterator[str]:
             yield from ("--symlink", str(path.readlink()), name)
         elif path.is_dir():
             yield from ("--ro-bind", name, name)
+    # Some modules write while they are imported. No run sees it: each has a /tmp of its own. Before what lies
+    # in it, as environments of Python do now and then.
+    yield from ("--perms", "1777", "--size", str(_SCRATCH), "--tmpfs", "/tmp") if folders else ("--dir", "/tmp")
     for prefix in sorted({sys.base_prefix, sys.base_exec_prefix, str(Path(python).parents[1]), *folders}):
         if not Path(prefix).is_relative_to("/usr"):
             for folder in reversed(
@@ -201,8 +204,6 @@ def _bubblewrap(python: str, folders: list[str]) -> Iterator[str]:
     yield from ("--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache", "--proc", "/proc", "--tmpfs", "/dev")
     for device in ("null", "zero", "urandom", "random"):
         yield from ("--dev-bind", f"/dev/{device}", f"/dev/{device}")
-    # Some modules write while they are imported. No run sees it: each has a /tmp of its own.
-    yield from ("--perms", "1777", "--size", str(_SCRATCH), "--tmpfs", "/tmp") if folders else ("--dir", "/tmp")
     yield from ("--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/", "--")
 
 
