@@ -67,7 +67,9 @@ ATTACKS: Mapping[str, str] = {
     "typing at a terminal": tried("import fcntl\nfcntl.ioctl(0, 0x5412, b'x')"),
     "the host's processes": tried("assert os.listdir('/proc')"),
     "the environment of process 1": tried("open('/proc/1/environ', 'rb').read()"),
-    "secrets in its own environment": tried("assert set(os.environ) - {'PYTHONHASHSEED', 'OPENBLAS_NUM_THREADS', 'PWD', 'LC_CTYPE'}"),
+    "secrets in its own environment": tried(
+        "assert set(os.environ) - {'PYTHONHASHSEED', 'OPENBLAS_NUM_THREADS', 'PWD', 'LC_CTYPE'}"
+    ),
     "inherited files": tried(
         "found = []\nfor n in range(4, 1024):\n    try: os.fstat(n); found.append(n)\n    except OSError: pass\nassert found"
     ),
