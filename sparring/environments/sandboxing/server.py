@@ -73,11 +73,12 @@ class Server:
     def __init__(self, begin: Begin, explained: Callable[[str], str]) -> None:
         with tempfile.TemporaryFile() as log:
             ready = False
-            with suppress(NobodyCame, TimeoutError):
+            with suppress(NobodyCame):
                 self.process, self.control = begin(log)
                 self._end = weakref.finalize(self, _ended, self.process, self.control)
                 self.control.settimeout(START)
-                ready = self.control.recv(16) == b"ready"
+                with suppress(TimeoutError):
+                    ready = self.control.recv(16) == b"ready"
                 if not ready:
                     self.close()
             if not ready:
