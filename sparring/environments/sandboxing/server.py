@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
@@ -168,15 +168,16 @@ def interpreted(
 def _command(isolated: bool, modules: tuple[str, ...]) -> Iterator[str]:
     uid = NOBODY if isolated and os.getuid() == 0 else None
     folders = sorted({folder for module in modules for folder in folders_of(module)})
+    inside_of = {folder: f"/modules/{number}" if isolated else folder for number, folder in enumerate(folders)}
     python = os.path.realpath(sys.executable)
     if isolated:
-        yield from _bubblewrap(python, folders)
+        yield from _bubblewrap(python, inside_of)
     yield python
-    yield from interpreted(isolated=isolated, uid=uid, folders=folders, modules=modules)
+    yield from interpreted(isolated=isolated, uid=uid, folders=list(inside_of.values()), modules=modules)
 
 
-def _bubblewrap(python: str, folders: list[str]) -> Iterator[str]:
-    """The interpreter and its libraries, readable, and `folders`; nothing else of this machine."""
+def _bubblewrap(python: str, folders: Mapping[str, str]) -> Iterator[str]:
+    """The interpreter and its libraries, readable, and `folders` {on this machine: inside}; nothing else of this machine."""
     yield from (shutil.which("bwrap") or "bwrap", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-net")
     yield from ("--new-session", "--as-pid-1", "--clearenv")
     for name, value in ENVIRONMENT.items():
@@ -192,20 +193,28 @@ def _bubblewrap(python: str, folders: list[str]) -> Iterator[str]:
             yield from ("--symlink", str(path.readlink()), name)
         elif path.is_dir():
             yield from ("--ro-bind", name, name)
-    # Some modules write while they are imported. No run sees it: each has a /tmp of its own. Before what lies
-    # in it, as environments of Python do now and then.
-    yield from ("--perms", "1777", "--size", str(_SCRATCH), "--tmpfs", "/tmp") if folders else ("--dir", "/tmp")
-    for prefix in sorted({sys.base_prefix, sys.base_exec_prefix, str(Path(python).parents[1]), *folders}):
+    for prefix in sorted({sys.base_prefix, sys.base_exec_prefix, str(Path(python).parents[1])}):
         if not Path(prefix).is_relative_to("/usr"):
             for folder in reversed(
                 Path(prefix).parents[:-1]
             ):  # as the one who runs the code may not walk through root's
                 yield from ("--perms", "0755", "--dir", str(folder))
             yield from ("--ro-bind", prefix, prefix)
+    yield from _bound(folders)
     yield from ("--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache", "--proc", "/proc", "--tmpfs", "/dev")
     for device in ("null", "zero", "urandom", "random"):
         yield from ("--dev-bind", f"/dev/{device}", f"/dev/{device}")
+    # Some modules write while they are imported. No run sees it: each has a /tmp of its own.
+    yield from ("--perms", "1777", "--size", str(_SCRATCH), "--tmpfs", "/tmp") if folders else ("--dir", "/tmp")
     yield from ("--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/", "--")
+
+
+def _bound(folders: Mapping[str, str]) -> Iterator[str]:
+    """Elsewhere than on this machine, where they may lie in /tmp, which each run has of its own."""
+    if folders:
+        yield from ("--perms", "0755", "--dir", "/modules")
+    for outside, within in folders.items():
+        yield from ("--ro-bind", outside, within)
 
 
 def _explained(log: str) -> str:
