@@ -96,6 +96,7 @@ def test_the_study_tells_of_each_seed_and_of_their_mean(tmp_path: Path) -> None:
     assert "grpo: held-out reward" in drawn and "at 40: 0.9<" in drawn and "at 40: 0.8<" in drawn
 
 
+@pytest.mark.slow
 def test_kuhn_poker_by_a_language_model_runs_and_is_not_made_again(tiny_llama: Path, tmp_path: Path) -> None:
     """A random model of two layers, two seeds at once: warm start, one step, lines, rows and picture."""
     given = (

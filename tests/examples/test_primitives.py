@@ -9,6 +9,7 @@ from tests.examples.short import example
 
 
 @pytest.mark.model
+@pytest.mark.slow
 async def test_the_primitives_train_and_save(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     primitives = example("primitives")
     await primitives.main(steps=2, state=str(tmp_path / "final"))
