@@ -32,7 +32,7 @@ from sparring.errors import BackendError
 from tests.backend.drawing import prompt_of
 from tests.backend.vllm.engines import done, learned, same
 
-pytestmark = [pytest.mark.vllm, pytest.mark.parametrize("anyio_backend", ["trio"])]
+pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.parametrize("anyio_backend", ["trio"])]
 PARAMS = SamplingParams(max_tokens=60, seed=3)
 
 
@@ -52,7 +52,6 @@ async def test_the_conformance_suite(model: TorchModel, whole: VllmSampler) -> N
     await check_cancelled(model, lambda: whole.statistics().requests)
 
 
-@pytest.mark.slow
 async def test_an_engine_that_dies_under_requests_comes_back_with_the_right_weights(
     model: TorchModel, whole: VllmSampler
 ) -> None:
@@ -117,7 +116,6 @@ async def test_stale_weights_are_seen_at_publication(
         await learned(model, 2)
 
 
-@pytest.mark.slow
 async def test_a_file_that_cannot_be_read_is_said_and_the_next_is_taken(
     model: TorchModel, whole: VllmSampler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,7 +130,6 @@ async def test_a_file_that_cannot_be_read_is_said_and_the_next_is_taken(
     await (await learned(model, 2)).aclose()
 
 
-@pytest.mark.slow
 async def test_closing_leaves_nothing(tiny_wide: Path, tmp_path: Path) -> None:
     """On an engine of its own, of a model whose output layer is not its embedding."""
 
