@@ -6,51 +6,31 @@ Needs the extra `games`; `from sparring.environments.gymnasium import gymnasium_
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from sparring.environments.environment import Environment
 from sparring.environments.gymnasium_extra import gymnasium
 from sparring.environments.gymnasium_text import check_readable, legal_of, written
-from sparring.environments.gymnasium_turn import action_of
+from sparring.environments.gymnasium_turn import SpacesEnvironment, action_of
 from sparring.environments.outcome import Outcome
 from sparring.environments.seat import Seat
-from sparring.environments.source import source_digests
 from sparring.errors import SettingError
 
 Observe = Callable[[Any], str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class GymnasiumEnvironment(Environment[int]):
-    """What `gymnasium_environment` makes. A task is a seed."""
+class GymnasiumEnvironment(SpacesEnvironment):
+    """What `gymnasium_environment` makes."""
 
-    id: str
-    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    observe: Observe | None = None
-    actions: tuple[str, ...] | None = None
-    rules: str = ""
-    retries: int = 1
-    illegal: float = -1.0
     seats: tuple[str, ...] = ("player",)
+    observe: Observe | None = None
 
-    @property
-    def name(self) -> str:
-        return self.id
-
-    def __hash__(self) -> int:
-        return hash((self.id, self.actions, self.rules))
-
-    def described(self) -> dict[str, Any]:
-        observe = None if self.observe is None else f"{self.observe.__module__}:{self.observe.__qualname__}"
-        given = {"actions": list(self.actions or ()), "rules": self.rules, "observe": observe}
-        played = {"retries": self.retries, "illegal": self.illegal}
-        return {**super().described(), "id": self.id, "settings": dict(self.settings), **given, **played}
+    __hash__ = SpacesEnvironment.__hash__
 
     def fingerprint(self) -> dict[str, str]:
-        """Of Gymnasium its version; of what is written around it here, the source."""
-        observed = {} if self.observe is None else source_digests(self.observe)
-        return {**super().fingerprint(), **observed, "gymnasium": str(gymnasium.__version__)}
+        """And of Gymnasium its version."""
+        return {**super().fingerprint(), "gymnasium": str(gymnasium.__version__)}
 
     async def play(self, task: int, *players: Seat) -> Outcome:
         """One episode. Its metrics: `length` in steps, and whether it was `truncated` (a limit of time, not an end)."""

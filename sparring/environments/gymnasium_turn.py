@@ -1,13 +1,48 @@
-"""How a seat is asked for an action of one of Gymnasium's spaces. Needs the extra `games`."""
+"""What the environments of Gymnasium and PettingZoo share: settings, and how a seat is asked for an action of a space. Needs
+the extra `games`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from sparring.environments.environment import Environment
 from sparring.environments.gymnasium_extra import gymnasium
 from sparring.environments.gymnasium_text import read, wanted
 from sparring.environments.seat import Seat
+from sparring.environments.source import source_digests
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpacesEnvironment(Environment[int]):
+    """An environment that is made by its id and stepped with actions of spaces. A task is a seed."""
+
+    id: str
+    seats: tuple[str, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    observe: Callable[..., str] | None = None
+    actions: tuple[str, ...] | None = None
+    rules: str = ""
+    retries: int = 1
+    illegal: float = -1.0
+
+    @property
+    def name(self) -> str:
+        return self.id
+
+    def __hash__(self) -> int:
+        return hash((self.id, self.actions, self.rules))
+
+    def described(self) -> dict[str, Any]:
+        observe = None if self.observe is None else f"{self.observe.__module__}:{self.observe.__qualname__}"
+        given = {"actions": list(self.actions or ()), "rules": self.rules, "observe": observe}
+        played = {"retries": self.retries, "illegal": self.illegal}
+        return {**super().described(), "id": self.id, "settings": dict(self.settings), **given, **played}
+
+    def fingerprint(self) -> dict[str, str]:
+        """Of what is written around it here, the source."""
+        return {**super().fingerprint(), **({} if self.observe is None else source_digests(self.observe))}
 
 
 async def action_of(

@@ -7,17 +7,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from sparring.environments.environment import Environment
 from sparring.environments.gymnasium_text import check_readable, legal_of, written
-from sparring.environments.gymnasium_turn import action_of
+from sparring.environments.gymnasium_turn import SpacesEnvironment, action_of
 from sparring.environments.outcome import Outcome
 from sparring.environments.pettingzoo_extra import PettingZooRegistryError, pettingzoo
 from sparring.environments.running import gather
 from sparring.environments.seat import Seat
-from sparring.environments.source import source_digests
 from sparring.errors import SettingError, UnsupportedError
 
 Kind = Literal["aec", "parallel"]
@@ -29,36 +27,20 @@ _ILLEGAL = object()
 
 
 @dataclass(frozen=True, kw_only=True)
-class PettingZooEnvironment(Environment[int]):
-    """What `pettingzoo_environment` makes. A task is a seed; a seat is named as its agent."""
+class PettingZooEnvironment(SpacesEnvironment):
+    """What `pettingzoo_environment` makes. A seat is named as its agent."""
 
-    id: str
     kind: Kind
-    seats: tuple[str, ...]
-    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     observe: Observe | None = None
-    actions: tuple[str, ...] | None = None
-    rules: str = ""
-    retries: int = 1
-    illegal: float = -1.0
 
-    @property
-    def name(self) -> str:
-        return self.id
-
-    def __hash__(self) -> int:
-        return hash((self.id, self.kind, self.actions, self.rules))
+    __hash__ = SpacesEnvironment.__hash__
 
     def described(self) -> dict[str, Any]:
-        observe = None if self.observe is None else f"{self.observe.__module__}:{self.observe.__qualname__}"
-        made = {"id": self.id, "kind": self.kind, "settings": dict(self.settings)}
-        given = {"actions": list(self.actions or ()), "rules": self.rules, "observe": observe}
-        return {**super().described(), **made, **given, "retries": self.retries, "illegal": self.illegal}
+        return {**super().described(), "kind": self.kind}
 
     def fingerprint(self) -> dict[str, str]:
-        """Of PettingZoo its version; of what is written around it here, the source."""
-        observed = {} if self.observe is None else source_digests(self.observe)
-        return {**super().fingerprint(), **observed, "pettingzoo": str(pettingzoo.__version__)}
+        """And of PettingZoo its version."""
+        return {**super().fingerprint(), "pettingzoo": str(pettingzoo.__version__)}
 
     async def play(self, task: int, *players: Seat) -> Outcome:
         """One episode. Its metrics: `length` in steps, and whether an agent was `truncated` (a limit of time, not an end)."""
