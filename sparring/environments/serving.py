@@ -6,14 +6,16 @@ the function ends the block too, with that very error: nothing of it becomes an 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import Any
 
 import anyio
-from anyio.abc import SocketAttribute, SocketStream
+from anyio.abc import SocketAttribute, SocketListener, SocketStream, TaskGroup
 from anyio.streams.buffered import BufferedByteReceiveStream
+from anyio.streams.stapled import MultiListener
 
 _HEAD = 64 << 10
 _BODY = 64 << 20
@@ -64,13 +66,47 @@ async def serving(answer: Answerer) -> AsyncIterator[int]:
     async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener:
         try:
             async with anyio.create_task_group() as group:
-                group.start_soon(listener.serve, connection)
-                yield int(listener.extra(SocketAttribute.local_port))
+                door = _Door(listener)
+                group.start_soon(door.watch, group, connection)
+                try:
+                    yield door.port
+                finally:
+                    await door.close()
                 group.cancel_scope.cancel()
         except ExceptionGroup as failures:
             failure = noted.failure or _first(failures)
     if failure is not None:
         raise failure
+
+
+class _Door:
+    """Lets connections in, until it is closed by one of our own. To cancel `accept` would not do: asyncio of Python 3.11 loses
+    a connection that has come but was not taken yet, and complains in its loop."""
+
+    def __init__(self, listeners: MultiListener[SocketStream]) -> None:
+        (listener,) = listeners.listeners  # one address
+        assert isinstance(listener, SocketListener)
+        self._listener, self._closed = listener, False
+        self._watching = anyio.CancelScope(shield=True)
+        self.port = int(listener.extra(SocketAttribute.local_port))
+
+    async def watch(self, group: TaskGroup, connection: Callable[[SocketStream], Coroutine[Any, Any, None]]) -> None:
+        with self._watching:
+            while True:
+                stream = await self._listener.accept()
+                if self._closed:
+                    await stream.aclose()
+                    return
+                group.start_soon(connection, stream)
+
+    async def close(self) -> None:
+        """Returns when nobody is let in any more."""
+        self._closed = True
+        with anyio.CancelScope(shield=True):
+            try:
+                await (await anyio.connect_tcp("127.0.0.1", self.port)).aclose()
+            except OSError:
+                self._watching.cancel()
 
 
 class _Noted:

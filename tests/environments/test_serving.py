@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from sparring.environments.serving import HttpAnswer, HttpRequest, serving
@@ -125,3 +127,13 @@ async def test_the_end_of_the_block_ends_what_is_being_answered() -> None:
             group.start_soon(sent, port, b"GET / HTTP/1.1\r\n\r\n")
             await begun.wait()
         assert ended.is_set()
+
+
+async def test_it_may_end_while_somebody_connects() -> None:
+    """The connection is there, and nobody has taken it yet; asyncio fails of an `accept` that is cancelled then."""
+    async with serving(echo) as port:
+        await anyio.wait_all_tasks_blocked()
+        with socket.socket() as caller:
+            caller.setblocking(False)
+            caller.connect_ex(("127.0.0.1", port))
+            await anyio.lowlevel.checkpoint()
