@@ -8,7 +8,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 BENCH_READY := .venv/.bench
-EXTRAS := torch,wandb,games,openspiel,pettingzoo,textarena,maths,monty,humaneval,hub,reasoning-gym,dev
+EXTRAS := torch,wandb,games,openenv,openspiel,pettingzoo,textarena,maths,monty,humaneval,hub,reasoning-gym,dev
 ALL_EXTRAS := bench,inspect
 PIP := $(BIN)/python -m pip
 VLLM := .venv-vllm/bin/python
@@ -66,11 +66,11 @@ demo: $(READY)
 	$(call heavy,$(BIN)/sparring demo)
 
 test: $(READY) bubblewrap
-	$(call heavy,$(PYTEST) -m "not slow and not vllm and not trl and not inspect" --must-run=model)
+	$(call heavy,$(PYTEST) -m "not slow and not vllm and not trl and not inspect and not adapters" --must-run=model)
 	$(call heavy,$(LEARNER) -m "not slow")
 
 test-all: $(BENCH_READY) $(VLLM_READY) bubblewrap
-	$(call heavy,$(PYTEST) -m "not vllm" --must-run=model --must-run=slow --must-run=trl --must-run=inspect)
+	$(call heavy,$(PYTEST) -m "not vllm" --must-run=model --must-run=slow --must-run=trl --must-run=inspect --must-run=adapters)
 	$(call heavy,$(LEARNER))
 	$(call heavy,$(VLLM) -m pytest -m vllm --must-run=vllm --must-run=slow tests/backend/vllm)
 
@@ -96,9 +96,11 @@ format: $(READY)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-# What the benchmarks compare with, and what only `make test-all` tests, on top of the rest.
-$(BENCH_READY): $(READY)
+# What the benchmarks compare with, and what only `make test-all` tests, on top of the rest. requirements-adapters.txt says why
+# its packages come without what they ask for.
+$(BENCH_READY): $(READY) requirements-adapters.txt
 	$(call heavy,$(PIP) install -c constraints.txt -e '.[$(ALL_EXTRAS)]')
+	$(call heavy,$(PIP) install --no-deps -r requirements-adapters.txt)
 	@touch $@
 
 $(BENCHMARKS): bench-%: benchmarks/%.py $(BENCH_READY) bubblewrap

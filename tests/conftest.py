@@ -18,6 +18,7 @@ NEEDS = {
     "vllm": ("vllm",),
     "trl": ("torch", "trl"),
     "inspect": ("inspect_ai",),
+    "adapters": ("openenv", "tinker_cookbook"),
 }
 WANTED = "must run"
 COLLECTED = pytest.StashKey[set[str]]()

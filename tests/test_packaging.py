@@ -66,7 +66,18 @@ def test_every_requirement_is_pinned() -> None:
         *project["dependencies"],
         *(
             line
-            for extra in ("torch", "wandb", "games", "maths", "monty", "humaneval", "dev", "bench", "inspect")
+            for extra in (
+                "torch",
+                "wandb",
+                "games",
+                "openenv",
+                "maths",
+                "monty",
+                "humaneval",
+                "dev",
+                "bench",
+                "inspect",
+            )
             for line in extras[extra]
         ),
     ]

@@ -32,6 +32,8 @@ EXTRAS = {
     "games": ("gymnasium", "Gymnasium's environments"),
     "pettingzoo": ("pettingzoo", "PettingZoo's environments"),
     "textarena": ("textarena", "TextArena's games"),
+    "openenv": ("websockets", "environments behind a server of OpenEnv"),
+    "cookbook": ("tinker_cookbook", "tinker-cookbook's environments"),
 }
 
 
