@@ -31,6 +31,8 @@ class Local:
     max_loras    with vLLM: versions that can be played at once, all policies on one base together
     replicas     with vLLM: engines of one base that share the requests
     prefix_bytes    with torch: memory for keys and values of what contexts begin with, for the next turns of a conversation
+    canary          with torch: compare what is drawn with a full pass after each publication, and stop the run where they
+                    differ (vLLM is always compared; a deterministic sampler never)
     """
 
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
@@ -41,6 +43,7 @@ class Local:
     max_loras: int = 8
     replicas: int = 1
     prefix_bytes: int = 2**29
+    canary: bool = True
 
     def open(self, *, deterministic: bool) -> Backend:
         bound_spinning()

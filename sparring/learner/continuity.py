@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import anyio.to_thread
 
 from sparring.learner.checked import schedule_of
+from sparring.learner.described import check_settings, describe
 from sparring.learner.folder import RunFolder
 from sparring.learner.history import read_events
 from sparring.learner.lines import Lines
@@ -32,6 +34,7 @@ from sparring.rollout.events import (
     AnyEvent,
     Ended,
     Evaluated,
+    Opened,
     Planned,
     Stepped,
     canonical,
@@ -105,6 +108,16 @@ async def trained_again(run: Run) -> Verdict:
             wrong += await redo(run, name, 0, steps[name], models, versions, folder=RunFolder(run.path), needed=())
     figure = f"{sum(map(len, steps.values()))} steps of {len(steps)} policies"
     return Verdict(name="trained again from the journal", figure=figure, wrong=tuple(wrong))
+
+
+async def retrained(folder: Path, run: Run) -> Verdict:
+    """`trained_again` for the run in a folder, which was started from the file that defines `run`. Raises `RunChanged` where
+    its settings are others."""
+    opened = next(iter(read_events(folder)), None)
+    assert isinstance(opened, Opened), folder
+    here = replace(run, folder=folder.parent, name=folder.name)
+    check_settings(opened.run, describe(here, schedule_of(here), {}, {}), folder)
+    return await trained_again(here)
 
 
 def equal(events: Sequence[AnyEvent], undisturbed: Sequence[AnyEvent]) -> list[Verdict]:

@@ -6,6 +6,7 @@ every snapshot of a state.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,15 +88,12 @@ def compare(
     check = SnapshotCheck(snapshots)
     crediting = credits_of(opened.run["settings"]["policies"], run)
     priority = _priority(opened.run["settings"].get("reuse"), run)
-    counts: dict[type, int] = {Admitted: 0, Planned: 0, Stepped: 0}
+    counts = Counter[type]()
     differences: list[str] = []
     accepted: list[str] = []
     for event in history:
         if isinstance(event, Admitted | Planned):
-            differences += [
-                f"episode {one.group}/{one.member} was not dropped: {one.detail}"
-                for one in [*coordinator.late(), *coordinator.quarantined()]
-            ]
+            differences += _left(coordinator)
         match event:
             case Admitted():
                 differences += _admission(event, coordinator)
@@ -109,9 +107,14 @@ def compare(
                 accepted.append(f"after {counts[Admitted]} admissions: {note_of(event).text}")
             case _:
                 """What players and clocks did is given, not decided."""
-        if type(event) in counts:
-            counts[type(event)] += 1
-        coordinator.apply(event)
+        counts[type(event)] += 1
+        try:
+            coordinator.apply(event)
+        except AssertionError as refused:  # nothing follows from what comes after it
+            differences.append(
+                f"{type(event).__name__} {counts[type(event)]} cannot follow what is before it: {refused}"
+            )
+            break
         differences += check.after(event, coordinator)
     return Comparison(
         admissions=counts[Admitted],
@@ -123,6 +126,12 @@ def compare(
         standings=tuple(coordinator.choosing.standings.table().lines),
         accepted=tuple(accepted),
     )
+
+
+def _left(coordinator: Coordinator) -> list[str]:
+    """Who was to be dropped by now, and was not."""
+    due = [*coordinator.late(), *coordinator.quarantined()]
+    return [f"episode {one.group}/{one.member} was not dropped: {one.detail}" for one in due]
 
 
 def _admission(event: Admitted, coordinator: Coordinator) -> list[str]:

@@ -170,7 +170,7 @@ class Run:
     deterministic     two runs end in the same weights: fp32, a pinned schedule, no clock faults; slower
     max_concurrent    episodes played at once
     episode_deadline  seconds after which an episode is given up and counted
-    max_faults        share of the attempts at episodes that may fail before the run stops
+    max_faults        share of the attempts at episodes that may fail, or get no verdict, before the run stops
     max_refill        groups in a row that may leave a policy nothing to train on (all failed, or equal rewards where that is
                       filtered) and be replaced before the run stops; None: 32, or four steps' worth if that is more
     phases            [Phase("prover", steps=10), Phase("verifier", steps=20)]: who is trained while the others are paused, over

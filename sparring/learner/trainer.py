@@ -24,6 +24,7 @@ from sparring.learner.ceilings import Ceilings
 from sparring.learner.described import task_at
 from sparring.learner.evaluate import evaluate
 from sparring.learner.gauges import Gauges
+from sparring.learner.holds import Holds
 from sparring.learner.pacing import Drop
 from sparring.learner.parts import Parts
 from sparring.learner.players import Players, seated
@@ -67,6 +68,7 @@ class Trainer:
         self._journal = parts.journal
         self._coordinator = parts.coordinator
         self._players = Players(parts.run.named_policies, parts.versions, parts.others, parts.run.steps)
+        self._holds = Holds(parts.versions, parts.coordinator)
         self._slots = Slots(parts.run.max_concurrent)
         self._changed = Signal()
         self._episodes: dict[tuple[int, int], Episode] = {}
@@ -91,6 +93,8 @@ class Trainer:
             group.start_soon(self._teller.run)
             async with anyio.create_task_group() as work:
                 self._drop_late()
+                for number in self._holds.groups:  # of those that were dropped just now
+                    await self._holds.let_go(number)
                 self._go_on(work)
                 work.start_soon(self._admit, work)
                 async with anyio.create_task_group() as learners:
@@ -184,10 +188,7 @@ class Trainer:
             )
             for ended in self._coordinator.quarantined():  # it ended processes before its admission was on the disk
                 self._record(ended)
-            live = self._coordinator.groups.get(choice.group)
-            if live is not None and live.playing:
-                for policy, version in self._coordinator.held(live.admitted):
-                    self._parts.versions[policy].hold(version)
+            self._holds.take(choice.group)
             for member in range(self._run.group_size):
                 work.start_soon(self._play, choice.group, member)
             started += self._run.group_size
@@ -197,16 +198,16 @@ class Trainer:
 
     async def _play(self, number: int, member: int) -> None:
         """Waits for a slot, then for the episode; cut off by `_drop_late`, which may come before it began."""
-        live = self._coordinator.groups.get(number)
-        if live is None:
-            return
-        with anyio.CancelScope() as scope:
-            self._playing[number, member] = scope
-            try:
-                await self._played(number, member, live)
-            finally:
-                del self._playing[number, member]
-                self._episodes.pop((number, member), None)
+        if (live := self._coordinator.groups.get(number)) is not None:
+            with anyio.CancelScope() as scope:
+                self._playing[number, member] = scope
+                try:
+                    await self._played(number, member, live)
+                finally:
+                    del self._playing[number, member]
+                    self._episodes.pop((number, member), None)
+        if not any((number, other) in self._playing for other in range(self._run.group_size)):
+            await self._holds.let_go(number)
 
     async def _played(self, number: int, member: int, live: LiveGroup) -> None:
         players = seated(self._parts.lineups[live.admitted.source][live.admitted.lineup], live.admitted.opponents)
@@ -239,9 +240,6 @@ class Trainer:
                 plan = replace(plan, past=())
         self._record(ended)
         self._ceilings.check()
-        if not live.playing:
-            for policy, version in self._coordinator.held(live.admitted):
-                await self._parts.versions[policy].release(version)
 
     async def _attempted(self, plan: EpisodePlan, attempt: int) -> Ended | None:
         """How the episode ended; None where it failed and is to be played again. Waits for the episode."""

@@ -9,6 +9,9 @@ from math import isfinite
 from sparring.errors import SettingError
 from sparring.rollout.events import QUARANTINED, SET_ASIDE, Ended, Retried
 
+UNJUDGED = "NotJudged"
+"""The kind of an episode that did not fail, but for a verdict that is an error."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Faults:
@@ -18,7 +21,8 @@ class Faults:
              again, so that nothing is selected by luck; what failed by a service that was away does not
     score    the return of every trained seat that spoke, where no retry is left; None: nothing of it is trained on
 
-    Every failed attempt counts for the run's `max_faults`. An episode that ended the process as often as it may is dropped.
+    Every failed attempt counts for the run's `max_faults`, and so does an episode of which a seat could not be judged
+    (`Score(error=...)`): that seat is not trained on. An episode that ended the process as often as it may is dropped.
     """
 
     retries: int = 0
@@ -54,8 +58,8 @@ def is_fault(ended: Ended) -> bool:
 
 @dataclass(slots=True, kw_only=True)
 class FaultCounts:
-    """Attempts at episodes, those of them that failed, by kind, and what the first of each kind said. `retried` were played
-    again."""
+    """Attempts at episodes, those of them that failed or could not be judged, by kind, and what the first of each kind said.
+    `retried` were played again."""
 
     attempts: int = 0
     retried: int = 0
@@ -68,3 +72,6 @@ class FaultCounts:
         if isinstance(event, Retried) or is_fault(event):
             self.kinds[event.fault] += 1
             self.details.setdefault(event.fault, event.detail)
+        elif reasons := [result.unjudged for result in event.results if result.unjudged]:
+            self.kinds[UNJUDGED] += 1
+            self.details.setdefault(UNJUDGED, reasons[0])

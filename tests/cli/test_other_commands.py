@@ -142,6 +142,22 @@ def test_replay_agrees_and_sees_what_was_changed(tmp_path: Path) -> None:
     assert "reward = " in done.stdout
 
 
+def test_replay_trains_every_step_again_where_it_is_told_to(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    sparring("train", "words.py", "--steps", 3, folder=tmp_path)
+    again = ("replay", "runs/letters", "--run", "words.py", "--weights")
+    done = sparring(*again, "--steps", 3, folder=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1] == "trained again from the journal: 3 steps of 1 policies: all agree"
+    done = sparring(*again, folder=tmp_path)
+    assert done.returncode == 1
+    assert "was started with steps = 3, now 6" in done.stderr
+    for words in (("--weights",), ("--steps", 3)):
+        done = sparring("replay", "runs/letters", *words, folder=tmp_path)
+        assert done.returncode == 2
+        assert "name the file that defines the run too, --run FILE" in done.stderr
+
+
 def test_the_demo_is_the_example(tmp_path: Path) -> None:
     done = sparring("demo", "--steps", "many", folder=tmp_path)
     assert done.returncode == 2

@@ -310,6 +310,21 @@ async def test_the_ceiling_counts_attempts_and_names_the_most_frequent_fault(tmp
     assert "seldom" not in said
 
 
+async def test_verdicts_that_are_errors_may_be_too_many(tmp_path: Path) -> None:
+    """Nobody failed, and each is masked; but a run whose verifier is gone does not go on for ever."""
+    run = run_of(tmp_path, sometimes("unjudged"), max_faults=0.1, steps=50)
+    with anyio.fail_after(20), pytest.raises(TooManyFaults) as caught:
+        await train_async(run, store=MemorySegments())
+    assert "of them with NotJudged, the first of these:\nnobody knows" in str(caught.value)
+
+
+async def test_a_few_verdicts_that_are_errors_are_masked(tmp_path: Path) -> None:
+    events = await trained(run_of(tmp_path, sometimes("unjudged"), max_faults=1.0, steps=6))
+    reasons = [one.unjudged for event in of_kind(events, Ended) for one in event.results]
+    assert {"", "nobody knows"} == set(reasons)
+    assert sum(event.metrics["unjudged"] for event in of_kind(events, Stepped)) > 0
+
+
 async def test_retries_that_help_may_still_be_too_many(tmp_path: Path, service: Service) -> None:
     service.away = 1
     run = faulty(tmp_path, flaky, Faults(retries=1), max_faults=0.3, steps=8)

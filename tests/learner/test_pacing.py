@@ -12,13 +12,13 @@ import anyio
 import msgspec
 import pytest
 
-from sparring import Drop, Episodes, Pace, Run, Seat, environment
+from sparring import Drop, Episodes, League, Lineup, Pace, Policy, Run, Seat, environment, rae
 from sparring.errors import SettingError
 from sparring.learner import train_async
 from sparring.learner.checked import schedule_of
 from sparring.learner.replay import compare
 from sparring.rollout import Coordinator, MemorySegments
-from sparring.rollout.events import LATE, Acted, AnyEvent, Ended, Opened, Stepped, encode, segment
+from sparring.rollout.events import LATE, Acted, AnyEvent, Ended, Opened, Stepped, Timed, encode, segment
 from tests.learner.moods import WELL, run_of, sometimes, trained
 from tests.learner.worlds import Crash, CrashingSegments, events_of
 from tests.rollout.told import Story, schedule
@@ -89,6 +89,28 @@ async def test_what_waits_for_a_slot_is_dropped_too(tmp_path: Path) -> None:
     events = await trained(run)
     check_dropped(events, run)
     assert {event.fault for event in events if isinstance(event, Ended)} == {"", LATE}
+
+
+@environment
+async def stuck_duel(task: int, one: Seat, two: Seat) -> dict[Seat, float]:
+    """Every third task never ends by itself."""
+    said = (await one.ask(f"task {task}")).text
+    await two.ask(f"task {task}")
+    if task % 3 == 1:
+        await anyio.sleep_forever()
+    return {one: float(len(said)), two: 0.0}
+
+
+async def test_versions_that_a_late_group_was_played_with_may_go(tmp_path: Path) -> None:
+    """Past selves are kept while somebody plays with them, and no longer, also where the group is dropped."""
+    duels = Episodes(stuck_duel, Counting(), Lineup({"one": "alice", "two": League("alice")}))
+    policies, pacing = {"alice": Policy("model", rae())}, Drop(versions=1, seconds=1.0)
+    run = dropping(tmp_path, train=duels, policies=policies, steps=16, pacing=pacing)
+    events = await trained(run)
+    late = {event.group for event in events if isinstance(event, Ended) and event.fault == LATE}
+    under_way, evaluated = (run.max_staleness + 1) * run.groups_per_step, 2
+    held = [event.timing["run/versions/holds"] for event in events if isinstance(event, Timed)]
+    assert max(held) <= under_way + evaluated < len(late)
 
 
 async def test_paced_play_is_not_touched(tmp_path: Path) -> None:

@@ -76,8 +76,11 @@ async def test_another_batch_is_found_out(tmp_path: Path) -> None:
     event = events[planned]
     assert isinstance(event, Planned)
     turned = msgspec.structs.replace(event, groups=event.groups[::-1])
-    with pytest.raises(AssertionError):
-        compare([*events[:planned], turned, *events[planned + 1 :]])
+    comparison = compare([*events[:planned], turned, *events[planned + 1 :]])
+    first, second = comparison.differences[:2]
+    assert first.startswith(f"step 0 of {event.policy!r} took {event.groups[::-1]}, ")
+    assert "Planned 1 cannot follow what is before it" in second
+    assert comparison.steps == 0 and not comparison.agrees
 
 
 def test_a_folder_without_a_journal(tmp_path: Path) -> None:

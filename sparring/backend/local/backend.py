@@ -14,6 +14,7 @@ from anyio import to_thread
 from sparring.backend.chat import ChatRenderer
 from sparring.backend.datum import Datum
 from sparring.backend.local.base import BaseModel, load_base
+from sparring.backend.local.canary import TorchCanary
 from sparring.backend.local.checkpoint import describe, state_folder
 from sparring.backend.local.critic import TorchCritic
 from sparring.backend.local.device import choose_device, choose_token_budget
@@ -68,6 +69,8 @@ class LocalBackend:
     max_loras       vLLM: how many versions, of all models on one base, can be drawn from at once
     replicas        vLLM: engines of each base that share the requests; on GPUs, each on one
     prefix_bytes    torch: keys and values kept for contexts that begin alike, as the turns of a conversation do; for each base
+    canary          torch: after each publication a few tokens are drawn and scored by a full pass; where the two differ, the
+                    next publication raises `BackendError` (vLLM is always compared; a deterministic sampler never)
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class LocalBackend:
         max_loras: int = 8,
         replicas: int = 1,
         prefix_bytes: int = PREFIX_BYTES,
+        canary: bool = False,
     ) -> None:
         _at_least(1, {"threads": threads, "slots": slots, "token_budget": token_budget})
         _at_least(1, {"max_loras": max_loras, "replicas": replicas})
@@ -97,7 +101,7 @@ class LocalBackend:
         self._token_budget = token_budget
         self._engine = EngineThread(decode_share=decode_share, on_start=self._on_start)
         self._loaded: dict[Path, _Loaded] = {}
-        self._prefix_bytes = prefix_bytes
+        self._prefix_bytes, self._canary = prefix_bytes, canary and not deterministic
         self._sampler = _sampler(sampler, deterministic=deterministic, replicas=replicas)
         self._max_loras, self._replicas = max_loras, replicas
         self._served: dict[tuple[Path, bool], VllmSampler] = {}
@@ -145,7 +149,8 @@ class LocalBackend:
             refuse_unserved(lora)
         folder = await to_thread.run_sync(resolve_model, model, self._cache)
         loaded = await self._engine.submit(lambda: self._load(folder), "create_model")
-        outlet: Outlet = WeightsOutlet(loaded.sampler, follows=not self._deterministic)
+        canary = TorchCanary(loaded.base, loaded.sampler) if self._canary and self._sampler == "torch" else None
+        outlet: Outlet = WeightsOutlet(loaded.sampler, follows=not self._deterministic, canary=canary)
         if self._sampler == "vllm":
             outlet = VllmOutlet(await self._serve(folder, loaded.base, lora))
         return await self._engine.submit(lambda: self._create(model, loaded, lora, seed, outlet), "create_model")

@@ -29,6 +29,11 @@ class FullWeights:
     grads: tuple[Tensor, ...] = ()
 
     @property
+    def numbers(self) -> tuple[Tensor, ...]:
+        """All that is computed with."""
+        return self.tensors
+
+    @property
     def matrix(self) -> Tensor:
         """The output layer [V, D]."""
         return self.tensors[self.head]

@@ -53,6 +53,11 @@ class AdapterWeights:
     joint: Mapping[int, tuple[Tensor, Tensor]] | None = None
 
     @property
+    def numbers(self) -> tuple[Tensor, ...]:
+        """All that is computed with."""
+        return *self.a, *self.b
+
+    @property
     def trains(self) -> bool:
         """Whether a backward pass adds to gradient buffers."""
         return bool(self.grad_a)

@@ -21,13 +21,14 @@ Decode = Callable[[Sequence[int]], str]
 
 class Request:
     """`n` sequences that continue one prompt with the weights of one source. `cancelled` may be set by the caller's thread at
-    any time."""
+    any time; `then` is called on the engine thread with what was drawn."""
 
     def __init__(self, prompt: I32, params: SamplingParams, n: int, *, source: Source, decode: Decode) -> None:
         self.prompt, self.params = prompt, params
         self._source, self._stamped = source, source.now
         self.pending: PendingResult[list[SampledSequence]] = PendingResult("sample")
         self.cancelled = False
+        self.then: Callable[[Sequence[SampledSequence]], None] | None = None
         self.shape = Shape(temperature=params.temperature, top_p=params.top_p, top_k=params.top_k)
         self.stop_ids = frozenset(params.stop_ids)
         seed = params.seed if params.seed is not None else randbits(64)

@@ -384,6 +384,8 @@ class TorchSampler:
     def _settle(self, request: Request) -> None:
         result: list[SampledSequence] | None = request.result()
         if result is not None and not request.cancelled:
+            if request.then is not None:
+                request.then(result)
             self._engine.succeed(request.pending, result)
 
     def _decode_text(self, tokens: Sequence[int]) -> str:

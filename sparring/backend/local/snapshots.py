@@ -76,19 +76,31 @@ class WeightsSnapshot:
         self.sampler.forget(self.weights)
 
 
-class WeightsOutlet:
-    """Into the memory of this process. `follows` is whether the sampler may change weights in the middle."""
+class Canary(Protocol):
+    """What compares sampler and trainer after each publication."""
 
-    def __init__(self, sampler: Sampler, *, follows: bool) -> None:
-        self.sampler, self._follows = sampler, follows
+    def ask(self, trained: Weights, published: Stamped) -> None: ...
+    def check(self) -> None: ...
+
+
+class WeightsOutlet:
+    """Into the memory of this process. `follows` is whether the sampler may change weights in the middle. What the canary finds
+    fault with, where there is one, stops the next publication."""
+
+    def __init__(self, sampler: Sampler, *, follows: bool, canary: Canary | None = None) -> None:
+        self.sampler, self._follows, self._canary = sampler, follows, canary
         self._source: Source | None = None
 
     def take(self, trainer: Trainer, version: int) -> WeightsSnapshot:
         return WeightsSnapshot(self.sampler, trainer.adapter.snapshot(), version)
 
     def publish(self, trainer: Trainer, version: int) -> WeightsSnapshot:
+        if self._canary is not None:
+            self._canary.check()
         snapshot = self.take(trainer, version)
         newest = Stamped(version=version, weights=snapshot.weights)
+        if self._canary is not None:
+            self._canary.ask(trainer.adapter.weights, newest)
         if self._source is None:
             self._source = Source(newest, moving=True)
         else:
