@@ -1,15 +1,16 @@
 """How much of the time that a slow verifier takes is hidden, and what that costs.
 
-    python -m benchmarks.asynchrony [--steps 12] [--learning_steps 24] [--seeds 3] [--staleness 1 2 4]
+    python -m benchmarks.asynchrony [--steps 12] [--learning_steps 60] [--seeds 3] [--staleness 1 2 4]
 
 SmolLM2 on the sums of examples/addition.py. A judgement takes as long as a log-normal of mean 1 s with p99 at 8 s says, and the
 n-th one of a question takes as long in every run. With max_staleness 0 a step takes compute + tail: the seconds in which the
 engine's thread works, and those in which it waits for the slowest of 64. So nothing is faster than (compute + tail) / compute.
 Steps per hour and the idle time of the engine are taken from the end of the first step to that of the last one that still had
 sampling beside it, in runs whose learning rate is as good as 0: everything is computed, the weights stay as they are, and so
-all runs of a seed draw replies that are as long. What is learnt is taken from runs that learn. Each run is a process of its
-own. Beside these rows: which of the replies that were played are trained on, where a run waits for the long ones (`Pace`) and
-where it drops them (`Drop`).
+all runs of a seed draw replies that are as long. What is learnt is taken from runs that learn for so many steps that k of them
+matter little; a synchronous one learns the same however long its verifier takes, so that there it takes no time. Each run is a
+process of its own. Beside these rows: which of the replies that were played are trained on, where a run waits for the long ones
+(`Pace`) and where it drops them (`Drop`).
 """
 
 from __future__ import annotations
@@ -59,11 +60,12 @@ async def wait_for_judge(question: str) -> float:
 
 
 @environment(hidden={"*": ("answer",)})
-async def slowly_judged(task: Question, solver: Seat) -> Score:
+async def slowly_judged(task: Question, solver: Seat, *, slowly: bool = True) -> Score:
     """`addition`, with a verifier that takes its time."""
     solver.system("You are a calculator. Reply with the equation and nothing else, as in 12 - 15 = -3.")
     reply = await solver.ask(f"Calculate {task.text}.")
-    await effect(wait_for_judge, task.text, timeout=600.0)
+    if slowly:
+        await effect(wait_for_judge, task.text, timeout=600.0)
     return await verify(reply.text, task.answer)
 
 
@@ -72,7 +74,7 @@ async def one_run(folder: Path, staleness: int, seed: int, steps: int, learns: b
     assert isinstance(run.policies, Policy)
     given = Run(
         name="late",
-        train=Episodes(slowly_judged, [*train, *negative]),
+        train=Episodes(slowly_judged(slowly=staleness > 0 or not learns), [*train, *negative]),
         held_out=Episodes(addition, held_out, greedy=True),
         policies=run.policies if learns else replace(run.policies, learning_rate=STILL),
         steps=steps,
@@ -215,7 +217,7 @@ def learnt(steps: int, seeds: int, best: int) -> Row:
     return at_least(f"held-out reward after {steps} steps at {best}, mean", fmean(others), round(min(waits), 4))
 
 
-def main(steps: int = 12, learning_steps: int = 24, seeds: int = 3, staleness: Sequence[int] = (1, 2, 4)) -> list[Row]:
+def main(steps: int = 12, learning_steps: int = 60, seeds: int = 3, staleness: Sequence[int] = (1, 2, 4)) -> list[Row]:
     """All rows."""
     waits = [measured(0, seed, steps) for seed in range(seeds)]
     others = {bound: [measured(bound, 0, steps)] for bound in staleness}
@@ -243,7 +245,7 @@ async def _run(staleness: int, seed: int, steps: int, learns: int) -> dict[str, 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--learning_steps", type=int, default=24)
+    parser.add_argument("--learning_steps", type=int, default=60)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--staleness", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--run", help=argparse.SUPPRESS)

@@ -61,13 +61,14 @@ LAZY_EDGES = {
     "sparring/backend/choice.py",
     "sparring/backend/vllm/engine.py",
     "sparring/cli",
+    "sparring/environments/cookbook.py",
     "sparring/environments/environment.py",
     "sparring/environments/sandbox.py",
     "sparring/environments/sandboxing/inside.py",
 }
 """Files and folders that import a module by its name: a backend when it is opened, vLLM when an engine is
-started, a command when it is called, the function that a stored environment names, what a warm
-interpreter has ready, Monty where it is asked for."""
+started, a command when it is called, tinker-cookbook when it is played, the function that a stored environment
+names, what a warm interpreter has ready, Monty where it is asked for."""
 
 
 def python_files(*folders: str) -> list[Path]:

@@ -8,12 +8,17 @@ Needs the extra `cookbook`; `from sparring.environments.cookbook import Messages
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache, partial
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from inspect import isclass, isfunction, ismethod
 from types import SimpleNamespace
 from typing import Any
+
+import anyio
 
 from sparring.environments.conversation import Message, Role, Text
 from sparring.environments.environment import Environment
@@ -26,9 +31,12 @@ from sparring.errors import SettingError, UnsupportedError
 _ROLE, _END = 256, 257
 """What ends a role, and what ends a message, above the bytes of UTF-8."""
 
-_PATIENCE = 600.0  # seconds of one step: it may ask a judge
+_PATIENCE = 600.0  # seconds of one step, or of cleaning up: it may ask a judge, or end a sandbox
 
 _FOREIGN = "an environment of tinker-cookbook must be made with the renderer Messages(), not with a model's"
+
+_STOPPED, _CONTINUED = "stop/", "num_truncations_max_turn_tokens"
+"""Metrics of theirs: why an episode ended, in front of the reason; how many replies were cut before it went on."""
 
 Said = tuple[str, str]
 """A message: who says it, and what."""
@@ -56,8 +64,9 @@ def _theirs() -> SimpleNamespace:
 
 
 class Messages:
-    """The renderer to make environments of the cookbook with: a token is a byte of UTF-8, and what its marks are is known here
-    alone. Images, tool calls and prefilled replies raise `UnsupportedError`; parts that hold thoughts are left out."""
+    """The renderer to make environments of the cookbook with: a token is a byte of UTF-8, also in limits that an environment
+    counts in tokens, and what its marks are is known here alone. Images, tools, their calls and prefilled replies raise
+    `UnsupportedError`; parts that hold thoughts are left out."""
 
     tokenizer = SimpleNamespace(
         encode=lambda text, **_: list(text.encode()),
@@ -75,6 +84,13 @@ class Messages:
             tokens += [*_said(message)[0].encode(), _ROLE, *_said(message)[1].encode(), _END]
         return _theirs().Input.from_ints([*tokens, *role.encode(), _ROLE])
 
+    def create_conversation_prefix_with_tools(self, tools: Sequence[Mapping[str, Any]], system_prompt: str = "") -> Any:
+        """Raises `UnsupportedError`."""
+        names = ", ".join(str(tool.get("name")) for tool in tools) or "none"
+        raise UnsupportedError(
+            f"tools ({names}) are not told to a player: write an environment of ours, with seat.tools(...)"
+        )
+
     def get_stop_sequences(self) -> list[int]:
         """What ends a reply that its player ended."""
         return [_END]
@@ -84,7 +100,10 @@ class Messages:
         ending = _theirs().Ending
         ended = bool(response) and response[-1] == _END
         text = self.tokenizer.decode(response)
-        return {"role": "assistant", "content": text}, ending.STOP_SEQUENCE if ended else ending.MALFORMED
+        return {
+            "role": "assistant",
+            "content": text,
+        }, ending.STOP_SEQUENCE if ended else ending.MALFORMED
 
 
 def _said(message: Mapping[str, Any]) -> Said:
@@ -125,42 +144,48 @@ class _Game:
     known: list[Said] = field(default_factory=list[Said])
     observed: list[int] = field(default_factory=list[int])
     transitions: list[Any] = field(default_factory=list[Any])
-    metrics: list[Mapping[str, float]] = field(default_factory=list[Mapping[str, float]])
     early: float = 0.0
 
     async def play(self) -> None:
         at = await effect(self.begin, timeout=_PATIENCE)
         if at["done"]:
             self.early = at["reward"]
-            self.metrics.append(at["metrics"])
+            self._keep([], "stop", at)
         while not at["done"]:
             self.observed = at["observation"]
             self._tell(_read(self.observed))
             reply = await self.seat.ask(stop=at["stop"])
             self.known = [*self.known, ("assistant", reply.text)]
-            action = [*reply.text.encode(), *([] if reply.stop == "length" else [_END])]
-            at = await effect(self.step, len(self.transitions), action, timeout=_PATIENCE)
+            stop = "length" if reply.stop == "length" else "stop"
+            at = await effect(self.step, len(self.transitions), reply.text, stop, timeout=_PATIENCE)
             self.seat.reward(at["reward"])
-            self._keep(action, at)
+            self._keep(_action(reply.text, stop), stop, at)
+        self.observed = at["observation"]
+        continued = sum(one.ac.stop_reason == "length" for one in self.transitions if not one.episode_done)
+        self.transitions[-1].metrics.update({_CONTINUED: float(continued)} if continued else {})
 
     async def begin(self) -> dict[str, Any]:
         """What it says first; where that is over its own limit, the episode has ended with the reward that it names."""
         first = await self.env.initial_observation()
         if not isinstance(first, tuple):
-            return {"done": True, "reward": float(first.reward), "metrics": _numbers(first.metrics)}
+            return {"done": True, "observation": [], **_result(first)}
         return {"done": False, **_waits(*first)}
 
-    async def step(self, _: int, action: list[int]) -> dict[str, Any]:
-        """What comes of an action; its number tells it from others."""
-        found = await self.env.step(action)
-        waits = {} if found.episode_done else _waits(found.next_observation, found.next_stop_condition)
-        done, reward = bool(found.episode_done), float(found.reward)
-        return {"done": done, "reward": reward, "metrics": _numbers(found.metrics), **waits}
+    async def step(self, _: int, text: str, stop: str) -> dict[str, Any]:
+        """What comes of a reply; its number tells it from others."""
+        found = await self.env.step(_action(text, stop), extra={"stop_reason": stop})
+        if found.episode_done:
+            return {"done": True, "observation": list(found.next_observation.to_ints()), **_result(found)}
+        return {"done": False, **_waits(found.next_observation, found.next_stop_condition), **_result(found)}
 
     @property
     def trajectory(self) -> Any:
         """As one of theirs."""
-        return _theirs().Trajectory(transitions=self.transitions, final_ob=_theirs().Input.from_ints([]))
+        ended = [one.removeprefix(_STOPPED) for one in self.transitions[-1].metrics if one.startswith(_STOPPED)]
+        last = _input(self.observed)
+        return _theirs().Trajectory(
+            transitions=self.transitions, final_ob=last, stop_reason=ended[0] if ended else None
+        )
 
     def _tell(self, messages: list[Said]) -> None:
         """What is new; in a context of its own where what was said before is told otherwise now."""
@@ -179,19 +204,37 @@ class _Game:
                     f"a message of the role {role!r}: must be of 'system', 'user', 'assistant' or 'tool'"
                 )
         self.known = messages
+        if not self.seat.conversation.awaits_reply:
+            raise UnsupportedError(
+                f"{type(self.env).__name__} asks for a reply without a message of the user's or a tool's before it; where it "
+                "goes on after a reply that was cut, make it with terminate_on_length=True"
+            )
 
-    def _keep(self, action: list[int], at: Mapping[str, Any]) -> None:
-        theirs = _theirs()
-        self.metrics.append(at["metrics"])
+    def _keep(self, action: list[int], stop: str, at: Mapping[str, Any]) -> None:
         self.transitions.append(
-            theirs.Transition(
-                ob=theirs.Input.from_ints(self.observed),
-                ac=theirs.Tokens(tokens=action, maybe_logprobs=None),
+            _theirs().Transition(
+                ob=_input(self.observed),
+                ac=_theirs().Tokens(tokens=action, maybe_logprobs=None if action else [], stop_reason=stop),
                 reward=at["reward"],
                 episode_done=at["done"],
                 metrics=at["metrics"],
+                logs=at["logs"],
             )
         )
+
+
+def _result(found: Any) -> dict[str, Any]:
+    """Of a step, or of a first observation that is too long."""
+    logs = {name: value if isinstance(value, int | float) else str(value) for name, value in found.logs.items()}
+    return {"reward": float(found.reward), "metrics": _numbers(found.metrics), "logs": logs}
+
+
+def _action(text: str, stop: str) -> list[int]:
+    return [*text.encode(), *([] if stop == "length" else [_END])]
+
+
+def _input(tokens: Sequence[int]) -> Any:
+    return _theirs().Input.from_ints(tokens) if tokens else _theirs().Input.empty()
 
 
 def _waits(observation: Any, stop: Sequence[str | int]) -> dict[str, Any]:
@@ -213,6 +256,35 @@ def _mean(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: sum(all_) / len(all_) for name, all_ in values.items()}
 
 
+def _check_limits(holders: Sequence[Any]) -> None:
+    """Raises `UnsupportedError` where one names limits for its rollouts, which their own runner would keep."""
+    for holder in holders:
+        limits = getattr(holder, "rollout_limits", None)
+        if limits is not None and limits != type(limits)():
+            raise UnsupportedError(
+                f"{type(holder).__name__} has rollout_limits={limits!r}, which nobody keeps here: leave them out, and limit "
+                "replies by the policy's Sampling(max_tokens=...) and episodes by the run's episode_deadline"
+            )
+
+
+def _code(builder: Any) -> Iterator[Any]:
+    """The class of a builder, and the functions and classes that it holds, also in lists and in `partial`."""
+    yield type(builder)
+    held = dict(vars(builder)) if hasattr(builder, "__dict__") else {}
+    if is_dataclass(builder):
+        held |= {one.name: getattr(builder, one.name) for one in fields(builder)}
+    values = list(held.values())
+    for value in values:  # which grows
+        if isinstance(value, partial):
+            values += [value.func, *value.args, *value.keywords.values()]
+        elif isinstance(value, list | tuple):
+            values += [one for one in value if callable(one)]
+        elif isfunction(value) or isclass(value):
+            yield value
+        elif ismethod(value):
+            yield value.__func__
+
+
 @dataclass(frozen=True, kw_only=True)
 class CookbookEnvironment(Environment[int]):
     """What `cookbook_environment` makes. A task is the number of a builder."""
@@ -229,15 +301,29 @@ class CookbookEnvironment(Environment[int]):
         return {**super().described(), "builders": len(self.builders), "tags": tags}
 
     def fingerprint(self) -> dict[str, str]:
-        """And of each kind of builder its source."""
-        kinds = {type(builder) for builder in self.builders}
-        return super().fingerprint() | {what: one for kind in kinds for what, one in source_digests(kind).items()}
+        """And the package's version, and of each kind of builder, and of what they make environments with, the source."""
+        found = {"tinker-cookbook": ""}
+        with suppress(PackageNotFoundError):
+            found["tinker-cookbook"] = version("tinker-cookbook")
+        code = {getattr(one, "__code__", one): one for builder in self.builders for one in _code(builder)}
+        for one in code.values():
+            found |= source_digests(one)
+        return super().fingerprint() | found
 
     async def play(self, task: int, *players: Seat) -> Outcome:
         """One group. Its metrics: theirs, the mean over the steps and groups that have them."""
         (player,) = players
         builder = self.builders[task]
+        try:
+            return await self._played(builder, player)
+        finally:
+            if hasattr(builder, "cleanup"):
+                with anyio.move_on_after(_PATIENCE, shield=True):
+                    await builder.cleanup()
+
+    async def _played(self, builder: Any, player: Seat) -> Outcome:
         envs = list(await builder.make_envs())
+        _check_limits([builder, *envs])
         games = [_Game(env, player if len(envs) == 1 else player.fork()) for env in envs]
         await gather(*(game.play() for game in games))
 
@@ -247,7 +333,7 @@ class CookbookEnvironment(Environment[int]):
 
         of_group = await effect(rewarded, timeout=_PATIENCE)
         rewards = {game.seat: game.early + reward for game, (reward, _) in zip(games, of_group, strict=True)}
-        found = [metrics for game in games for metrics in game.metrics] + [metrics for _, metrics in of_group]
+        found = [one.metrics for game in games for one in game.transitions] + [metrics for _, metrics in of_group]
         return Outcome(rewards, metrics=_mean(found))
 
 
@@ -259,9 +345,12 @@ def cookbook_environment(dataset: Any) -> CookbookEnvironment:
              make must have the renderer `Messages()`
 
     A builder's whole group is one episode, in which a fork of the seat plays each environment (the seat itself a single one):
-    `compute_group_rewards` sees all of them. Play one episode a task, and compare within it, as the cookbook does:
-    `grpo(compare={"player": "episode"})`, `Run(group_size=1)`. Steps and rewards are effects, so that they may ask judges; an
-    episode that a crash cuts off begins again. Raises `UnsupportedError` without the package.
+    `compute_group_rewards` sees all of them, and `cleanup` follows, whatever happened. Play one episode a task, and compare
+    within it, as the cookbook does: `grpo(compare={"player": "episode"})`, `Run(group_size=1)`. Steps and rewards are effects,
+    so that they may ask judges; an episode that a crash cuts off begins again.
+
+    What uses asyncio itself, as `EnvFromMessageEnv` does, plays on asyncio alone, as in `train`, not on trio. Rollout limits
+    raise `UnsupportedError`, as does a missing package.
     """
     _theirs()
     if hasattr(dataset, "get_batch"):

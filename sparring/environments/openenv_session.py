@@ -1,31 +1,36 @@
-"""A session of a server of OpenEnv: one WebSocket, JSON messages there and back, on either event loop."""
+"""A session of a server of OpenEnv: one WebSocket, JSON messages there and back, on either event loop.
+
+A thread of its own reads the WebSocket, so that the server's pings are answered while the player thinks; while an answer is
+waited for, a second one waits.
+"""
 
 from __future__ import annotations
 
 import json
-import ssl
-from collections import deque
-from contextlib import suppress
+import socket
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import anyio
-from anyio.abc import ByteStream
-from anyio.streams.tls import TLSStream
+import anyio.to_thread
+from anyio.lowlevel import RunVar
 
 from sparring.errors import EffectError, SettingError, UnsupportedError
 
 try:
-    from websockets.client import ClientProtocol
-    from websockets.exceptions import InvalidURI
-    from websockets.frames import Opcode
-    from websockets.http11 import Response
-    from websockets.protocol import State
-    from websockets.uri import WebSocketURI, parse_uri
+    from websockets.exceptions import ConnectionClosed, InvalidURI, WebSocketException
+    from websockets.sync.client import ClientConnection, connect
+    from websockets.uri import parse_uri
 except ModuleNotFoundError as missing:
     raise UnsupportedError(f"servers of OpenEnv need {missing.name!r}: pip install 'sparring[openenv]'") from missing
 
 _LARGEST = 64 << 20  # bytes of one message
+_OPENING = 30.0  # seconds until a connection stands
+_CLOSING = 1.0  # seconds that a server has to answer a goodbye
 _WAITS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds before the next try where all places are taken
+_ASKED = 1024  # requests of one event loop that wait for an answer at once, each in a thread
+
+_limiters: RunVar[anyio.CapacityLimiter] = RunVar("sparring_openenv_limiter")
 
 
 class Refused(Exception):
@@ -39,15 +44,25 @@ class Refused(Exception):
 def checked_url(url: str) -> str:
     """Without the slash at its end. Raises `SettingError` for what is no address."""
     try:
-        _address(url)
-    except InvalidURI as error:
+        parse_uri(_address(url))
+    except (InvalidURI, ValueError) as error:
         raise SettingError(f"url={url!r}: {error}; give the server's address, as in 'http://localhost:8000'") from error
     return url.rstrip("/")
 
 
-def _address(url: str) -> WebSocketURI:
+def _address(url: str) -> str:
     scheme, _, rest = url.rstrip("/").partition("://")
-    return parse_uri(f"{ {'http': 'ws', 'https': 'wss'}.get(scheme, scheme) }://{rest}/ws")
+    return f"{ {'http': 'ws', 'https': 'wss'}.get(scheme, scheme) }://{rest}/ws"
+
+
+def _limiter() -> anyio.CapacityLimiter:
+    """That of the running event loop: servers that are slow must not hold up what else it does in threads."""
+    try:
+        return _limiters.get()
+    except LookupError:
+        limiter = anyio.CapacityLimiter(_ASKED)
+        _limiters.set(limiter)
+        return limiter
 
 
 class Session:
@@ -59,7 +74,7 @@ class Session:
 
     async def request(self, kind: str, data: dict[str, Any]) -> dict[str, Any]:
         """The data of the answer. The first request waits until the server has a place. Raises `Refused`, and `EffectError`
-        where the connection cannot be had or ends."""
+        where the connection cannot be had or ends. After one that was cancelled there is only `aclose`."""
         tries = 0
         while True:
             try:
@@ -67,7 +82,7 @@ class Session:
             except Refused as refused:
                 if refused.code != "CAPACITY_REACHED":
                     raise
-            except (OSError, anyio.EndOfStream, anyio.BrokenResourceError) as error:
+            except (OSError, WebSocketException) as error:
                 ended = f"{self.url}: the connection ended, or cannot be had: {error or type(error).__name__}"
                 raise EffectError(ended) from error
             await self.aclose()
@@ -75,16 +90,24 @@ class Session:
             tries += 1
 
     async def aclose(self) -> None:
-        """Say goodbye, where there is somebody, and close."""
-        if self._wire is not None:
-            wire, self._wire = self._wire, None
-            await wire.aclose()
+        """Say goodbye, where there is somebody, and close: at most a second. A request that was cancelled ends with it in its
+        thread too, at the latest when its connection has been tried for long enough."""
+        if self._wire is None:
+            return
+        wire, self._wire = self._wire, None
+        try:
+            with anyio.move_on_after(_CLOSING):
+                limiter = anyio.CapacityLimiter(1)  # it must not wait for requests
+                await anyio.to_thread.run_sync(wire.close, abandon_on_cancel=True, limiter=limiter)
+        finally:
+            wire.cut()
 
     async def _exchanged(self, message: dict[str, Any]) -> dict[str, Any]:
         if self._wire is None:
-            self._wire = await _Wire.connected(_address(self.url))
-        await self._wire.send(json.dumps(message))
-        answer = json.loads(await self._wire.received())
+            self._wire = _Wire(_address(self.url))
+        answer: dict[str, Any] = await anyio.to_thread.run_sync(
+            self._wire.exchange, message, abandon_on_cancel=True, limiter=_limiter()
+        )
         data: dict[str, Any] = answer.get("data", {})
         if answer.get("type") == "error":
             problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in data.get("errors", ()))
@@ -93,72 +116,52 @@ class Session:
 
 
 class _Wire:
-    """The connection: `websockets` knows the protocol, anyio moves the bytes."""
+    """The connection as threads use it: while one asks, others may end it.
 
-    def __init__(self, stream: ByteStream, protocol: ClientProtocol) -> None:
-        self._stream, self._protocol = stream, protocol
-        self._events: deque[Any] = deque()
+    No lock is needed for that: who connects says so before it looks whether all is over, who ends it the other way round.
+    """
 
-    @classmethod
-    async def connected(cls, address: WebSocketURI) -> _Wire:
-        stream: ByteStream = await anyio.connect_tcp(address.host, address.port)
-        if address.secure:
-            stream = await TLSStream.wrap(stream, hostname=address.host, ssl_context=ssl.create_default_context())
-        wire = cls(stream, ClientProtocol(address, max_size=_LARGEST))
-        try:
-            wire._protocol.send_request(wire._protocol.connect())
-            await wire._flush()
-            answer = await wire._event()
-        except BaseException:
-            await anyio.aclose_forcefully(stream)
-            raise
-        if wire._protocol.handshake_exc is not None:
-            await anyio.aclose_forcefully(stream)
-            raise OSError(f"no server of OpenEnv: {wire._protocol.handshake_exc}")
-        assert isinstance(answer, Response), answer
-        return wire
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._opened = ExitStack()
+        self._connection: ClientConnection | None = None
+        self._over = False
 
-    async def send(self, text: str) -> None:
-        if self._protocol.state is State.OPEN:
-            self._protocol.send_text(text.encode())
-        with suppress(anyio.BrokenResourceError):  # what the server said before it closed is still to be read
-            await self._flush()
+    def exchange(self, message: dict[str, Any]) -> dict[str, Any]:
+        """The answer to a message. Blocks; raises what `websockets` does, also where the connection is ended meanwhile."""
+        connection = self._connection or self._connected()
+        with suppress(ConnectionClosed):  # what the server said before it closed is still to be read
+            connection.send(json.dumps(message))
+        answer: dict[str, Any] = json.loads(connection.recv(decode=True))
+        return answer
 
-    async def received(self) -> str:
-        """The next message, of one frame or several."""
-        pieces = bytearray()
-        while True:
-            frame = await self._event()
-            if frame.opcode is Opcode.CLOSE:
-                raise anyio.EndOfStream
-            if frame.opcode in (Opcode.TEXT, Opcode.CONT):
-                pieces += frame.data
-                if frame.fin:
-                    return pieces.decode()
+    def close(self) -> None:
+        """Say goodbye. Blocks until the server does too, at most a second, or for as long as something is being sent."""
+        self._over = True
+        if self._connection is not None:
+            with suppress(ConnectionClosed):
+                self._connection.send('{"type": "close"}')
+            self._opened.close()
 
-    async def aclose(self) -> None:
-        with anyio.move_on_after(1), suppress(Exception):  # whatever state it is in, it is closed
-            if self._protocol.state is State.OPEN:
-                self._protocol.send_text(b'{"type": "close"}')
-                self._protocol.send_close(1000)
-                await self._flush()
-        await anyio.aclose_forcefully(self._stream)
+    def cut(self) -> None:
+        """End it at once: all that blocks here raises."""
+        self._over = True
+        if self._connection is not None:
+            with suppress(OSError):  # it is closed
+                self._connection.socket.shutdown(socket.SHUT_RDWR)
 
-    async def _event(self) -> Any:
-        while not self._events:
-            try:
-                self._protocol.receive_data(await self._stream.receive())
-            except anyio.EndOfStream:
-                self._protocol.receive_eof()
-                self._events.extend(self._protocol.events_received())
-                if not self._events:
-                    raise
-                break
-            self._events.extend(self._protocol.events_received())
-            await self._flush()
-        return self._events.popleft()
-
-    async def _flush(self) -> None:
-        for data in self._protocol.data_to_send():
-            if data:  # nothing is left to send where it is empty
-                await self._stream.send(data)
+    def _connected(self) -> ClientConnection:
+        connection = self._opened.enter_context(
+            connect(
+                self._address,
+                proxy=None,
+                open_timeout=_OPENING,
+                close_timeout=_CLOSING,
+                ping_interval=None,  # a server may be busy for longer than it takes to answer pings
+                max_size=_LARGEST,
+            )
+        )
+        self._connection = connection
+        if self._over:
+            self._opened.close()
+        return connection
