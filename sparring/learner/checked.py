@@ -10,6 +10,7 @@ from sparring.agents import Frozen, League, Player, name_of
 from sparring.backend import Backend, Capabilities
 from sparring.environments import size
 from sparring.errors import SettingError, UnsupportedError
+from sparring.learner.bounds import bounds, most_staleness
 from sparring.learner.described import digests
 from sparring.learner.pacing import Drop
 from sparring.learner.players import check_players
@@ -71,7 +72,7 @@ def schedule_of(run: Run) -> Schedule:
     _check_reachable(sources, stages(run.phases, dict.fromkeys(policies, run.steps)))
     return Schedule(
         sources=tuple(sources),
-        bounds=dict.fromkeys(policies, run.bound),
+        bounds=bounds(run),
         group_size=run.group_size,
         seed=run.seed,
         pinned=run.deterministic,
@@ -175,7 +176,7 @@ def versions_at_once(run: Run) -> int:
         for version in range(player.size)
     }
     others = {one.model for one in frozen_players(run) if one.model}
-    each = run.bound.most_staleness + 2 + bool(run.named_held_out) + (run.weights == "inflight")
+    each = most_staleness(run) + 2 + bool(run.named_held_out) + (run.weights == "inflight")
     needed = Counter[str]()
     for name, policy in run.named_policies.items():
         needed[policy.model] += each + sum(policy_named == name for policy_named, _ in named)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import anyio.to_thread
 
+from sparring.learner.bounds import most_staleness
 from sparring.learner.checked import schedule_of
 from sparring.learner.described import check_settings, describe
 from sparring.learner.folder import RunFolder
@@ -104,7 +105,7 @@ async def trained_again(run: Run) -> Verdict:
     async with run.backend.open(deterministic=run.deterministic) as backend, AsyncExitStack() as teachers:
         for name, policy in run.named_policies.items():
             models = await taught(backend, policy, run.seed, teachers)
-            versions = Versions(models.model, keep=run.bound.most_staleness + 1)
+            versions = Versions(models.model, keep=most_staleness(run) + 1)
             wrong += await redo(run, name, 0, steps[name], models, versions, folder=RunFolder(run.path), needed=())
     figure = f"{sum(map(len, steps.values()))} steps of {len(steps)} policies"
     return Verdict(name="trained again from the journal", figure=figure, wrong=tuple(wrong))

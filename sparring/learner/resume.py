@@ -14,6 +14,7 @@ import msgspec
 
 from sparring.environments import task_digest
 from sparring.errors import ReplayDiverged
+from sparring.learner.bounds import most_staleness
 from sparring.learner.described import task_at
 from sparring.learner.folder import RunFolder
 from sparring.learner.lines import Lines
@@ -162,7 +163,7 @@ def kept_checkpoints(run: Run, coordinator: Coordinator, policy: str, version: i
     versions that something plays with."""
     done = coordinator.checkpoints[policy]
     played = {*needed_versions(run, coordinator, policy), *named_versions(run, coordinator, policy)}
-    oldest = min([version - run.bound.most_staleness, *(one for one in played if one not in done)])
+    oldest = min([version - most_staleness(run), *(one for one in played if one not in done)])
     base = max((step for step in done if step <= oldest), default=0)
     return {step for step in done if step >= base or step in played}
 
@@ -181,7 +182,7 @@ def bases(run: Run, coordinator: Coordinator, there: Mapping[str, Collection[int
     chosen = {}
     for policy in run.named_policies:
         newest = coordinator.budget.version(policy)
-        lately = newest - run.bound.most_staleness if run.deterministic else newest
+        lately = newest - most_staleness(run) if run.deterministic else newest
         known = coordinator.checkpoints[policy].intersection(there[policy])
         played = {*needed_versions(run, coordinator, policy), *named_versions(run, coordinator, policy)}
         oldest = min([max(0, lately), *(version for version in played if version not in known)])
@@ -254,7 +255,7 @@ async def redo(
                 raise ReplayDiverged(f"{difference}; go back to what it was, or start the run anew under another name")
             differences.append(difference)
         version = redone.stepped.step + 1
-        if version in needed or version >= newest - run.bound.most_staleness:
+        if version in needed or version >= newest - most_staleness(run):
             await versions.install(version)
         moved()
     return differences

@@ -77,7 +77,8 @@ class Policy:
     """A model that learns: a folder or hub name, and how. `start` is a folder of weights to begin with: a checkpoint of a `Fit`
     or of a run; the optimizer begins anew. `adam` holds the rest of the optimizer; its learning rate is `learning_rate`, which
     `lr_schedule` lets fall to nothing over the run's steps (see `rate_at`). With `final_temperature` replies are drawn at a
-    temperature that goes there by equal amounts from that of `sampling` (see `sampling_at`)."""
+    temperature that goes there by equal amounts from that of `sampling` (see `sampling_at`). `max_staleness` is a bound of its
+    own in place of the run's."""
 
     model: str
     algorithm: Algorithm = field(default_factory=grpo)
@@ -88,6 +89,7 @@ class Policy:
     sampling: Sampling = field(default=Sampling(), kw_only=True)
     final_temperature: float | None = field(default=None, kw_only=True)
     adam: Adam = field(default=Adam(), kw_only=True)
+    max_staleness: int | None = field(default=None, kw_only=True)
     renderer: str = field(default="chat_template", kw_only=True)
     thinking: str = field(default="keep", kw_only=True)
 
@@ -135,6 +137,8 @@ class Policy:
             raise SettingError(f"lr_schedule={self.lr_schedule!r}: must be 'constant', 'linear' or 'cosine'")
         if self.final_temperature is not None and not (finite(self.final_temperature) and self.final_temperature > 0):
             raise SettingError(f"final_temperature={self.final_temperature!r}: must be None or a finite number above 0")
+        if self.max_staleness is not None and not (whole(self.max_staleness) and self.max_staleness >= 0):
+            raise SettingError(f"max_staleness={self.max_staleness!r}: must be None or a whole number, at least 0")
 
     def resolved(self) -> Policy:
         """With what its algorithm leaves to the sampling. Raises `SettingError` for parts that do not fit together."""
@@ -245,13 +249,12 @@ class Run:
                 raise SettingError(f"{name}={seconds!r}: must be a finite number of seconds above 0")
         self._check_final_staleness()
         self._check_ceilings()
+        own = [policy.max_staleness for policy in self.named_policies.values()]
+        k = max(self.bound.most_staleness if bound is None else bound for bound in own)
         check_pacing(
-            self.pacing,
-            max_staleness=self.bound.most_staleness,
-            episode_deadline=self.episode_deadline,
-            deterministic=self.deterministic,
+            self.pacing, max_staleness=k, episode_deadline=self.episode_deadline, deterministic=self.deterministic
         )
-        check_reuse(self.reuse, max_staleness=self.bound.most_staleness)
+        check_reuse(self.reuse, max_staleness=k)
 
     def _check_final_staleness(self) -> None:
         final = self.final_staleness

@@ -19,6 +19,7 @@ from anyio.abc import TaskStatus
 
 from sparring.backend import Backend, Lora
 from sparring.errors import JournalError, SparringError
+from sparring.learner.bounds import most_staleness
 from sparring.learner.called import called
 from sparring.learner.checked import Checked, check_capabilities, checked
 from sparring.learner.described import check_code, check_settings, describe
@@ -222,7 +223,7 @@ async def _ready(
         snapshots=found.snapshots,
         folder=folder,
         versions={
-            name: Versions(one.model, keep=run.bound.most_staleness + 1, follow=run.weights == "inflight")
+            name: Versions(one.model, keep=most_staleness(run) + 1, follow=run.weights == "inflight")
             for name, one in models.items()
         },
         others=others,

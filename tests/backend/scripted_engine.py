@@ -66,7 +66,8 @@ class Scripted:
     """Answers a prompt with its sum, or what `answer` makes of it. `dies`, `hangs` and `waits` (until `go_on`) say at which
     token, `refuses`, `stalls` which version it does not load, at once or ever; `warms` is whether it comes through its first
     step. What follows a model is stamped with what it has when it ends; `moves` are the versions that it was given, `dies_of`
-    the one that it dies of, `stays` the one that it does not go on from, though it says so."""
+    the one that it dies of, `stays` the one that it does not go on from, though it says so. `computes` is whether it looks as
+    if it did while it does not answer."""
 
     def __init__(
         self,
@@ -80,12 +81,14 @@ class Scripted:
         waits: int = -1,
         dies_of: int = -1,
         stays: int = -1,
+        computes: bool = False,
         answer: Callable[[Sequence[int]], Any] = sum,
     ) -> None:
         self._answer = answer
         self._dies, self._hangs, self._answers = dies, hangs, answers
         self._refuses, self._stalls, self._warms = refuses, stalls, warms
         self._waits, self._dies_of, self._stays = waits, dies_of, stays
+        self._computes, self._seconds = computes, 0.0
         self.moves: list[WeightsFile] = []
         self.followed: dict[int, WeightsFile] = {}
         self.asked_for: list[list[int]] = []
@@ -93,9 +96,14 @@ class Scripted:
         self.loaded: set[int] = set()
         self.dead = self.was_shut = False
         self.processes: tuple[int, ...] = (1,)
-        self.running = 0
+        self.running = self.drawing = 0
         self._killed, self._goes_on = anyio.Event(), anyio.Event()
         self.asked, self.begun = threading.Event(), threading.Event()
+
+    @property
+    def computed(self) -> float:
+        self._seconds += self._computes
+        return self._seconds
 
     async def generate(self, tokens: Sequence[int], params: Mapping[str, Any], weights: WeightsFile) -> Any:
         self.running += 1

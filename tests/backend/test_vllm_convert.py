@@ -123,19 +123,33 @@ def test_temperatures_that_vllm_changes_or_refuses_are_refused(temperature: floa
         vllm_params(SamplingParams(max_tokens=1, temperature=temperature), 1)
 
 
-@pytest.mark.parametrize(("given", "on_cpu", "seconds"), [(None, True, 120), (None, False, 20), (7.0, True, 7)])
-def test_a_cpu_is_waited_for_longer(tmp_path: Any, given: float | None, on_cpu: bool, seconds: float) -> None:
+@pytest.mark.parametrize(
+    ("on_cpu", "context", "megabytes", "seconds"),
+    [
+        (False, 10, 1, 20),
+        (True, 10, 1, 4 * 2048 / 100),
+        (True, 8191, 270, 4 * 8192 / 100),
+        (True, 10, 2700, 4 * 2048 / 10),
+    ],
+)
+def test_a_cpu_has_four_times_the_longest_step(
+    tmp_path: Path, on_cpu: bool, context: int, megabytes: int, seconds: float
+) -> None:
+    """Which takes 10 ms a token, more with a larger model."""
     model = ServedModel(
         folder=tmp_path,
         adapted=("q_proj",),
-        context_length=10,
+        context_length=context,
         vocabulary=9,
         dtype="float32",
         on_cpu=on_cpu,
         token_bytes=64,
     )
-    settings = VllmSettings(max_loras=1, max_lora_rank=8, slots=1, stuck_after=given)
-    assert patience(settings, model) == seconds
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.truncate(megabytes * 1_000_000)
+    settings = VllmSettings(max_loras=1, max_lora_rank=8, slots=1)
+    assert patience(settings, model) == pytest.approx(seconds)
+    assert patience(replace(settings, stuck_after=7), model) == 7
 
 
 def test_the_engine_has_room_for_the_longest_sequence_and_the_largest_rank(tmp_path: Any) -> None:
@@ -205,6 +219,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"cache_tokens": 0}, "cache_tokens=0"),
     ({"max_lora_rank": 513}, r"lora.rank=513: vLLM takes up to 512"),
     ({"stuck_after": 0.0}, "stuck_after=0.0"),
+    ({"start_within": 0.0}, "start_within=0.0"),
     ({"restarts": -1}, "restarts=-1"),
 ]
 

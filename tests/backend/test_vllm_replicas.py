@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import queue
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
@@ -162,6 +163,59 @@ def test_cancelling_ends_the_request_where_it_is_and_makes_room() -> None:
         again = [submit(replicas, [1, 1]) for _ in range(4)]
         assert [one.result(60) for one in again] == [2] * 4
         assert made[0][0].running == 0 and made[0][0].answered, "the cancelled one still counts as work"
+
+
+def end_when_asked(replicas: Replicas, index: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have an engine leave the rotation, and be ended, between its choice and the question."""
+    thread = replicas.threads[index]
+    submit_there = thread.submit
+
+    def ended(asked: Callable[[Engine], Coroutine[Any, Any, Any]]) -> Future[Any]:
+        replicas._leave(index, BackendError("planted"))  # pyright: ignore[reportPrivateUsage]
+        return submit_there(asked)
+
+    monkeypatch.setattr(thread, "submit", ended)
+
+
+def test_a_request_whose_engine_is_ended_before_it_is_asked_goes_to_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    with replicas_of([Scripted], [Scripted]) as (replicas, made):
+        end_when_asked(replicas, 0, monkeypatch)
+        assert submit(replicas, [1, 1]).result(60) == 2
+        assert (replicas.rotation, replicas.left) == ((1,), 1)
+        assert (made[0][0].answered, made[1][0].answered) == ([], [[1, 1]])
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_version_goes_to_the_rest_where_one_is_ended_meanwhile(index: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    with replicas_of([Scripted], [Scripted]) as (replicas, made):
+        end_when_asked(replicas, index, monkeypatch)
+        replicas.install(load(3), fine, within=60)
+        assert (made[index][0].loaded, made[1 - index][0].loaded) == (set(), {3})
+        assert (replicas.rotation, replicas.left) == ((1 - index,), 1)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_what_is_asked_everywhere_is_done_once_where_one_is_ended_meanwhile(
+    index: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with replicas_of([Scripted], [Scripted]) as (replicas, made):
+        replicas.install(load(3), fine, within=60)
+        end_when_asked(replicas, index, monkeypatch)
+        done: queue.Queue[str] = queue.Queue()
+        replicas.everywhere(lambda engine: engine.unload(WEIGHTS_3), then=lambda: done.put("done"))
+        assert done.get(timeout=60) == "done"
+        assert made[1 - index][0].loaded == set() and replicas.left == 1
+    assert done.empty(), "it was done twice"
+
+
+def test_once_all_are_ended_versions_are_refused_and_what_is_asked_everywhere_is_done_at_once() -> None:
+    with replicas_of([Scripted], [Scripted]) as (replicas, _):
+        pass
+    done: list[str] = []
+    replicas.everywhere(lambda engine: engine.unload(WEIGHTS_3), then=lambda: done.append("done"))
+    assert done == ["done"]
+    with pytest.raises(BackendError, match="closed"):
+        replicas.install(load(3), fine, within=60)
 
 
 def test_closing_cancels_what_runs_and_leaves_no_thread() -> None:

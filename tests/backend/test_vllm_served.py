@@ -48,7 +48,8 @@ def served(
     waiting, count = list(engines), replicas or len(engines)
     started: list[Mapping[str, Any]] = []
 
-    def start_engine(options: Mapping[str, Any]) -> Engine:
+    def start_engine(options: Mapping[str, Any], *, within: float, mark: str) -> Engine:
+        assert within == 600 and len(mark) == 32
         started.append(options)
         return waiting.pop(0)
 
@@ -135,3 +136,19 @@ def test_ranks_above_that_of_the_first_model_are_refused(tmp_path: Path) -> None
             sampler.check(Lora(rank=16))
     with served(tmp_path, scripted()) as sampler:
         sampler.check(None)
+
+
+def test_tokens_are_counted_when_they_are_answered_and_before(tmp_path: Path) -> None:
+    """A run in which vLLM does nothing but draw is not still."""
+    engine = scripted(waits=9)
+    with served(tmp_path, engine) as sampler:
+        sent = sampler.install(FILES, probe(), version=0)
+        assert (sampler.statistics().drawn, sampler.statistics().drawing) == (0, 0)
+        sampler.request([9, 9], PARAMS, 1, source=sent)
+        engine.drawing = 1
+        assert (sampler.statistics().drawn, sampler.statistics().drawing) == (0, 1)
+        sampler.replicas.threads[0].submit(engine.go_on).result(60)
+        settle(sampler)
+        engine.drawing = 0
+        assert (sampler.statistics().drawn, sampler.statistics().drawing) == (2, 0)
+    assert sampler.statistics().drawing == 0

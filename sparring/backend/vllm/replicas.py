@@ -19,7 +19,7 @@ from itertools import count
 from time import monotonic
 from typing import Any, Generic, TypeVar
 
-from sparring.backend.vllm.engine import Ask, Engine, EngineLost, VllmThread
+from sparring.backend.vllm.engine import CLOSED, Ask, Engine, EngineLost, VllmThread
 from sparring.backend.vllm.routing import Routing
 from sparring.errors import BackendError, SparringError
 
@@ -48,11 +48,18 @@ class Replicas:
         stuck_after: float,
         restarts: int,
         remembered: int,
+        start_within: float = 600.0,
         started: Callable[[tuple[int, ...]], None] = lambda processes: None,
     ) -> None:
         self._started = started
         self._threads = [
-            VllmThread(start, stuck_after=stuck_after, restarts=restarts, started=partial(self._began, index))
+            VllmThread(
+                start,
+                stuck_after=stuck_after,
+                restarts=restarts,
+                start_within=start_within,
+                started=partial(self._began, index),
+            )
             for index, start in enumerate(start_engines)
         ]
         self._lock = threading.Lock()
@@ -70,6 +77,11 @@ class Replicas:
     def died(self) -> int:
         """How often an engine was found dead or stuck."""
         return sum(thread.died for thread in self._threads)
+
+    @property
+    def drawing(self) -> int:
+        """Tokens drawn so far for requests under way."""
+        return sum(thread.drawing for thread in self._threads)
 
     @property
     def rotation(self) -> tuple[int, ...]:
@@ -108,38 +120,58 @@ class Replicas:
         return call.outer
 
     def everywhere(self, ask: Ask[None], *, then: Callable[[], None]) -> None:
-        """Ask it of every engine in the rotation, and call `then` once it was done everywhere, or cannot be done. Raises
-        `BackendError` once closed."""
-        asked = [self._threads[index].submit(ask) for index in self.rotation]
+        """Ask it of every engine in the rotation, and call `then`, once, when it was done everywhere or cannot be done; of an
+        engine that is ended there is nothing to wait for."""
+        asked = list(self._ask_all(ask).values())
         left = count(len(asked) - 1, -1)
         for future in asked:
             future.add_done_callback(lambda _: then() if next(left) == 0 else None)
+        if not asked:
+            then()
 
     def install(self, ask: Ask[T], check: Callable[[T], None], *, within: float) -> None:
         """Ask it of every engine in the rotation; `check` raises for an answer that will not do. An engine that fails where
         others do not leaves; where all fail, the first failure is raised and none leaves."""
         until = monotonic() + within
-        asked = {index: self._threads[index].submit(ask) for index in self.rotation}
+        asked = self._ask_all(ask)
+        if not asked:
+            raise BackendError(CLOSED)
         failed = {index: error for index, future in asked.items() if (error := _tried(future, check, until, within))}
         if len(failed) == len(asked):
             raise next(iter(failed.values()))
         for index, error in failed.items():
             self._leave(index, error)
 
+    def _ask_all(self, ask: Ask[T]) -> dict[int, Future[T]]:
+        """Ask it of every engine in the rotation but those that are ended by now."""
+        asked: dict[int, Future[T]] = {}
+        for index in self.rotation:
+            with suppress(BackendError):
+                asked[index] = self._threads[index].submit(ask)
+        return asked
+
     def _send(self, call: _Call[Any]) -> None:
+        """One that is ended after it was chosen has left the rotation before: another one is chosen then."""
+        while True:
+            index = self._choose(call)
+            try:
+                inner = self._threads[index].submit(call.ask)
+                break
+            except BaseException as error:
+                with self._lock:
+                    self._routing.ended(index, call.work)
+                    gone = index not in self._rotation
+                if not (gone and isinstance(error, BackendError)):
+                    raise
+        inner.add_done_callback(partial(self._answered, call, index))
+        call.outer.add_done_callback(lambda outer: inner.cancel() if outer.cancelled() else None)
+
+    def _choose(self, call: _Call[Any]) -> int:
         with self._lock:
             if not self._rotation:
                 raise BackendError("vLLM: it was not started, or did not start")
             ready = [index for index in self._rotation if not self._threads[index].restarting]
-            index = self._routing.choose(call.chain, call.work, ready or self._rotation)
-        try:
-            inner = self._threads[index].submit(call.ask)
-        except BaseException:
-            with self._lock:
-                self._routing.ended(index, call.work)
-            raise
-        inner.add_done_callback(partial(self._answered, call, index))
-        call.outer.add_done_callback(lambda outer: inner.cancel() if outer.cancelled() else None)
+            return self._routing.choose(call.chain, call.work, ready or self._rotation)
 
     def _answered(self, call: _Call[Any], index: int, inner: Future[Any]) -> None:
         """On the engine's thread, or that of whoever cancelled it."""

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+from uuid import uuid4
 
 import numpy as np
 
@@ -53,14 +54,30 @@ class Probe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VllmStatistics:
-    """How a sampler stands: versions that vLLM may be asked for, requests under way, how often an engine died, engines that
-    requests go to, engines that left."""
+    """How a sampler stands.
+
+    versions  versions that vLLM may be asked for
+    requests  requests under way
+    drawn     tokens drawn for requests that vLLM has answered
+    drawing   tokens drawn so far for those under way; it moves as long as vLLM draws, and not where an engine is stuck
+    died      how often an engine was found dead or stuck
+    replicas  engines that requests go to
+    left      engines that left
+    """
 
     versions: int
     requests: int
+    drawn: int
+    drawing: int
     died: int
     replicas: int
     left: int
+
+
+class StartEngine(Protocol):
+    """Starts an engine; see `start_vllm`."""
+
+    def __call__(self, options: Mapping[str, Any], *, within: float, mark: str) -> Engine: ...
 
 
 class VllmSampler:
@@ -74,14 +91,17 @@ class VllmSampler:
         settings: VllmSettings,
         *,
         parent: Path | None = None,
-        start_engine: Callable[[Mapping[str, Any]], Engine] = start_vllm,
+        start_engine: StartEngine = start_vllm,
     ) -> None:
         self._model, self._post, self._settings = model, post, settings
         self._block = block_size(model)
+        self._mark = uuid4().hex
+        start = partial(start_engine, within=settings.start_within, mark=self._mark)
         self._replicas = Replicas(
-            [partial(start_engine, engine_options(settings, model, replica=i)) for i in range(settings.replicas)],
+            [partial(start, engine_options(settings, model, replica=i)) for i in range(settings.replicas)],
             stuck_after=patience(settings, model),
             restarts=settings.restarts,
+            start_within=settings.start_within,
             remembered=max(1, settings.cache_tokens // self._block),
             started=self._watch,
         )
@@ -91,7 +111,7 @@ class VllmSampler:
         self._files: WeightsFolder | None = None
         self._books = threading.Lock()
         self._holds: Counter[Source] = Counter()
-        self._requests = 0
+        self._requests = self._drawn = 0
         self._kept: set[WeightsFile] = set()
         self._retired: set[Source] = set()
 
@@ -103,7 +123,7 @@ class VllmSampler:
     def start(self) -> None:
         """Start vLLM. Raises `SettingError` where it is missing, `BackendError` where it does not start."""
         self._files = WeightsFolder(self._parent)
-        self._reaper = Reaper()
+        self._reaper = Reaper(self._mark)
         self._watch(())
         try:
             self._replicas.start()
@@ -127,11 +147,13 @@ class VllmSampler:
     def statistics(self) -> VllmStatistics:
         """How it stands; read from any thread."""
         with self._books:
-            versions, requests = len(self._kept), self._requests
+            versions, requests, drawn = len(self._kept), self._requests, self._drawn
         engines = self._replicas
         return VllmStatistics(
             versions=versions,
             requests=requests,
+            drawn=drawn,
+            drawing=engines.drawing,
             died=engines.died,
             replicas=len(engines.rotation),
             left=engines.left,
@@ -271,8 +293,12 @@ class VllmSampler:
 
         async def ask(engine: Engine) -> Any:
             if isinstance(source, Followed):
-                return await engine.follow(ids, params, source)
-            return await engine.generate(ids, params, source)
+                output = await engine.follow(ids, params, source)
+            else:
+                output = await engine.generate(ids, params, source)
+            with self._books:
+                self._drawn += sum(len(one.token_ids) for one in output.outputs)
+            return output
 
         def done() -> None:
             with self._books:
@@ -309,17 +335,14 @@ class VllmSampler:
             del self._holds[source]
             if isinstance(source, WeightsFile):
                 self._kept.discard(source)
-        try:
-            self._replicas.everywhere(lambda engine: engine.unload(source), then=lambda: self._remove(source))
-        except BackendError:
-            return  # it is closed, and with it everything goes
+        self._replicas.everywhere(lambda engine: engine.unload(source), then=lambda: self._remove(source))
 
     def _remove(self, source: Source) -> None:
         if isinstance(source, Followed):
             source.forget()
             self._let_go(source.now)
-        elif self._files is not None:
-            self._files.remove(source)
+        elif (files := self._files) is not None:
+            files.remove(source)
 
 
 def _cached_as(source: Source) -> str:

@@ -14,6 +14,10 @@ from sparring.errors import SettingError, UnsupportedError
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes as the largest rank of an adapter."""
 
+_TOKEN_SECONDS, _MEASURED_BYTES = 0.01, 270e6
+"""What a token of a prompt takes two cores at most, and the size of the model with which that was measured (SmolLM2-135M; see
+benchmarks/README.md)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VllmSettings:
@@ -24,6 +28,7 @@ class VllmSettings:
     slots            sequences drawn at once
     cache_tokens     tokens whose keys and values are kept; never less than the model's context
     stuck_after      seconds without an answer after which the engine counts as stuck; one step takes less. None: see `patience`
+    start_within     seconds that an engine may take to start, and again to draw its first token; one that takes longer is ended
     restarts         how often one request is asked again after the engine died under it
     replicas         engines that draw from the same versions; with GPUs each on one, in turn
     """
@@ -33,6 +38,7 @@ class VllmSettings:
     slots: int
     cache_tokens: int = 65536
     stuck_after: float | None = None
+    start_within: float = 600.0
     restarts: int = 2
     replicas: int = 1
 
@@ -45,6 +51,8 @@ class VllmSettings:
             raise SettingError(f"lora.rank={self.max_lora_rank!r}: vLLM takes up to {RANKS[-1]}; sampler='torch' any")
         if self.stuck_after is not None and not self.stuck_after > 0:
             raise SettingError(f"stuck_after={self.stuck_after!r}: must be above 0 seconds")
+        if not self.start_within > 0:
+            raise SettingError(f"start_within={self.start_within!r}: must be above 0 seconds")
         if self.restarts < 0:
             raise SettingError(f"restarts={self.restarts!r}: must be at least 0")
 
@@ -73,9 +81,24 @@ class ServedModel:
 
 
 def patience(settings: VllmSettings, model: ServedModel) -> float:
-    """Seconds after which an engine without an answer counts as stuck: what the user set, else 20 on a GPU and 120 on a CPU,
-    where the first step computes every waiting prompt in whole."""
-    return settings.stuck_after or (120.0 if model.on_cpu else 20.0)
+    """Seconds after which an engine that computes without an answer counts as stuck: what the user set, else 20 on a GPU.
+
+    On a CPU, four times its longest step: no prompt is computed in parts there (see `engine_options`), so one step may take as
+    many tokens as the longest, and a question asked meanwhile is answered after it. One that does not even compute is noticed
+    sooner, see `engine.IDLE`.
+    """
+    return settings.stuck_after or (4 * _longest_step(model) if model.on_cpu else 20.0)
+
+
+def _longest_step(model: ServedModel) -> float:
+    """Seconds that a step may take on a CPU at most, by the size of the model."""
+    size = sum(file.stat().st_size for file in model.folder.glob("*.safetensors"))
+    return _step_tokens(model) * _TOKEN_SECONDS * max(1.0, size / _MEASURED_BYTES)
+
+
+def _step_tokens(model: ServedModel) -> int:
+    """Tokens of prompts that one step computes at most."""
+    return max(2048, model.context_length + 1)
 
 
 def block_size(model: ServedModel) -> int:
@@ -97,7 +120,7 @@ def engine_options(settings: VllmSettings, model: ServedModel, *, replica: int =
         "dtype": model.dtype,
         "max_model_len": model.context_length + 1,
         "max_num_seqs": settings.slots,
-        "max_num_batched_tokens": max(2048, model.context_length + 1),
+        "max_num_batched_tokens": _step_tokens(model),
         "enable_chunked_prefill": not model.on_cpu,
         "logprobs_mode": "processed_logprobs",
         "max_logprobs": MOST_TOP,

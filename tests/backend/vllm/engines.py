@@ -40,10 +40,12 @@ class Relay:
             self.to.fail(pending, error)
 
 
-def sampler_on(folder: Path, relay: Relay, *, rank: int | None) -> VllmSampler:
+def sampler_on(folder: Path, relay: Relay, *, rank: int | None, start_within: float = 600.0) -> VllmSampler:
     """vLLM on a tiny model in fp32, for 4 adapters, or for all weights."""
     base = load_base(folder, dtype=torch.float32, device=torch.device("cpu"))
-    settings = VllmSettings(max_loras=4, max_lora_rank=rank, slots=64, cache_tokens=16384, stuck_after=5.0)
+    settings = VllmSettings(
+        max_loras=4, max_lora_rank=rank, slots=64, cache_tokens=16384, stuck_after=5.0, start_within=start_within
+    )
     return VllmSampler(served_model(base, folder), relay, settings)
 
 

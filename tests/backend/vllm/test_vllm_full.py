@@ -18,8 +18,10 @@ from sparring.backend.check import (
     check_distribution,
     check_ends,
     check_inflight,
+    check_likely,
     check_parity,
     check_seeds,
+    check_turns,
     check_versions,
 )
 from sparring.backend.local import LocalBackend
@@ -47,8 +49,10 @@ async def test_the_conformance_suite(model: TorchModel, whole: VllmSampler) -> N
     await check_distribution(model)
     await check_ends(model)
     await check_seeds(model)
+    await check_likely(model)
     await check_versions(model, first=2)
-    await check_inflight(model, first=4)
+    await check_turns(model, first=4)
+    await check_inflight(model, first=6)
     await check_cancelled(model, lambda: whole.statistics().requests)
 
 

@@ -55,6 +55,37 @@ async def test_a_dead_and_a_stuck_engine_are_replaced_and_nothing_is_lost(
             np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-4)
 
 
+def counts(sampler: VllmSampler) -> tuple[int, int]:
+    """Tokens that were drawn, and those of what is under way."""
+    found = sampler.statistics()
+    return found.drawn, found.drawing
+
+
+async def test_tokens_are_counted_while_they_are_drawn_and_not_while_the_engine_is_stopped(
+    served: VllmSampler, tiny_wide: Path, backend: LocalBackend
+) -> None:
+    model = await backend.create_model(str(tiny_wide), lora=LORA)
+    client = await model.sampler()
+    before, stood = counts(served)
+    assert stood == 0
+    seen: set[int] = set()
+    async with anyio.create_task_group() as group:
+        group.start_soon(client.sample, prompt_of(0, 9), PARAMS, 4)
+        with anyio.fail_after(60):
+            while len(seen) < 4:
+                seen.add(counts(served)[1])
+                await anyio.sleep(0.01)
+        for process in served.replicas.processes:
+            os.kill(process, signal.SIGSTOP)
+        await anyio.sleep(0.5)
+        stopped = counts(served)
+        await anyio.sleep(1)
+        assert counts(served) == stopped and 0 < stopped[1] < 4 * 200
+        for process in served.replicas.processes:
+            os.kill(process, signal.SIGCONT)
+    assert counts(served) == (before + 4 * 200, 0)
+
+
 @pytest.mark.slow
 async def test_closing_leaves_nothing_and_fails_what_runs(tiny_wide: Path, tmp_path: Path) -> None:
     failures: list[BaseException] = []

@@ -9,7 +9,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from sparring.backend.check import BF16, check_ends, check_parity
+from sparring.backend.check import BF16, check_cancelled, check_distribution, check_ends, check_parity, check_turns
 from sparring.backend.local import LocalBackend
 from sparring.backend.models import SMOLLM2
 from sparring.backend.training import Lora
@@ -27,6 +27,19 @@ async def test_smollm2_in_bf16_agrees_with_the_trainer() -> None:
             model = await backend.create_model(SMOLLM2, lora=Lora(rank=8))
             await check_parity(model, bounds=BF16, tokens=250)
             await check_ends(model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_smollm2_in_bf16_passes_what_does_not_depend_on_the_last_bit() -> None:
+    """Two tokens may be equally likely there, which `check_likely` forbids; and a seed may draw others where log-probs were
+    computed in another order, which `check_seeds`, `check_versions` and `check_inflight` forbid."""
+    with anyio.fail_after(900):
+        async with LocalBackend(dtype="bfloat16", threads=2, sampler="vllm", max_loras=4) as backend:
+            model = await backend.create_model(SMOLLM2, lora=Lora(rank=8))
+            await check_distribution(model)
+            await check_turns(model, bounds=BF16)
+            await check_cancelled(model, lambda: int(backend.statistics()["sampler/requests"]))
 
 
 def test_five_steps_of_the_demo(tmp_path: Path) -> None:
