@@ -20,6 +20,7 @@ class Gauge:
     entropy              nats per token, estimated from the sampled tokens, where the backend tells it
     environment/illegal  illegal replies of an episode, mean
     won                  share of the games won against players that do not learn (a draw is half)
+    won/alice@0          the same against one of them that no league draws, by its name
 
     `policy`: of which; None: of each.
     """

@@ -152,8 +152,10 @@ def _metrics(batch: Batch, drawn: Sequence[Trajectory]) -> dict[str, float]:
     changes them."""
     metrics = _drawn_metrics(batch, batch.units, drawn)
     metrics["distinct"] = _distinct(drawn)
-    if scores := [score for unit in batch.units for score in unit.scores]:
-        metrics["won"] = _mean(scores)
+    if games := [game for unit in batch.units for game in unit.scores]:
+        metrics["won"] = _mean([score for _, score in games])
+        fixed = sorted({name for name, _ in games if name})
+        metrics |= {f"won/{one}": _mean([score for name, score in games if name == one]) for one in fixed}
     metrics["truncated"] = _mean([trajectory.truncated for trajectory in drawn])
     metrics["contexts"] = float(sum(len(trajectory.contexts) for trajectory in drawn))
     return metrics | _seat_rewards(drawn) | _episode_metrics(batch)

@@ -287,14 +287,21 @@ class Coordinator:
                 count_made(self.bias, mine, "filter", self._task(group))
                 self._drop(group, policy, "filter", tokens_by_seat(mine), "all rewards that are compared are equal")
             else:
-                self._keep(group, policy, mine, done, tuple(one.score for one in games if one.policy == policy))
+                mine_of = [one for one in games if one.policy == policy]
+                scores = tuple(("" if one.league else one.opponent, one.score) for one in mine_of)
+                self._keep(group, policy, mine, done, scores)
 
     def _filtered(self, policy: str, made: Sequence[Trajectory]) -> bool:
         compare = self.schedule.equal_rewards.get(policy)
         return compare is not None and all_equal(made, compare)
 
     def _keep(
-        self, group: LiveGroup, policy: str, made: tuple[Trajectory, ...], done: Completed, scores: tuple[float, ...]
+        self,
+        group: LiveGroup,
+        policy: str,
+        made: tuple[Trajectory, ...],
+        done: Completed,
+        scores: tuple[tuple[str, float], ...],
     ) -> None:
         admitted = group.admitted
         self.barren[policy] = Barren()

@@ -22,7 +22,7 @@ from sparring.rollout.live import LiveGroup
 from sparring.rollout.refill import Barren
 from sparring.rollout.trajectory import Batch
 
-SCHEMA = 4
+SCHEMA = 5
 
 
 class CoordinatorState(msgspec.Struct, frozen=True, kw_only=True):

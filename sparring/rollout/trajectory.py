@@ -60,14 +60,14 @@ class Trajectory:
 class Unit:
     """(group, policy): all judged trajectories of one policy in one group, in canonical order. The unit of batches and
     drops. `episodes` are the group's, in order, failed ones included: its metrics are counted from them. `scores` are those
-    of its games against players that do not learn: 1 won, 0.5 drawn, 0 lost."""
+    of its games against players that do not learn, (the player, 1 won, 0.5 drawn, 0 lost); of a league's members, ("", ...)."""
 
     policy: str
     group: int
     source: int
     trajectories: tuple[Trajectory, ...]
     episodes: tuple[Ended, ...] = ()
-    scores: tuple[float, ...] = ()
+    scores: tuple[tuple[str, float], ...] = ()
 
     @property
     def action_tokens(self) -> int:

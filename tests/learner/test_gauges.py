@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sparring import Episodes, Gauge, Lineup, Run, Scripted, ScriptedModels, Seat, environment
+from sparring import Episodes, Frozen, Gauge, League, Lineup, Run, Scripted, ScriptedModels, Seat, environment
 from sparring.backend.scripted import ScriptedReply, babble
 from sparring.errors import Collapsed, SettingError
 from sparring.learner import train_async
@@ -48,6 +48,19 @@ def always(text: str) -> ScriptedReply:
     return lambda prompt, rng: text
 
 
+async def test_each_fixed_opponent_has_a_figure_of_its_own(tmp_path: Path) -> None:
+    """ "a" always loses to the script's "b"; its own past says either."""
+    opponents = (Scripted(lambda conversation: "b"), Frozen("alice@0"), League("alice"))
+    lineups = [Lineup({"one": "alice", "two": opponent}) for opponent in opponents]
+    store, run = MemorySegments(), choice_run(tmp_path, either)
+    assert await train_async(replace(run, train=Episodes(choice, range(20), lineups), steps=9), store=store)
+    won = [
+        {name for name in one.metrics if name.startswith("won")} for one in events_of(store) if isinstance(one, Stepped)
+    ]
+    assert set.union(*won) == {"won", "won/<lambda>", "won/alice@0"}, "a league's members are no fixed opponents"
+    assert any("won" in names and len(names) < 3 for names in won)
+
+
 @pytest.mark.parametrize(
     ("gauge", "collapsed", "said"),
     [
@@ -56,6 +69,7 @@ def always(text: str) -> ScriptedReply:
             always("a"),
             r"step 1 of 'alice': won was 0, 0, below 0.01, in 2 steps",
         ),
+        (Gauge(figure="won/<lambda>", below=0.01, steps=2), always("a"), "won/<lambda> was 0, 0, below 0.01"),
         (Gauge(figure="environment/illegal", above=1.5), always("x"), "environment/illegal was 2, 2, 2, above 1.5"),
         (Gauge(figure="distinct", below=0.3, policy="alice"), always("a"), "distinct was 0.25, 0.25, 0.25, below 0.3"),
         (Gauge(figure="length", above=40, steps=1), always("x" * 60), "length was 122, above 40"),
