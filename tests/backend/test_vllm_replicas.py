@@ -101,8 +101,9 @@ def test_one_that_cannot_be_started_again_leaves_and_others_are_asked_what_it_wa
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with caplog.at_level(logging.WARNING), replicas_of([lambda: Scripted(dies=7)], [Scripted]) as (replicas, made):
+        deadly = submit(replicas, [7, 7])  # with nothing to do, the first is chosen
         waiting = [submit(replicas, [number, number]) for number in range(6)]
-        assert submit(replicas, [7, 7]).result(60) == 14
+        assert deadly.result(60) == 14
         assert [future.result(60) for future in waiting] == [2 * number for number in range(6)]
         assert (replicas.rotation, replicas.left) == ((1,), 1)
         assert "replica 0 leaves the rotation, 1 go on: no room for another engine 0" in caplog.text
