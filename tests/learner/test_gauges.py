@@ -49,7 +49,7 @@ def always(text: str) -> ScriptedReply:
 
 
 async def test_each_fixed_opponent_has_a_figure_of_its_own(tmp_path: Path) -> None:
-    """ "a" always loses to the script's "b"; its own past says either."""
+    """A script and a past version do; members of a league are no fixed opponents."""
     opponents = (Scripted(lambda conversation: "b"), Frozen("alice@0"), League("alice"))
     lineups = [Lineup({"one": "alice", "two": opponent}) for opponent in opponents]
     store, run = MemorySegments(), choice_run(tmp_path, either)
