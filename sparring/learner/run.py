@@ -226,6 +226,12 @@ class Run:
             self._check_policy(name, policy)
         check_gauges(self.gauges, tuple(self.named_policies))
         check_phases(self.phases, tuple(self.named_policies), steps=self.steps)
+        own = [policy.max_staleness for policy in self.named_policies.values()]
+        k = max(self.bound.most_staleness if bound is None else bound for bound in own)
+        check_pacing(
+            self.pacing, max_staleness=k, episode_deadline=self.episode_deadline, deterministic=self.deterministic
+        )
+        check_reuse(self.reuse, max_staleness=k)
 
     def _check_plain(self) -> None:
         if not folder_name(self.name):
@@ -249,12 +255,6 @@ class Run:
                 raise SettingError(f"{name}={seconds!r}: must be a finite number of seconds above 0")
         self._check_final_staleness()
         self._check_ceilings()
-        own = [policy.max_staleness for policy in self.named_policies.values()]
-        k = max(self.bound.most_staleness if bound is None else bound for bound in own)
-        check_pacing(
-            self.pacing, max_staleness=k, episode_deadline=self.episode_deadline, deterministic=self.deterministic
-        )
-        check_reuse(self.reuse, max_staleness=k)
 
     def _check_final_staleness(self) -> None:
         final = self.final_staleness
