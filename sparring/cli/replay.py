@@ -35,8 +35,10 @@ def command(words: Sequence[str]) -> int:
     parser.add_argument("--run", metavar="FILE[:NAME]", help="the file that defines the run")
     parser.add_argument("--weights", action="store_true", help="train every step again, and compare the weights")
     arguments, rest = parser.parse_known_args(words)
-    if not arguments.run and (arguments.weights or rest):
-        raise UsageError(f"{' '.join(rest) or '--weights'}: name the file that defines the run too, --run FILE")
+    if not arguments.run:
+        parser.parse_args(words)  # nothing to set fields of: what is left is refused
+    if not arguments.run and arguments.weights:
+        raise UsageError("--weights: name the file that defines the run too, --run FILE")
     run = overridden(found(arguments.run, Run), rest) if arguments.run else None
     compared = replay(arguments.folder, run)
     print("\n".join(compared.lines))
