@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sparring.arrays import F32
+from sparring.backend.local.head import BLOCK_BYTES
 
 U64 = NDArray[np.uint64]
 
@@ -103,14 +104,10 @@ def draw(logits: Tensor, shapes: Sequence[Shape], uniform: F32) -> tuple[list[in
     for i, shape in enumerate(shapes):
         if shape.cuts and shape.temperature:
             logits[i] = cut(logits[i], shape)
-    probabilities = torch.softmax(logits, dim=-1)
-    cumulative = _cumulative(probabilities)
-    total = cumulative[:, -1:]
-    point = torch.as_tensor(uniform, device=logits.device)[:, None] * total
-    # Below the total even where the product rounds up to it: the first place above the point then has mass of its own.
-    point = torch.minimum(point, torch.nextafter(total, torch.zeros_like(total)))
-    chosen = torch.searchsorted(cumulative, point, right=True).clamp_(max=logits.shape[1] - 1)
-    logprobs = probabilities.gather(1, chosen).log_()
+    at_once = max(1, BLOCK_BYTES // (4 * logits.shape[1])) if logits.device.type == "cpu" else len(shapes)
+    points = torch.as_tensor(uniform, device=logits.device)[:, None]
+    parts = zip(logits.split(at_once), points.split(at_once), strict=True)
+    chosen, logprobs, total = map(torch.cat, zip(*(_inverted(*part) for part in parts), strict=True))
     greedy = [shape.temperature == 0 for shape in shapes]
     if any(greedy):
         mask = torch.tensor(greedy, device=logits.device)[:, None]
@@ -121,6 +118,17 @@ def draw(logits: Tensor, shapes: Sequence[Shape], uniform: F32) -> tuple[list[in
     if not np.isfinite(found[:, 2]).all():
         raise ValueError("logits that are not finite: the weights are broken")
     return found[:, 0].astype(np.int64).tolist(), found[:, 1].astype(np.float32)
+
+
+def _inverted(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of logits f32[B, V] and numbers f32[B, 1]: the tokens, their log-probs and what all probabilities sum to, [B, 1] each."""
+    probabilities = torch.softmax(logits, dim=-1)
+    cumulative = _cumulative(probabilities)
+    total = cumulative[:, -1:]
+    # Below the total even where the product rounds up to it: the first place above the point then has mass of its own.
+    point = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
+    chosen = torch.searchsorted(cumulative, point, right=True).clamp_(max=logits.shape[1] - 1)
+    return chosen, probabilities.gather(1, chosen).log_(), total
 
 
 def _cumulative(probabilities: Tensor) -> Tensor:
