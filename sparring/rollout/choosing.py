@@ -8,7 +8,7 @@ from random import Random
 from sparring.rollout.budget import StalenessBudget
 from sparring.rollout.curriculum import Recent
 from sparring.rollout.events import Admitted
-from sparring.rollout.league import Game, Games, Standings, games_of
+from sparring.rollout.league import Game, Games, Standings, games_of, meetings_of
 from sparring.rollout.live import Completed, LiveGroup
 from sparring.rollout.schedule import Choice, Schedule
 
@@ -77,8 +77,10 @@ class Choosing:
             successes.add(admitted, group.due, done.episodes, seats)
         opponents = self._schedule.opponents(admitted.source, admitted.lineup)
         games = games_of(admitted, group.since, done.episodes, seats, opponents)
-        if games:
-            self.standings.add(Games(group=admitted.group, due=group.due, games=games))
+        lineup = self._schedule.sources[admitted.source].lineups[admitted.lineup]
+        meetings = meetings_of(done.episodes, lineup)
+        if games or meetings:
+            self.standings.add(Games(group=admitted.group, due=group.due, games=games, meetings=meetings))
         return games
 
     def kept(self, policy: str) -> set[int]:

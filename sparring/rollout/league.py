@@ -1,17 +1,16 @@
-"""Who plays against those who learn, and how these games went: ratings, the match matrix, and the draw from a league."""
+"""Who plays against those who learn, and how all games went: ratings, the match matrix, and the draw from a league."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from random import Random
 from statistics import fmean
 
 from sparring.agents import League
 from sparring.rollout.events import Admitted, Ended
-
-_K = 16.0
-"""How far one game moves a rating."""
+from sparring.rollout.rating import START, Rating, played
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,27 +42,38 @@ class Game:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Meeting:
+    """One episode between two policies that learn. `score` is that of `one`: 1 won, 0.5 drawn, 0 lost."""
+
+    one: str
+    other: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Games:
     """Those of one group; `due` is each unit's step."""
 
     group: int
     due: Mapping[str, int]
-    games: Sequence[Game]
+    games: Sequence[Game] = ()
+    meetings: Sequence[Meeting] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
     """All that is known of games.
 
-    ratings  {name: Elo}: who has `own` is expected to score 1 / (1 + 10^((other - own) / 400)), and each game moves both by 16
-             times what it got beyond that (A. E. Elo, 1978). 0 to begin with, for a version what its policy has by then
+    ratings  {name: mean and deviation of its skill}, moved by each game (`sparring.rollout.rating`); of a policy over all its
+             versions, `START` to begin with, for a version what its policy has by then, less certain
     matrix   {row: {opponent: [won, drawn, lost]}}; a row is a policy, against a league in the versions that lie
-             between two of its members: 'alice@10' are alice's from 10 on
+             between two of its members: 'alice@10' are alice's from 10 on. Of two policies that learn each has a row, so
+             that their game stands in both
     recent   {policy: {opponent: the latest scores}}, as many as the league's window
     waiting  what is counted later, as results wait in a deterministic run
     """
 
-    ratings: Mapping[str, float] = field(default_factory=dict[str, float])
+    ratings: Mapping[str, Rating] = field(default_factory=dict[str, Rating])
     matrix: Mapping[str, Mapping[str, Sequence[int]]] = field(default_factory=dict[str, Mapping[str, Sequence[int]]])
     recent: Mapping[str, Mapping[str, Sequence[float]]] = field(
         default_factory=dict[str, Mapping[str, Sequence[float]]]
@@ -72,9 +82,9 @@ class Table:
 
     @property
     def lines(self) -> list[str]:
-        """What a person reads: the ratings, best first, and the match matrix."""
-        ranked = sorted(self.ratings.items(), key=lambda pair: (-pair[1], pair[0]))
-        rated = [f"rating of {name}: {rating:.0f}" for name, rating in ranked]
+        """What a person reads: the ratings, best first by mean less three deviations, and the match matrix."""
+        ranked = sorted(self.ratings.items(), key=lambda pair: (-pair[1].ordinal, pair[0]))
+        rated = [f"rating of {name}: {rating.mu:.1f} \N{PLUS-MINUS SIGN} {rating.sigma:.1f}" for name, rating in ranked]
         return rated + [
             f"{row} against {other}: {won} won, {drawn} drawn, {lost} lost"
             for row, others in self.matrix.items()
@@ -88,7 +98,7 @@ class Standings:
 
     def __init__(self, *, pinned: bool) -> None:
         self._pinned = pinned
-        self._ratings: dict[str, float] = {}
+        self._ratings: dict[str, Rating] = {}
         self._matrix: dict[str, dict[str, list[int]]] = {}
         self._recent: dict[str, dict[str, list[float]]] = {}
         self._waiting: dict[int, Games] = {}
@@ -134,19 +144,28 @@ class Standings:
 
     def _count(self, games: Games) -> None:
         for game in games.games:
-            own, other = self._ratings.setdefault(game.policy, 0.0), self._ratings.get(game.opponent)
-            if other is None:
-                other = self._ratings.get(game.first, 0.0)
-            moved = _K * (game.score - 1 / (1 + 10 ** ((other - own) / 400)))
-            self._ratings[game.policy], self._ratings[game.opponent] = own + moved, other - moved
+            self._rate(game.policy, game.opponent, game.first, game.score)
             league = game.league
             row = game.policy if league is None else f"{game.policy}@{game.version // league.every * league.every}"
-            cell = self._matrix.setdefault(row, {}).setdefault(game.opponent, [0, 0, 0])
-            cell[int(2 - 2 * game.score)] += 1
+            self._enter(row, game.opponent, game.score)
             if league is not None:
                 recent = self._recent.setdefault(game.policy, {}).setdefault(game.opponent, [])
                 recent.append(game.score)
                 del recent[: -league.window]
+        for meeting in games.meetings:
+            self._rate(meeting.one, meeting.other, "", meeting.score)
+            self._enter(meeting.one, meeting.other, meeting.score)
+            self._enter(meeting.other, meeting.one, 1 - meeting.score)
+
+    def _rate(self, one: str, other: str, first: str, score: float) -> None:
+        own, theirs = self._ratings.get(one, START), self._ratings.get(other)
+        if theirs is None:
+            theirs = self._ratings[first].inherited if first in self._ratings else START
+        self._ratings[one], self._ratings[other] = played(own, theirs, score)
+
+    def _enter(self, row: str, opponent: str, score: float) -> None:
+        cell = self._matrix.setdefault(row, {}).setdefault(opponent, [0, 0, 0])
+        cell[int(2 - 2 * score)] += 1
 
 
 def games_of(
@@ -167,7 +186,7 @@ def games_of(
             own = _return(ended, [seat for seat, named in seats.items() if named == policy])
             for seat, opponent in opponents.items():
                 other = _return(ended, [seat])
-                if own is None or other is None or ended.fault:
+                if own is None or other is None:
                     continue
                 version = admitted.pinned.get(policy, since[policy])
                 found.append(
@@ -177,12 +196,34 @@ def games_of(
                         opponent=opponent.drawn(admitted.opponents.get(seat, 0)),
                         first=opponent.policy,
                         league=opponent.league,
-                        score=0.5 if own == other else float(own > other),
+                        score=_score(own, other),
                     )
                 )
     return found
 
 
+def meetings_of(episodes: Iterable[Ended], lineup: Mapping[str, str]) -> list[Meeting]:
+    """The games of a group between policies of the run, each pair's in each episode; `lineup` is {seat: policy}.
+
+    A policy counts as one that learns where it is paused or done, too. Who won is as in `games_of`; a policy in two seats plays
+    no game against itself.
+    """
+    found: list[Meeting] = []
+    for ended in episodes:
+        for one, other in combinations(dict.fromkeys(lineup.values()), 2):
+            mine, theirs = (
+                _return(ended, [seat for seat, named in lineup.items() if named == who]) for who in (one, other)
+            )
+            if mine is not None and theirs is not None:
+                found.append(Meeting(one=one, other=other, score=_score(mine, theirs)))
+    return found
+
+
 def _return(ended: Ended, seats: Sequence[str]) -> float | None:
+    """The mean return of the seats, forks included; None where none was rewarded, and of an episode that failed."""
     values = [one.value for one in ended.results if one.seat in seats and one.value is not None]
-    return fmean(values) if values else None
+    return fmean(values) if values and not ended.fault else None
+
+
+def _score(own: float, other: float) -> float:
+    return 0.5 if own == other else float(own > other)

@@ -17,7 +17,20 @@ import anyio.to_thread
 import msgspec
 import pytest
 
-from sparring import Episodes, Frozen, League, Lineup, Policy, Run, Sampling, ScriptedModels, Seat, environment, rae
+from sparring import (
+    Episodes,
+    Frozen,
+    League,
+    Lineup,
+    Policy,
+    Run,
+    Sampling,
+    Scripted,
+    ScriptedModels,
+    Seat,
+    environment,
+    rae,
+)
 from sparring.backend import Lora, ScriptedBackend
 from sparring.backend.scripted import ScriptedModel
 from sparring.learner import train, train_async
@@ -154,6 +167,34 @@ async def test_what_a_league_needs_is_loaded_from_its_own_checkpoints(tmp_path: 
         found = await anyio.to_thread.run_sync(folded, run, schedule_of(run), await opened(kept), RunFolder(run.path))
         assert found.since == {"alice": 3 if gone else 5}
         assert canonical(await trained(run, kept)) == undisturbed
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+async def test_two_that_learn_meet_and_nothing_else_is_told_of_it(tmp_path: Path, deterministic: bool) -> None:
+    """Each has a row against the other. `won` is of games against players that do not learn: none is won against "", which
+    nothing comes before."""
+    plain = league_run(tmp_path, deterministic=deterministic)
+    lineups = [Lineup({"one": "alice", "two": who}) for who in ("bob", Scripted(lambda conversation: ""))]
+    policies = {"alice": Policy("one", rae()), "bob": Policy("two", rae())}
+    events = await trained(
+        replace(plain, train=Episodes(contest, range(20), lineups), held_out=None, policies=policies)
+    )
+    won = {
+        name: [one.metrics.get("won") for one in events if isinstance(one, Stepped) and one.policy == name]
+        for name in policies
+    }
+    assert 0.0 in won["alice"] and set(won["alice"]) <= {0.0, None} and set(won["bob"]) == {None}
+    comparison = compare(events)
+    assert comparison.agrees, comparison.lines
+    rows = {line.partition(": ")[0]: line.partition(": ")[2] for line in comparison.standings}
+    assert {"rating of alice", "rating of bob", "rating of <lambda>"} == {one for one in rows if "rating" in one}
+    assert {one for one in rows if "against" in one} == {
+        "alice against bob",
+        "bob against alice",
+        "alice against <lambda>",
+    }
+    won_by_alice, drawn, lost = (int(part.split()[0]) for part in rows["alice against bob"].split(", "))
+    assert rows["bob against alice"] == f"{lost} won, {drawn} drawn, {won_by_alice} lost" and won_by_alice and lost
 
 
 async def opened(kept: MemorySegments) -> Journal:
