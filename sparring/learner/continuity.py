@@ -93,7 +93,8 @@ def decided_again(
 
 
 async def trained_again(run: Run) -> Verdict:
-    """Tier B: every step of the run's journal, trained anew from version 0 on a fresh model, ends in the journaled weights.
+    """Tier B: every step of the run's journal, trained anew from version 0 on a fresh model, ends in the journaled weights. A
+    policy that fell back takes the same checkpoint again.
 
     Needs the run's backend; a deterministic run that ends otherwise raises `ReplayDiverged`, as a resume does.
     """

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-from sparring.learner.history import Step, estimate_mean, headline_name, note_of
+from sparring.learner.history import Step, estimate_mean, fall_back_note, headline_name, note_of
 from sparring.rollout.events import SET_ASIDE, Accepted, AnyEvent, Ended, Evaluated, Noted, Retried, Stepped, Timed
 
 _HEADER_EVERY = 20
@@ -112,6 +112,7 @@ class Display:
                     engine=event.engine,
                     timing={},
                 )
+                self._note(fall_back_note(event))
             case Timed():
                 self._time(event)
             case Evaluated():
@@ -122,8 +123,7 @@ class Display:
                 what = "was dropped" if event.fault in SET_ASIDE else "failed"
                 self.warn(f"episode {event.member} of group {event.group} {what} ({event.fault}): {said}")
             case Noted() | Accepted():
-                note = note_of(event)
-                self._write(f"{note.kind}: {note.text}")
+                self._note(note_of(event))
             case _:
                 """Shown when the step that it belongs to is."""
 
@@ -135,6 +135,10 @@ class Display:
     def warn(self, text: str) -> None:
         """A line that does not belong to the table."""
         self._write(f"warning: {text}")
+
+    def _note(self, note: Noted | None) -> None:
+        if note is not None:
+            self._write(f"{note.kind}: {note.text}")
 
     def _time(self, event: Timed) -> None:
         """The row is complete, unless a held-out figure of its version is still to come."""

@@ -1,13 +1,14 @@
-"""What stops a run that collapses: figures of its steps that leave the bounds which it was given."""
+"""What tells that a run collapses: figures of its steps that leave the bounds which it was given."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sparring.errors import Collapsed, SettingError
+from sparring.errors import SettingError
 from sparring.learner.kinds import finite, whole
 from sparring.rollout.events import Stepped
+from sparring.rollout.fell_back import Broken
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +24,14 @@ class Gauge:
     won/alice@0          the same against one of them that no league draws, by its name
 
     `policy`: of which; None: of each.
+
+    `fall_back`: how often a policy may have fallen back, whichever gauge had it do so, for this one to let it do so once more
+    instead of stopping the run; 0 stops it at once. A policy that falls back goes on from its newest checkpoint that is older
+    than every version that played in the first of these steps: weights and optimizer are that checkpoint's, versions and
+    learning rate go on as they would. Checkpoints are made at the versions that are evaluated, so that up to `evaluate_every` +
+    `max_staleness` + `steps` steps are given up. What estimators keep between steps (baselines, the coefficient of a KL) stays,
+    and so do the versions that were given up, for leagues and evaluations. Groups that these played are trained on within the
+    staleness bound; gauges count again from the first step in which none of them did.
     """
 
     figure: str
@@ -30,6 +39,7 @@ class Gauge:
     above: float | None = None
     steps: int = 3
     policy: str | None = None
+    fall_back: int = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.figure, str) or not self.figure:
@@ -42,6 +52,15 @@ class Gauge:
             raise SettingError(f"Gauge({self.figure!r}) has no bound: set below, above or both")
         if not (whole(self.steps) and self.steps >= 1):
             raise SettingError(f"Gauge(steps={self.steps!r}) of {self.figure!r}: must be a whole number, at least 1")
+        if not (whole(self.fall_back) and self.fall_back >= 0):
+            raise SettingError(
+                f"Gauge(fall_back={self.fall_back!r}) of {self.figure!r}: must be a whole number of times, at least 0"
+            )
+
+    @property
+    def bounds(self) -> str:
+        """What it counts, as text: where that changes it counts anew."""
+        return f"{self.figure}: {self.below} to {self.above}, {self.steps} steps"
 
     def broken_by(self, value: float) -> str:
         """Which bound it breaks, in words; "" for none."""
@@ -50,32 +69,40 @@ class Gauge:
         return f"above {self.above}" if self.above is not None and value > self.above else ""
 
 
-class Gauges:
-    """Counts from where it was made: a run that is resumed after a stop goes on, and is stopped again by as many steps."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tripped:
+    """A gauge whose bound was broken once too often: `since` which step, and `why`, in words."""
 
-    def __init__(self, gauges: Sequence[Gauge]) -> None:
-        self._gauges = gauges
-        self._seen: dict[tuple[int, str], list[float]] = {}
+    gauge: Gauge
+    since: int
+    why: str
 
-    def check(self, stepped: Stepped) -> None:
-        """Raises `Collapsed` where a figure of the step, which is journaled, is out of bounds once too often."""
-        figures = {**stepped.engine, **stepped.metrics}
-        for number, gauge in enumerate(self._gauges):
-            if gauge.figure not in figures or gauge.policy not in (None, stepped.policy):
-                continue
-            value, seen = figures[gauge.figure], self._seen.setdefault((number, stepped.policy), [])
-            broken = gauge.broken_by(value)
-            if not broken:
-                seen.clear()
-                continue
-            seen.append(value)
-            if len(seen) >= gauge.steps:
-                shown = ", ".join(f"{one:.4g}" for one in seen)
-                raise Collapsed(
-                    f"step {stepped.step} of {stepped.policy!r}: {gauge.figure} was {shown}, {broken}, in {len(seen)} steps in "
-                    f"a row: look at the newest episodes, then lower the learning rate or start from an earlier checkpoint; "
-                    f"to go on all the same, change gauges"
-                )
+
+def counted(
+    gauges: Sequence[Gauge], stepped: Stepped, before: Mapping[str, Broken]
+) -> tuple[dict[str, Broken], Tripped | None]:
+    """{bounds: since when they are broken} after a step of a policy, from the same `before` it; and the gauge that trips with
+    it, of several the one that lets it fall back least often."""
+    figures = {**stepped.engine, **stepped.metrics}
+    broken: dict[str, Broken] = {}
+    tripped: list[Tripped] = []
+    for gauge in (one for one in gauges if one.policy in (None, stepped.policy)):
+        earlier = before.get(gauge.bounds)
+        if gauge.figure not in figures:
+            if earlier is not None:
+                broken[gauge.bounds] = earlier
+            continue
+        value = figures[gauge.figure]
+        if not (how := gauge.broken_by(value)):
+            continue
+        since = stepped.step if earlier is None else earlier.since
+        now = Broken(since=since, values=[*([] if earlier is None else earlier.values), value])
+        broken[gauge.bounds] = now
+        if len(now.values) >= gauge.steps:
+            shown = ", ".join(f"{one:.4g}" for one in now.values)
+            why = f"{gauge.figure} was {shown}, {how}, in {len(now.values)} steps in a row"
+            tripped.append(Tripped(gauge=gauge, since=now.since, why=why))
+    return broken, min(tripped, key=lambda one: one.gauge.fall_back, default=None)
 
 
 def check_gauges(gauges: object, policies: Sequence[str]) -> None:

@@ -201,6 +201,14 @@ def note_of(event: Noted | Accepted) -> Noted:
     return Noted(kind="accepted", text=f"goes on although these changed: {', '.join(event.changes)}")
 
 
+def fall_back_note(event: Stepped) -> Noted | None:
+    """The same where the policy fell back after the step."""
+    if event.fell_back is None:
+        return None
+    back = f"{event.policy!r} fell back: version {event.step + 1} is version {event.fell_back.to} once more"
+    return Noted(kind="fell back", text=f"step {event.step}: {event.fell_back.why}; {back}")
+
+
 def headline_name(evaluated: Evaluated) -> str:
     """What an evaluation's values are: `reward`, or the environment's headline metric."""
     return evaluated.headline or "reward"
@@ -271,6 +279,8 @@ class _Folding:
         self._trained[event.policy] = self._trained.get(event.policy, 0) + self._planned.pop(event.policy, 0)
         made = Step(policy=event.policy, version=event.step + 1, metrics=event.metrics, engine=event.engine, timing={})
         self._steps[event.policy, made.version] = made
+        note = fall_back_note(event)
+        self._notes += [] if note is None else [note]
 
     def _time(self, event: Timed) -> None:
         step = self._steps.get((event.policy, event.step + 1))

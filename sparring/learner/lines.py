@@ -16,7 +16,8 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
 
     version        the weights' version: what the step made (1 after the first), or what was evaluated
     deterministic  computed from what was played: equal in a replay
-    engine         measured by the backend: equal where the backend is deterministic
+    engine         measured by the backend: equal where the backend is deterministic; with `fell_back_to` where a gauge had the
+                   policy fall back: the version that this one is once more
     timing         from the clock
     """
 
@@ -93,7 +94,7 @@ class Lines:
                     policy=event.policy,
                     version=event.step + 1,
                     deterministic=event.metrics,
-                    engine=event.engine,
+                    engine=_engine(event),
                 )
                 if self._known(line):
                     return []
@@ -121,6 +122,11 @@ class Lines:
         known = (line.name, line.version) in self._evaluated
         self._evaluated[line.name, line.version] = None
         return known
+
+
+def _engine(event: Stepped) -> dict[str, float]:
+    back = event.fell_back
+    return event.engine if back is None else event.engine | {"fell_back_to": float(back.to)}
 
 
 def evaluation_line(event: Evaluated) -> Line:

@@ -16,6 +16,7 @@ from sparring.environments import task_digest
 from sparring.errors import ReplayDiverged
 from sparring.learner.bounds import most_staleness
 from sparring.learner.described import task_at
+from sparring.learner.fall_back import fall_back_again, oldest_for_fall_back
 from sparring.learner.folder import RunFolder
 from sparring.learner.lines import Lines
 from sparring.learner.run import Run
@@ -155,17 +156,20 @@ def checkpoint_due(run: Run, coordinator: Coordinator, policy: str, version: int
     """Whether this version, the newest, is to lie in the run folder and does not yet."""
     if version in coordinator.checkpoints[policy]:
         return False
-    return version in due_versions(run) or version in named_versions(run, coordinator, policy)
+    begun_anew = {made for made, _ in coordinator.fell_back[policy]}
+    return version in {*due_versions(run), *begun_anew} or version in named_versions(run, coordinator, policy)
 
 
 def kept_checkpoints(run: Run, coordinator: Coordinator, policy: str, version: int) -> set[int]:
-    """Those of the policy's checkpoints that a resume may need once it is at `version`: what it would start from, and the
-    versions that something plays with."""
+    """Those of the policy's checkpoints that a resume may need once it is at `version`: what it would start from, the versions
+    that something plays with, and those that it fell back to; and those that it may yet fall back to."""
     done = coordinator.checkpoints[policy]
     played = {*needed_versions(run, coordinator, policy), *named_versions(run, coordinator, policy)}
     oldest = min([version - most_staleness(run), *(one for one in played if one not in done)])
     base = max((step for step in done if step <= oldest), default=0)
-    return {step for step in done if step >= base or step in played}
+    base = min(base, oldest_for_fall_back(run, coordinator, policy))
+    again = {to for _, to in coordinator.fell_back[policy]}
+    return {step for step in done if step >= base or step in played or step in again}
 
 
 def evaluated(run: Run, coordinator: Coordinator, version: int) -> bool:
@@ -254,7 +258,8 @@ async def redo(
             if run.deterministic:
                 raise ReplayDiverged(f"{difference}; go back to what it was, or start the run anew under another name")
             differences.append(difference)
-        version = redone.stepped.step + 1
+        await fall_back_again(folder, then, models)
+        version = then.step + 1
         if version in needed or version >= newest - most_staleness(run):
             await versions.install(version)
         moved()

@@ -181,7 +181,7 @@ class Run:
                       and over until each has made its steps; (): all are trained at the same time
     reuse             Reuse(...) trains on units once more, in places beyond the fresh ones; None does not
     pacing            what becomes of episodes that take long: Pace() waits for them, Drop(...) drops and counts them
-    gauges            Gauge(...): figures that stop the run where they leave their bounds, as when it collapses
+    gauges            Gauge(...): figures that stop the run, or have a policy fall back, where they leave their bounds
     stall_deadline    seconds in which nothing happens, and the backend computes nothing, after which the run stops and says
                       what it waits for; a call that holds the event loop for as long ends the process
     """

@@ -23,6 +23,7 @@ from sparring.learner.bounds import most_staleness
 from sparring.learner.called import called
 from sparring.learner.checked import Checked, check_capabilities, checked
 from sparring.learner.described import check_code, check_settings, describe
+from sparring.learner.fall_back import may_fall_back
 from sparring.learner.folder import RunFolder
 from sparring.learner.parts import Parts
 from sparring.learner.report import ReportFile
@@ -251,6 +252,8 @@ async def _brought_up(parts: Parts, policy: str, base: int, steps: Sequence[Redo
         versions.hold(version)
     await versions.trim()
     newest = coordinator.budget.version(policy)
+    if newest == 0 and may_fall_back(parts.run, coordinator, policy):  # else what a run begins with needs no file
+        await models.save(await anyio.to_thread.run_sync(parts.folder.fresh_checkpoint, policy, 0))
     if coordinator.budget.installed(policy) < newest:
         event = Installed(policy=policy, version=newest)
         parts.journal.append(event)

@@ -23,7 +23,7 @@ from sparring.errors import RunChanged, SettingError
 from sparring.learner.ceilings import Ceilings
 from sparring.learner.described import task_at
 from sparring.learner.evaluate import evaluate
-from sparring.learner.gauges import Gauges
+from sparring.learner.fall_back import FallBacks
 from sparring.learner.holds import Holds
 from sparring.learner.pacing import Drop
 from sparring.learner.parts import Parts
@@ -80,7 +80,8 @@ class Trainer:
         )
         self._held_out: dict[str, Episode] = {}
         self._held_out_replies = 0
-        self._ceilings, self._gauges = Ceilings(parts.run, parts.coordinator), Gauges(parts.run.gauges)
+        self._ceilings = Ceilings(parts.run, parts.coordinator)
+        self._fall_backs = FallBacks(parts.run, parts.coordinator, parts.folder)
         self._loop = LoopWatch(deadline=parts.run.stall_deadline, on_held=self._note_held)
         self._stopping = False
         self._started = monotonic()
@@ -276,9 +277,7 @@ class Trainer:
     async def _learn(self, policy: str) -> None:
         """Waits for the units of the policy's next step; unblocked by episodes that end and by drops."""
         self._first_step[policy] = version = self._coordinator.budget.version(policy)
-        if checkpoint_due(
-            self._run, self._coordinator, policy, version
-        ):  # a process may have ended before it was written
+        if checkpoint_due(self._run, self._coordinator, policy, version):  # a process ended before it was written
             await self._checkpoint(policy, version)
         began = monotonic()
         while not self._coordinator.budget.done(policy) and not self._stopping:
@@ -292,11 +291,12 @@ class Trainer:
                 batch = self._coordinator.batches[policy]
             ready = monotonic()
             with self._waits.on(f"learner of {policy}", f"the model: step {batch.planned.step}"):
-                stepped = await take_step(
-                    self._run, policy, batch, self._coordinator.durable[policy], self._parts.models[policy]
-                )
+                models, durable = self._parts.models[policy], self._coordinator.durable[policy]
+                made = await take_step(self._run, policy, batch, durable, models)
+                stepped, collapsed = await self._fall_backs.after(made, models)
             await self._commit(stepped)
-            self._gauges.check(stepped)
+            if collapsed is not None:
+                raise collapsed
             with self._waits.on(f"learner of {policy}", f"the samplers: version {stepped.step + 1}"):
                 await self._publish(policy, stepped.step + 1)
             done = stepped.step + 1 - self._first_step[policy]

@@ -14,8 +14,9 @@ import numpy as np
 
 from sparring.agents import Sample
 from sparring.environments import Reply
+from sparring.rollout.fell_back import Broken, FellBack
 
-SCHEMA = 5
+SCHEMA = 6
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", omit_defaults=True):
@@ -218,6 +219,8 @@ class Stepped(Event, frozen=True, kw_only=True, tag="stepped"):
     weights     {group: its weight in the draw of units that are used again}, where that draw is weighted
     critic      digest of the critic's weights; "" without one
     measured    what other models said of the batch before the step, f32 for each action token (see `learner.measured`)
+    broken      {a gauge's bounds: since when they are broken}
+    fell_back   where a gauge had the policy's models go back: then the version that follows is not what the step made
     """
 
     policy: str
@@ -230,6 +233,8 @@ class Stepped(Event, frozen=True, kw_only=True, tag="stepped"):
     weights: dict[int, float] = {}
     critic: str = ""
     measured: dict[str, bytes] = {}
+    broken: dict[str, Broken] = {}
+    fell_back: FellBack | None = None
 
 
 class Installed(Event, frozen=True, kw_only=True, tag="installed"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -13,9 +14,10 @@ from sparring import Episodes, Frozen, Gauge, League, Lineup, Run, Scripted, Scr
 from sparring.backend.scripted import ScriptedReply, babble
 from sparring.errors import Collapsed, SettingError
 from sparring.learner import train_async
-from sparring.learner.gauges import Gauges
+from sparring.learner.gauges import Tripped, counted
 from sparring.rollout import MemorySegments
 from sparring.rollout.events import Stepped
+from sparring.rollout.fell_back import Broken
 from tests.learner.test_league import league_run
 from tests.learner.worlds import events_of
 
@@ -88,19 +90,52 @@ async def test_a_planted_collapse_stops_the_run(
     assert await train_async(choice_run(tmp_path / "well", either, gauge), store=MemorySegments())
 
 
-def stepped(value: float | None, policy: str = "alice") -> Stepped:
-    engine = {} if value is None else {"entropy": value}
-    return Stepped(policy=policy, step=0, digest="", advantages="", metrics={}, engine=engine, durable={})
+LOW = Gauge(figure="entropy", below=0.1, steps=2)
 
 
-def test_only_steps_in_a_row_count_for_each_policy() -> None:
-    gauges = Gauges([Gauge(figure="entropy", below=0.1, steps=2)])
-    for value in (0.0, 0.2, 0.0, None, 0.3):
-        gauges.check(stepped(value))
-    gauges.check(stepped(0.0))
-    gauges.check(stepped(0.0, "bob"))
-    with pytest.raises(Collapsed, match=r"entropy was 0, 0\.05, below 0\.1"):
-        gauges.check(stepped(0.05))
+def told(*values: float | None, gauges: Sequence[Gauge] = (LOW,)) -> tuple[dict[str, Broken], Tripped | None]:
+    """What comes of steps with these entropies, one after the other; None: a step without."""
+    broken: dict[str, Broken] = {}
+    tripped: Tripped | None = None
+    for step, value in enumerate(values):
+        assert tripped is None, f"before step {step}"
+        engine = {} if value is None else {"entropy": value}
+        stepped = Stepped(
+            policy="alice", step=step, digest="", advantages="", metrics={}, engine=engine, durable={}, broken=broken
+        )
+        broken, tripped = counted(gauges, stepped, stepped.broken)
+    return broken, tripped
+
+
+def test_only_steps_in_a_row_count() -> None:
+    assert told(0.0, 0.2, 0.0, None, 0.3) == ({}, None)
+    broken, tripped = told(0.0, 0.3, 0.0)
+    assert broken == {LOW.bounds: Broken(since=2, values=[0.0])} and tripped is None
+    assert told(0.0, 0.3, 0.0, None) == (broken, None), "a step that does not have the figure does not count"
+    _, tripped = told(0.0, 0.3, 0.0, None, 0.05)
+    assert tripped == Tripped(gauge=LOW, since=2, why="entropy was 0, 0.05, below 0.1, in 2 steps in a row")
+
+
+def test_each_gauge_counts_its_own_bounds() -> None:
+    """Planted: counts that are kept by the figure's name; a gauge that is there twice counts twice."""
+    high = Gauge(figure="entropy", above=0.5, steps=2)
+    assert told(0.0, 0.9, 0.0, 0.9, gauges=(LOW, high))[1] is None
+    assert told(0.0, gauges=(LOW, LOW, replace(LOW, fall_back=1)))[0] == {LOW.bounds: Broken(since=0, values=[0.0])}
+    assert told(0.0, 0.0, gauges=(replace(LOW, policy="bob"),)) == ({}, None)
+
+
+def test_a_gauge_that_is_another_counts_anew() -> None:
+    """Gauges may change where a run goes on; how often one lets a policy fall back is no part of what it counts."""
+    others = [replace(LOW, below=0.2), replace(LOW, above=1.0), replace(LOW, steps=3), replace(LOW, figure="won")]
+    assert len({LOW.bounds, *(one.bounds for one in others)}) == 5
+    assert replace(LOW, fall_back=4).bounds == LOW.bounds
+
+
+def test_of_two_that_trip_the_one_that_falls_back_least_often_does() -> None:
+    often, seldom = replace(LOW, fall_back=3), Gauge(figure="entropy", below=0.05, steps=2, fall_back=1)
+    for gauges in ((often, seldom), (seldom, often)):
+        _, tripped = told(0.0, 0.0, gauges=gauges)
+        assert tripped is not None and tripped.gauge == seldom
 
 
 @pytest.mark.parametrize(
@@ -110,6 +145,8 @@ def test_only_steps_in_a_row_count_for_each_policy() -> None:
         ({"figure": "won"}, "has no bound"),
         ({"figure": "won", "below": float("nan")}, "must be None or a finite number"),
         ({"figure": "won", "below": 0.5, "steps": 0}, "a whole number, at least 1"),
+        ({"figure": "won", "below": 0.5, "fall_back": -1}, r"fall_back=-1\) of 'won': must be a whole number of times"),
+        ({"figure": "won", "below": 0.5, "fall_back": True}, r"fall_back=True\) of 'won'"),
     ],
 )
 def test_gauges_that_are_none(settings: dict[str, Any], said: str) -> None:

@@ -37,6 +37,7 @@ from sparring.rollout.events import (
     encode,
     segment,
 )
+from sparring.rollout.fell_back import Broken, FellBack
 
 EVERY_KIND: list[AnyEvent] = [
     Opened(run={"settings": {"steps": 3}, "tasks": None}),
@@ -51,6 +52,17 @@ EVERY_KIND: list[AnyEvent] = [
     Ended(group=0, member=0, fault="KeyError", detail="'x'", metrics={"m": float("inf")}, notes={"n": "\u2028"}),
     Planned(policy="a", step=0, groups=[0, 2]),
     Stepped(policy="a", step=0, digest="d", advantages="e", metrics={"r": 0.1}, engine={}, durable={"advantages": {}}),
+    Stepped(
+        policy="a",
+        step=1,
+        digest="d",
+        advantages="e",
+        metrics={},
+        engine={"x": 0.5},
+        durable={},
+        broken={"x: 1.0 to None, 3 steps": Broken(since=0, values=[0.25, float("inf")])},
+        fell_back=FellBack(to=0, why="x was 0.25", digest="f", critic="c"),
+    ),
     Installed(policy="a", version=1),
     Evaluated(
         name="h", version=1, headline="r", values=[None, 1.0], rewards=[0.0, None], transcripts=[[("u", "t")], []]

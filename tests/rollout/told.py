@@ -20,6 +20,7 @@ from sparring.rollout.events import (
     SeatResult,
     Stepped,
 )
+from sparring.rollout.fell_back import Broken, FellBack
 
 TWO_SEATS = {"one": "alice", "two": "bob"}
 ONE_POLICY = {"one": "alice", "two": "alice"}
@@ -130,7 +131,10 @@ class Story:
         self.tell(planned)
         return planned.groups
 
-    def step(self, policy: str, *, install: bool = True, weights: Mapping[int, float] | None = None) -> None:
+    def step(
+        self, policy: str, *, install: bool = True, weights: Mapping[int, float] | None = None, to: int | None = None
+    ) -> None:
+        """`to`: the policy falls back to this version, and a figure stays out of its bounds."""
         step = self.state.budget.version(policy)
         self.tell(
             Stepped(
@@ -142,6 +146,8 @@ class Story:
                 engine={},
                 durable={"at": step},
                 weights=dict(weights or {}),
+                broken={} if to is None else {"won: 0.1 to None, 3 steps": Broken(since=step, values=[0.0])},
+                fell_back=None if to is None else FellBack(to=to, why="", digest=""),
             )
         )
         if install:
