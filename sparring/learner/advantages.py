@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from inspect import isfunction
 from math import fsum, sqrt
@@ -42,6 +42,8 @@ class Comparable:
     episodes     i32[N]     member numbers within the group
     penalties    N x f32[T] what is part of the returns, token by token: a penalty for leaving a reference; () without
     values       N x f32[T] a critic's value of what precedes each action token; () without
+    players      {seat: who plays it}: a policy by its name, another player as the line-up names it, a league's with the
+                 version that was drawn
     """
 
     environment: str
@@ -54,6 +56,7 @@ class Comparable:
     episodes: Int32[I32, " N"]
     penalties: tuple[Float32[F32, " _"], ...] = ()
     values: tuple[Float32[F32, " _"], ...] = ()
+    players: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def __len__(self) -> int:
         return len(self.rewards)
@@ -152,24 +155,35 @@ class RoleBaseline:
 
     Each trajectory moves the baseline of the next, so that the advantages depend on the order, which is that of
     admission.
+
+    given  seats: b is kept for each player there too, by its name (`Comparable.players`), as in ("judge",); a seat that an
+           environment does not have adds nothing
     """
 
     decay: float = 0.95
+    given: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1:
             raise SettingError(f"rae(decay={self.decay!r}): must be at least 0 and less than 1")
+        names = isinstance(self.given, tuple) and all(isinstance(seat, str) for seat in self.given)
+        if not names or len(set(self.given)) < len(self.given):
+            raise SettingError(
+                f"rae(given={self.given!r}): must be a seat, or a tuple of different ones, as in ('judge',)"
+            )
 
     @property
     def name(self) -> str:
-        return f"role baseline, decay {self.decay}"
+        given = f", given {' and '.join(self.given)}" if self.given else ""
+        return f"role baseline, decay {self.decay}{given}"
 
     @property
     def minimum(self) -> int:
         return 1
 
     def __call__(self, group: Comparable, state: State) -> tuple[Float32[F32, " N"], State]:
-        key = f"{group.environment}/{group.seat}/{group.label}"
+        given = "".join(f"/{seat}={group.players[seat]}" for seat in self.given if seat in group.players)
+        key = f"{group.environment}/{group.seat}/{group.label}{given}"
         baseline = float(state.get(key, 0.0))
         values = np.empty(len(group), np.float32)
         for index, reward in enumerate(group.rewards.tolist()):

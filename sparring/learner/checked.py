@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from sparring.agents import Frozen, League, Player, name_of
 from sparring.backend import Backend, Capabilities
 from sparring.environments import size
 from sparring.errors import SettingError, UnsupportedError
+from sparring.learner.advantages import RoleBaseline
 from sparring.learner.bounds import bounds, most_staleness
 from sparring.learner.described import digests
 from sparring.learner.pacing import Drop
@@ -69,6 +71,7 @@ def schedule_of(run: Run) -> Schedule:
     for policy in policies:
         if policy not in learning:
             raise SettingError(f"policy {policy!r} plays no training seat: name it in a line-up, or leave it out")
+    _check_given(run)
     _check_reachable(sources, stages(run.phases, dict.fromkeys(policies, run.steps)))
     return Schedule(
         sources=tuple(sources),
@@ -85,6 +88,37 @@ def schedule_of(run: Run) -> Schedule:
         reuse=None if run.reuse is None else run.reuse.rule,
         phases=tuple(run.phases),
     )
+
+
+def _check_given(run: Run) -> None:
+    """Raises `SettingError` where a policy's baselines are kept for each player at a seat that no environment has, or at which
+    two players go by one name."""
+    seats = list(dict.fromkeys(seat for source in run.sources for seat in source.environment.seats))
+    for name, policy in run.named_policies.items():
+        estimator = policy.algorithm.advantages
+        for seat in estimator.given if isinstance(estimator, RoleBaseline) else ():
+            if seat not in seats:
+                near = get_close_matches(seat, seats, n=1)
+                meant = f"did you mean {near[0]!r}?" if near else f"the seats are {', '.join(seats)}"
+                raise SettingError(f"policy {name!r}: given={seat!r} is no seat of the training environments; {meant}")
+            if twice := _one_name(run, seat):
+                raise SettingError(
+                    f"policy {name!r}: given={seat!r}: two players there are called {twice!r} and would share a baseline; give "
+                    f"their functions or classes names of their own"
+                )
+
+
+def _one_name(run: Run, seat: str) -> str:
+    """What two different players at the seat are called in one environment; "" where all names differ. A league's versions go
+    by the names that they have everywhere."""
+    known: dict[tuple[str, str], Player] = {}
+    for source in run.sources:
+        for lineup in source.lineups if seat in source.environment.seats else ():
+            player = lineup.resolved(source.environment.seats, tuple(run.named_policies))[seat]
+            key = source.environment.name, name_of(player)
+            if not isinstance(player, League) and known.setdefault(key, player) != player:
+                return name_of(player)
+    return ""
 
 
 def _opponent(player: Player) -> Opponent:

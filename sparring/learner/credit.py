@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import fsum, sqrt
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,14 @@ class Credit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where a group was played: the environment's name, and {seat: who plays it}."""
+
+    environment: str
+    players: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Played:
     """A trajectory as it is credited: what its reward is raised by before it is compared, in all and, of this, token by token
     (f32[A]), and a critic's values f32[A]; the last two None where the algorithm has none."""
@@ -63,9 +72,10 @@ class Credited:
     uncompared: int
 
 
-def credited(drawn: Sequence[Played], credit: Credit, state: Mapping[str, Any], sources: Mapping[int, str]) -> Credited:
-    """`sources` are the environments' names by group. Raises `SettingError` for an estimator that returns what it should
-    not."""
+def credited(
+    drawn: Sequence[Played], credit: Credit, state: Mapping[str, Any], sources: Mapping[int, Origin]
+) -> Credited:
+    """`sources` are where each group was played. Raises `SettingError` for an estimator that returns what it should not."""
     values = [np.zeros(one.trajectory.action_tokens, np.float32) for one in drawn]
     returns: dict[int, F32] = {}
     compared: dict[Role, list[int]] = {}
@@ -130,11 +140,12 @@ def action_turns(trajectory: Trajectory) -> Int32[I32, " A"]:
     return np.concatenate(turns).astype(np.int32)
 
 
-def _comparable(chosen: Sequence[Played], sources: Mapping[int, str]) -> Comparable:
+def _comparable(chosen: Sequence[Played], sources: Mapping[int, Origin]) -> Comparable:
     made = [one.trajectory for one in chosen]
+    source = sources[made[0].group]
     rewards = [one.trajectory.reward + one.added for one in chosen]
     return Comparable(
-        environment=sources[made[0].group],
+        environment=source.environment,
         seat=made[0].seat,
         label=made[0].label,
         rewards=_read_only(np.array(rewards, np.float32)),
@@ -144,6 +155,7 @@ def _comparable(chosen: Sequence[Played], sources: Mapping[int, str]) -> Compara
         episodes=_read_only(np.array([trajectory.episode for trajectory in made], np.int32)),
         penalties=tuple(_read_only(one.penalties) for one in chosen if one.penalties is not None),
         values=tuple(_read_only(one.values) for one in chosen if one.values is not None),
+        players=MappingProxyType(source.players),
     )
 
 

@@ -270,14 +270,24 @@ def ppo(
 def rae(
     *,
     decay: float = 0.95,
+    given: str | tuple[str, ...] = (),
     loss: Loss | None = None,
     compare: Compare | None = None,
     correction: Correction | None = None,
 ) -> Algorithm:
-    """Self-play with a running baseline for each role (arXiv 2506.24119); works with groups of one."""
+    """Self-play with a running baseline for each role (arXiv 2506.24119); works with groups of one.
+
+    A = r - b[environment, seat, label], b a running mean (`RoleBaseline`). `given` names a seat, or several, whose player is
+    another one from group to group: a judge drawn from a league, or one for each line-up. Then b is kept for each player there,
+    A = r - b[environment, seat, label, judge]. Let r = m + c_j + e, with c_j the leniency of judge j, of mean 0 and variance
+    c^2 over the groups, and e of variance s^2, all independent. One b for all judges leaves c_j in A, which has the variance
+    (s^2 + c^2) 2 / (1 + decay); a b for each leaves e, s^2 2 / (1 + decay), once it has settled: it begins at 0 for every
+    judge. Versions of a league are players each, a policy of the run is one. Estimators over groups need no `given`: a group
+    has one line-up.
+    """
     return Algorithm(
         name="rae",
-        advantages=RoleBaseline(decay=decay),
+        advantages=RoleBaseline(decay=decay, given=(given,) if isinstance(given, str) else given),
         loss=_corrected("rae", PPO() if loss is None else loss, correction),
         compare={} if compare is None else compare,
     )

@@ -40,7 +40,7 @@ class Comparison:
     otherwise, as a sentence.
 
     `drops` are the lines of the drop-bias table: what was trained and what was not, where anything was dropped; `standings`
-    those of the ratings and the match matrix, where anybody met a player that does not learn. `accepted` says since when the
+    those of the ratings and the match matrix, where two played against each other. `accepted` says since when the
     run went on with changed code: its decisions follow from what was played, whoever's code it was.
     """
 
@@ -89,6 +89,7 @@ def compare(
     crediting = credits_of(opened.run["settings"]["policies"], run)
     priority = _priority(opened.run["settings"].get("reuse"), run)
     counts = Counter[type]()
+    made: dict[tuple[str, int], tuple[str, str]] = {}
     differences: list[str] = []
     accepted: list[str] = []
     for event in history:
@@ -101,6 +102,7 @@ def compare(
                 differences += _batch(event, coordinator)
             case Stepped():
                 differences += _step(event, coordinator, crediting[event.policy], priority)
+                differences += _fall_back(event, made)
             case Ended() | Retried():
                 differences += _fault(event, coordinator)
             case Accepted():
@@ -108,12 +110,8 @@ def compare(
             case _:
                 """What players and clocks did is given, not decided."""
         counts[type(event)] += 1
-        try:
-            coordinator.apply(event)
-        except AssertionError as refused:  # nothing follows from what comes after it
-            differences.append(
-                f"{type(event).__name__} {counts[type(event)]} cannot follow what is before it: {refused}"
-            )
+        if refused := _refused(event, coordinator, counts[type(event)]):
+            differences.append(refused)  # nothing follows from what comes after it
             break
         differences += check.after(event, coordinator)
     return Comparison(
@@ -126,6 +124,15 @@ def compare(
         standings=tuple(coordinator.choosing.standings.table().lines),
         accepted=tuple(accepted),
     )
+
+
+def _refused(event: AnyEvent, coordinator: Coordinator, count: int) -> str:
+    """Apply it; a sentence where it cannot be."""
+    try:
+        coordinator.apply(event)
+    except AssertionError as refused:
+        return f"{type(event).__name__} {count} cannot follow what is before it: {refused}"
+    return ""
 
 
 def _left(coordinator: Coordinator) -> list[str]:
@@ -179,6 +186,17 @@ def _step(event: Stepped, coordinator: Coordinator, credit: Credit, priority: Pr
     if dict(decided.weights) != event.weights:
         found.append(f"{where}: other weights of units that may be used again")
     return found
+
+
+def _fall_back(event: Stepped, made: dict[tuple[str, int], tuple[str, str]]) -> list[str]:
+    """Whether a policy that fell back has the weights of the version that it says; `made` is {(policy, version): digests of its
+    weights and of its critic's}, to which the step's is added. When it does so its gauges say, which may change."""
+    back = event.fell_back
+    now = (event.digest, event.critic) if back is None else (back.digest, back.critic)
+    made[event.policy, event.step + 1] = now
+    if back is None or made.get((event.policy, back.to), now) == now:  # of version 0 the journal has none
+        return []
+    return [f"step {event.step} of {event.policy!r}: it fell back to other weights than those of version {back.to}"]
 
 
 def credits_of(policies: Mapping[str, Any], run: Run | None) -> dict[str, Credit]:

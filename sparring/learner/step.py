@@ -16,7 +16,7 @@ import numpy as np
 from sparring.arrays import F32, I32
 from sparring.errors import SettingError
 from sparring.learner.advantages import plain_state
-from sparring.learner.credit import Credit, Played, credited, longest_reply
+from sparring.learner.credit import Credit, Origin, Played, credited, longest_reply
 from sparring.learner.kl import KL, distance
 from sparring.learner.measured import NOTHING, Measured, all_trajectories
 from sparring.rollout import Batch, Trajectory, Unit
@@ -64,7 +64,10 @@ def decide(
     played = _played(all_trajectories(batch), credit, beta_of(credit.kl, durable), measured)
     fresh = sum(len(unit.trajectories) for unit in batch.units)
     drawn, more = [one.trajectory for one in played[:fresh]], [one.trajectory for one in played[fresh:]]
-    sources = {unit.group: environments[unit.source] for unit in [*batch.units, *batch.again]}
+    sources = {
+        unit.group: Origin(environment=environments[unit.source], players=unit.players)
+        for unit in [*batch.units, *batch.again]
+    }
     first = credited(played[:fresh], credit, plain_state(credit.advantages, durable.get("advantages", {})), sources)
     later = credited(played[fresh:], credit, first.state, sources)
     values = (*first.values, *later.values)

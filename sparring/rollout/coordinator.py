@@ -34,6 +34,7 @@ from sparring.rollout.events import (
     Stepped,
 )
 from sparring.rollout.faults import FaultCounts, Faults
+from sparring.rollout.fell_back import Broken, FellBack
 from sparring.rollout.ledger import DropReason, Ledger
 from sparring.rollout.live import (
     Completed,
@@ -70,6 +71,8 @@ class Coordinator:
         self.durable: dict[str, Mapping[str, Any]] = {policy: {} for policy in schedule.bounds}
         self.evaluated: set[tuple[str, int]] = set()
         self.checkpoints: dict[str, set[int]] = {policy: {0} for policy in schedule.bounds}
+        self.broken: dict[str, Mapping[str, Broken]] = {policy: {} for policy in schedule.bounds}
+        self.fell_back: dict[str, list[tuple[int, int]]] = {policy: [] for policy in schedule.bounds}
         self.episodes = 0
         self.faults = FaultCounts()
         self.restarts = 0
@@ -160,6 +163,8 @@ class Coordinator:
             durable=self.durable,
             evaluated=sorted(self.evaluated),
             checkpoints={policy: sorted(steps) for policy, steps in self.checkpoints.items()},
+            broken=self.broken,
+            fell_back=self.fell_back,
             episodes=self.episodes,
             faults=self.faults,
             restarts=self.restarts,
@@ -180,6 +185,7 @@ class Coordinator:
         self.groups, self.batches, self.durable = state.groups, state.batches, dict(state.durable)
         self.evaluated = set(state.evaluated)
         self.checkpoints = {policy: set(steps) for policy, steps in state.checkpoints.items()}
+        self.broken, self.fell_back = state.broken, state.fell_back
         self.episodes, self.faults = state.episodes, state.faults
         self.restarts = state.restarts
         self._deaths, self.fingerprints, self.barren = state.deaths, state.fingerprints, state.barren
@@ -313,6 +319,7 @@ class Coordinator:
                 trajectories=made,
                 episodes=done.episodes,
                 scores=scores,
+                players=self.schedule.players(admitted.source, admitted.lineup, admitted.opponents),
             )
         )
         self.ledger.finished(policy, str(admitted.group), tokens_by_seat(made))
@@ -349,8 +356,16 @@ class Coordinator:
         for unit in self.buffer.trained(event.policy, batch.units, batch.again, event.weights):
             self.ledger.expired(event.policy, tokens_by_seat(unit.trajectories))
         self.durable[event.policy] = event.durable
+        self.broken[event.policy] = event.broken
+        if event.fell_back is not None:
+            self._fall_back(event, event.fell_back)
         self.ledger.assert_balanced(self.budget.statistics())
         assert not self.budget.overdue(), f"units that no step may train any more: {self.budget.overdue()}"
+
+    def _fall_back(self, event: Stepped, fell_back: FellBack) -> None:
+        known, to = self.checkpoints[event.policy], fell_back.to
+        assert to in known and to <= event.step, f"step {event.step} of {event.policy} cannot go back to version {to}"
+        self.fell_back[event.policy].append((event.step + 1, to))
 
     def _assert_young(self, batch: Batch) -> None:
         """Invariant 1: on its first use, no token is older than the bound; on a later one, none is older than `max_age`."""

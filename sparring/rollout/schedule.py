@@ -67,6 +67,13 @@ class Schedule:
         told = self.sources[source].opponents
         return told[lineup] if told else {}
 
+    def players(self, source: int, lineup: int, drawn: Mapping[str, int]) -> dict[str, str]:
+        """{seat: who plays it} in a group of a line-up: a policy by its name, another as the line-up names it, a league's with
+        the version that was `drawn` for the seat."""
+        others = self.opponents(source, lineup)
+        named = {seat: one.drawn(drawn.get(seat, one.version)) for seat, one in others.items()}
+        return dict(sorted({**self.sources[source].lineups[lineup], **named}.items()))
+
     def all_opponents(self) -> list[Opponent]:
         """Those of every line-up."""
         return [one for source in self.sources for lineup in source.opponents for one in lineup.values()]

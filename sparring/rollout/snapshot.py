@@ -17,18 +17,20 @@ from sparring.rollout.bias import Fate, Tally
 from sparring.rollout.buffer import BufferState
 from sparring.rollout.curriculum import Recent
 from sparring.rollout.faults import FaultCounts
+from sparring.rollout.fell_back import Broken
 from sparring.rollout.league import Table
 from sparring.rollout.live import LiveGroup
 from sparring.rollout.refill import Barren
 from sparring.rollout.trajectory import Batch
 
-SCHEMA = 5
+SCHEMA = 6
 
 
 class CoordinatorState(msgspec.Struct, frozen=True, kw_only=True):
     """All that the coordinator has folded, each part as the coordinator names it.
 
-    cursors  (groups admitted, the next turn, each source's cursor)
+    cursors    (groups admitted, the next turn, each source's cursor)
+    fell_back  {policy: (the version that it went on with, the one that this was once more)}
     """
 
     budget: dict[str, Any]
@@ -40,6 +42,8 @@ class CoordinatorState(msgspec.Struct, frozen=True, kw_only=True):
     durable: Mapping[str, Mapping[str, Any]]
     evaluated: list[tuple[str, int]]
     checkpoints: dict[str, list[int]]
+    broken: dict[str, Mapping[str, Broken]]
+    fell_back: dict[str, list[tuple[int, int]]]
     episodes: int
     faults: FaultCounts
     restarts: int

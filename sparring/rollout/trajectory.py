@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -60,7 +60,9 @@ class Trajectory:
 class Unit:
     """(group, policy): all judged trajectories of one policy in one group, in canonical order. The unit of batches and
     drops. `episodes` are the group's, in order, failed ones included: its metrics are counted from them. `scores` are those
-    of its games against players that do not learn, (the player, 1 won, 0.5 drawn, 0 lost); of a league's members, ("", ...)."""
+    of its games against players that do not learn, (the player, 1 won, 0.5 drawn, 0 lost); of a league's members, ("", ...).
+    `players` are {seat: who plays it} in the group: a policy by its name, another player as the line-up names it, a league's
+    with the version that was drawn."""
 
     policy: str
     group: int
@@ -68,6 +70,7 @@ class Unit:
     trajectories: tuple[Trajectory, ...]
     episodes: tuple[Ended, ...] = ()
     scores: tuple[tuple[str, float], ...] = ()
+    players: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
     def action_tokens(self) -> int:

@@ -321,6 +321,7 @@ def test_an_algorithm_is_chosen_at_once_with_its_settings(tmp_path: Path) -> Non
     assert described["settings"]["policies"]["policy"]["algorithm"]["advantages"] == {
         "is": "RoleBaseline",
         "decay": 0.5,
+        "given": [],
     }
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sparring.agents import Lineup, Scripted
-from sparring.environments import Conversation, Message
+from sparring.environments import Conversation, Message, Seat, environment
 from sparring.environments.games import (
     Heaps,
     Word,
@@ -24,6 +24,7 @@ from sparring.environments.games import (
     tic_tac_toe,
 )
 from sparring.environments.games.lines import winner
+from sparring.errors import RewardError
 from sparring.rollout import Finished, play
 
 Says = Callable[[Conversation], str]
@@ -97,6 +98,49 @@ async def test_nobody_sees_the_other_s_move_and_who_makes_none_loses(game: Any) 
     assert all(legal not in text for who, text in done.transcripts[game.seats[0]] if who == game.seats[0])
     assert await values(game, 0, says(legal), says("edge")) == (1, -1)
     assert await values(game, 0, says("edge"), says("edge")) == (0, 0)
+
+
+# --------------------------------------------------------------------------------------------------------------- forfeits
+
+ZERO_SUM = {
+    "matching_pennies": (matching_pennies, 0),
+    "rock_paper_scissors": (rock_paper_scissors, 0),
+    "nim": (nim, Heaps((1, 2))),
+    "tic_tac_toe": (tic_tac_toe, 0),
+    "connect_four": (connect_four, 0),
+}
+
+
+@pytest.mark.parametrize("name", ZERO_SUM)
+async def test_a_player_who_says_nonsense_gets_what_is_documented(name: str) -> None:
+    """-1, the other 1; of two the one who is asked first, but where both are asked at once: 0."""
+    game, task = ZERO_SUM[name]
+    assert "asked twice, forfeits: -1, the other 1" in " ".join(str(game.function.__doc__).split())
+    for nonsense in ("nonsense", "", "A9, heads or rock"):
+        assert await values(game, task, says(nonsense), at_random(0)) == (-1, 1)
+        assert await values(game, task, at_random(0), says(nonsense)) == (1, -1)
+        both = await values(game, task, says(nonsense), says(nonsense))
+        assert both == ((0, 0) if "pennies" in name or "rock" in name else (-1, 1))
+    assert (await played(game, task, says("nonsense"), at_random(0))).metrics["illegal"] == 2
+
+
+@pytest.mark.parametrize("name", ZERO_SUM)
+async def test_a_forfeit_is_held_to_be_zero_sum(name: str) -> None:
+    """Planted: the same game where the winner of a forfeit gets nothing."""
+    game, task = ZERO_SUM[name]
+    assert game.zero_sum == game.seats
+
+    async def generous(task: Any, one: Seat, other: Seat) -> dict[Seat, float]:
+        rewards: Any = await game.function(task, one, other, **game.settings)
+        return {seat: min(value, 0.0) for seat, value in rewards.items()}
+
+    broken = environment(zero_sum=("one", "other"))(generous)
+    with pytest.raises(RewardError, match=r"zero_sum seats got one: -1\.0, other: 0\.0"):
+        await play(broken, task, Lineup({"one": Scripted(says("nonsense")), "other": Scripted(at_random(0))}))
+
+
+def test_where_nobody_competes_nobody_forfeits() -> None:
+    assert describe.zero_sum == () and "Nobody forfeits" in str(describe.function.__doc__)
 
 
 # ------------------------------------------------------------------------------------------------------------------- nim

@@ -13,7 +13,7 @@ from sparring import GAE, Comparable, RewardToGo, TurnMean, reinforce_pp
 from sparring.learner import GroupMean
 from sparring.learner.advantages import Advantages, estimate
 from sparring.learner.by_token import to_go, token_rewards
-from sparring.learner.credit import Credit, Played, credited
+from sparring.learner.credit import Credit, Origin, Played, credited
 from tests.learner.sets import context, f32, trajectory
 
 
@@ -184,7 +184,8 @@ def test_returns_have_a_lambda_of_their_own() -> None:
     one = trajectory(1, context([3]), turn_rewards=[0])
     played = [Played(trajectory=one, values=f32(0.25, 0.5, 0.75))]
     for decay, wanted in ((1.0, [1, 1, 1]), (0.0, [0.5, 0.75, 1])):
-        found = credited(played, Credit(advantages=GAE(decay=0.0), returns=GAE(decay=decay)), {}, {0: "game"})
+        credit = Credit(advantages=GAE(decay=0.0), returns=GAE(decay=decay))
+        found = credited(played, credit, {}, {0: Origin(environment="game")})
         assert [row.tolist() for row in found.returns] == [wanted]
         assert [row.tolist() for row in found.values] == [[0.25, 0.25, 0.25]]
 
@@ -194,7 +195,8 @@ def test_the_reward_to_go_is_whitened_over_tokens() -> None:
     one = trajectory(2, context([1, 1]), turn_rewards=[2, 0])
     other = trajectory(0, context([1, 1]), episode=1, turn_rewards=[0, 0])
     algorithm = reinforce_pp()
-    found = credited([Played(trajectory=t) for t in (one, other)], algorithm.credit, {}, {0: "game"})
+    played = [Played(trajectory=t) for t in (one, other)]
+    found = credited(played, algorithm.credit, {}, {0: Origin(environment="game")})
     assert [row.tolist() for row in found.values] == [
         pytest.approx([3**0.5, -1 / 3**0.5]), pytest.approx([-1 / 3**0.5] * 2)
     ]  # fmt: skip

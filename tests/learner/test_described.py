@@ -113,7 +113,7 @@ class Bare:
         (np.float64(0.5), 0.5),
         (np.int32(3), 3),
         (np.array([[1, 2]]), [[1, 2]]),
-        (rae(decay=0.5).advantages, {"is": "RoleBaseline", "decay": 0.5}),
+        (rae(decay=0.5).advantages, {"is": "RoleBaseline", "decay": 0.5, "given": []}),
         (
             Lineup({"a": "b", "c": Frozen("b@0")}),
             {"is": "Lineup", "players": {"a": "b", "c": {"is": "Frozen", "name": "b@0", "sampling": None}}},

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks.pennies import LINEUPS, Orbit, heads, mean_place, orbit, pennies_run, picture, told
+from benchmarks.pennies import WAYS, Orbit, heads, mean_place, orbit, pennies_run, picture, told
 from sparring import Lineup, Scripted, play
 from sparring.environments import Conversation, Message
 from sparring.environments.games import matching_pennies
 from sparring.learner import train
 from sparring.learner.history import read_events
-from sparring.rollout.events import Admitted
+from sparring.rollout.events import Admitted, Stepped
 
 
 async def test_a_policy_is_asked_in_the_words_of_the_game() -> None:
@@ -48,29 +49,36 @@ def test_amplitude_and_average() -> None:
     assert shifted.amplitude == pytest.approx(0.4) == shifted.off
 
 
+def test_corners_and_turns() -> None:
+    assert square(0.2).cornered == 0 and square(0.45).cornered == 0, "one seat alone is beyond 0.9"
+    away = Orbit(steps=[0, 1, 2, 3], places=[(0.4, 0.4), (0.6, 0.4), (0.95, 0.05), (0.92, 0.6)], seconds=1.0)
+    assert away.cornered == 0.5 and away.turns == 2
+
+
 def test_what_is_told() -> None:
-    """A league that swings more, and an average that is as far as the policy, are short."""
-    small, large, away = square(0.1), square(0.4), square(0.01, at=0.9)
-    met = [row.met for row in told("table", [0], {"self-play": [large], "league": [small]}) if row.met is not None]
-    assert met == [True, True, True]
-    met = [row.met for row in told("table", [0], {"self-play": [small], "league": [away]}) if row.met is not None]
-    assert met == [True, False, False]
+    """Measurements, none of them a target."""
+    small, large = square(0.1), square(0.4)
+    rows = told("table", [0, 1], {"self-play": [small, large], "league": [large, large]})
+    assert [row.met for row in rows] == [None] * 6
+    assert rows[2].figure == "0.250, 0.050, 0.20" and rows[0].figure.startswith("0.100, 0.020, 0.00, ")
     drawing = picture({"table": {"self-play": [large], "league": [small]}})
     assert drawing.count("<svg") == drawing.count("</svg>") == 3 and "table, league" in drawing
 
 
-@pytest.mark.parametrize("how", LINEUPS)
+@pytest.mark.parametrize("how", WAYS)
 def test_a_short_run(how: str, tmp_path: Path) -> None:
-    """It begins in the middle and moves; in a league it meets its past."""
-    run = pennies_run("table", how, 0, tmp_path, 8)
+    """It begins in the middle and moves; in a league it meets its past, in a small one the newest alone."""
+    run = replace(pennies_run("table", how, 0, tmp_path, 12), groups_per_step=32)
     assert train(run)
-    members = [
-        version
-        for event in read_events(run.path, 0)
-        if isinstance(event, Admitted)
-        for version in event.opponents.values()
-    ]
-    assert (set(members) <= {0, 2, 4, 6} and len(set(members)) > 1) if how == "league" else members == []
+    assert (run.named_policies["alice"].algorithm.kl is not None) == ("magnet" in how)
+    made, met = 0, list[tuple[int, int]]()
+    for event in read_events(run.path, 0):
+        made += isinstance(event, Stepped)
+        if isinstance(event, Admitted):
+            met += [(made, version) for version in event.opponents.values()]
+    versions = {version for _, version in met}
+    assert versions <= {0, 2, 4, 6, 8, 10} and (len(versions) > 1) == ("self-play" not in how)
+    assert (0 in {version for step, version in met if step >= 10}) == ("league" in how)
 
 
 def test_an_orbit() -> None:

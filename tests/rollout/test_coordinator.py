@@ -9,6 +9,7 @@ import pytest
 
 from sparring.rollout import Coordinator, Waiting
 from sparring.rollout.events import (
+    AnyEvent,
     Checkpointed,
     Ended,
     Evaluated,
@@ -261,3 +262,30 @@ def test_a_fold_of_the_same_events_is_the_same_state() -> None:
     assert msgspec.to_builtins(again.batches["alice"].planned) == msgspec.to_builtins(
         story.state.batches["alice"].planned
     )
+
+
+def test_a_policy_goes_back_to_a_checkpoint_alone() -> None:
+    story = Story(schedule([TWO_SEATS], steps=3))
+    for to in (None, 0, 1):
+        for group in story.admit_all():
+            story.end(group, version=story.state.budget.version("alice"))
+        for policy in ("alice", "bob"):
+            story.plan(policy)
+        if to == 1:
+            with pytest.raises(AssertionError, match="step 2 of alice cannot go back to version 1"):
+                copied(story).step("alice", to=1)
+            story.tell(Checkpointed(policy="alice", step=1))
+        with pytest.raises(AssertionError, match="cannot go back to version 3"):
+            copied(story, Checkpointed(policy="alice", step=3)).step("alice", to=3)
+        story.step("alice", to=to)
+        story.step("bob")
+    assert story.state.fell_back == {"alice": [(2, 0), (3, 1)], "bob": []}
+    assert story.state.budget.version("alice") == 3, "versions go on"
+    assert [one.since for one in story.state.broken["alice"].values()] == [2] and story.state.broken["bob"] == {}
+
+
+def copied(story: Story, *more: AnyEvent) -> Story:
+    again = Story(story.state.schedule)
+    for event in [*story.events, *more]:
+        again.tell(event)
+    return again

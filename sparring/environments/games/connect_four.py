@@ -11,8 +11,8 @@ from sparring.environments.seat import Seat
 async def connect_four(
     task: int, x: Seat, o: Seat, *, rows: int = 4, columns: int = 5, line: int = 4
 ) -> dict[Seat, float]:
-    """A move is a column, numbered from 1, in which the piece falls; `x` begins, `line` in a row win. The winner gets 1, a full
-    board 0. A task is any number."""
+    """A move is a column, numbered from 1, in which the piece falls; `x` begins, `line` in a row win. The winner gets 1, the
+    loser -1, both 0 for a full board. Who names no free column, asked twice, forfeits: -1, the other 1. A task is a number."""
     board = [["."] * columns for _ in range(rows)]
     for turn in range(rows * columns):
         mover, other, mark = (x, o, "x") if turn % 2 == 0 else (o, x, "o")

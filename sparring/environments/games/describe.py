@@ -22,7 +22,8 @@ class Word:
 @environment(hidden={"guesser": ("word", "taboo")}, headline="guessed")
 async def describe(task: Word, describer: Seat, guesser: Seat, *, guesses: int = 2) -> Outcome:
     """Both get 1 where the guesser says the word, else 0. A description with a forbidden word (a whole word, in any case) ends
-    the game: the describer gets -1, and the guesser, who was not asked, nothing."""
+    the game: the describer gets -1, and the guesser, who was not asked, nothing. Nobody forfeits: whatever is said describes,
+    or guesses."""
     forbidden = (task.word, *task.taboo)
     told = await describer.ask(
         f"Describe the word '{task.word}' in one sentence without saying: {', '.join(forbidden)}."

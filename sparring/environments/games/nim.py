@@ -17,7 +17,8 @@ class Heaps:
 
 @environment(zero_sum=("first", "second"))
 async def nim(task: Heaps, first: Seat, second: Seat) -> dict[Seat, float]:
-    """A move is `A1`: one object from heap A. The winner gets 1."""
+    """A move is `A1`: one object from heap A. The winner gets 1, the loser -1. Who names no possible move, asked twice,
+    forfeits: -1, the other 1."""
     heaps = list(task.heaps)
     mover, other = first, second
     while any(heaps):

@@ -11,7 +11,8 @@ from sparring.environments.seat import Seat
 
 @environment(zero_sum=("even", "odd"))
 async def matching_pennies(task: int, even: Seat, odd: Seat) -> dict[Seat, float]:
-    """`even` wins where both show the same, `odd` where they do not. In equilibrium each side is shown half of the time."""
+    """`even` wins where both show the same, `odd` where they do not: 1, and -1 for the other. Who shows no side, asked twice,
+    forfeits: -1, the other 1, and 0 for both where both do. In equilibrium each side is shown half of the time."""
     one, other = await _both(
         even, odd, "Matching pennies.", ("you want the same side", "you want the other side"), _SIDES
     )
@@ -23,7 +24,8 @@ async def matching_pennies(task: int, even: Seat, odd: Seat) -> dict[Seat, float
 
 @environment(zero_sum=("first", "second"))
 async def rock_paper_scissors(task: int, first: Seat, second: Seat) -> dict[Seat, float]:
-    """The winner gets 1, a tie 0. In equilibrium each is played a third of the time."""
+    """The winner gets 1, the loser -1, both 0 for a tie. Who shows no hand, asked twice, forfeits: -1, the other 1, and 0 for
+    both where both do. In equilibrium each is played a third of the time."""
     one, other = await _both(first, second, "Rock, paper, scissors.", ("choose", "choose"), _HANDS)
     if one is None or other is None:
         return _forfeited(first, one, second, other)

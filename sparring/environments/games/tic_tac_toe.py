@@ -9,7 +9,8 @@ from sparring.environments.seat import Seat
 
 @environment(zero_sum=("x", "o"))
 async def tic_tac_toe(task: int, x: Seat, o: Seat) -> dict[Seat, float]:
-    """Places are numbered 1 to 9; `x` begins. The winner gets 1, a draw 0. A task is any number."""
+    """Places are numbered 1 to 9; `x` begins. The winner gets 1 and the loser -1, both 0 for a draw. Who names no free place,
+    asked twice, forfeits: -1, the other 1. A task is any number."""
     places = [str(number) for number in range(1, 10)]
     free = list(places)
     for turn in range(9):
