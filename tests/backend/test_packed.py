@@ -60,7 +60,8 @@ def _base(name: str) -> BaseModel:
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2, generator=generator)
-    return BaseModel(model.to(torch.bfloat16), tiny_tokenizer(), name=name, fingerprint="")
+    model.bfloat16()
+    return BaseModel(model, tiny_tokenizer(), name=name, fingerprint="")
 
 
 def _hidden(base: BaseModel, segment: Segment) -> Tensor:

@@ -1,5 +1,6 @@
 """examples/kuhn.py: the rules of the game down to its known value, what each player sees, and a short run in both seats."""
 
+from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
 from itertools import permutations
@@ -15,6 +16,8 @@ from sparring.rollout.events import Acted, Admitted
 from tests.examples.short import evaluations_of, example, legal, shortened, steps_of, trained
 
 kuhn = example("kuhn")
+ALICE = kuhn.run.policies["alice"]
+untaught = replace(kuhn.run, policies={"alice": replace(ALICE, start=None)})
 PLAYS = {"check-check": 1, "check-bet-fold": 0, "check-bet-call": 2, "bet-fold": 0, "bet-call": 2}
 """Every way a game can go, with what the better card wins where the cards are shown."""
 
@@ -99,11 +102,11 @@ async def generous(deal: object, first: object, second: object) -> dict[object, 
 
 
 async def test_a_short_run(tmp_path: Path) -> None:
-    events = await trained(shortened(kuhn.run, legal, tmp_path))
+    events = await trained(shortened(untaught, legal, tmp_path))
     steps = steps_of(events)
     assert [step.step for step in steps] == [0, 1]
     for step in steps:
-        assert step.metrics["trajectories"] == 16, "one learner in each game"
+        assert step.metrics["trajectories"] == 64, "one learner in each game"
         assert {"reward/first", "reward/second"} <= step.metrics.keys(), "in both seats"
         assert step.metrics["environment/illegal"] == 0
         assert step.durable["advantages"].keys() == {"kuhn/first/", "kuhn/second/"}
@@ -115,7 +118,7 @@ async def test_a_short_run(tmp_path: Path) -> None:
 
 
 async def test_who_plays_against_whom(tmp_path: Path) -> None:
-    events = await trained(shortened(kuhn.run, legal, tmp_path, steps=12, groups_per_step=2, deterministic=True))
+    events = await trained(shortened(untaught, legal, tmp_path, steps=12, groups_per_step=2, deterministic=True))
     admitted = {event.group: event for event in events if isinstance(event, Admitted)}
     seen: dict[bool, set[int]] = {True: set(), False: set()}
     for event in events:
@@ -125,6 +128,25 @@ async def test_who_plays_against_whom(tmp_path: Path) -> None:
     assert seen[False] == {0, 10}, "its past: every tenth version"
     assert seen[True] == set(range(11)), "twelve steps, at most one version behind"
     assert {seat for event in admitted.values() for seat in event.opponents} == {"first", "second"}
+
+
+async def test_the_warm_start_shows_every_move_with_every_card() -> None:
+    """And is what the run begins with."""
+    assert ALICE.start == str(kuhn.warm.path / "final")
+    given = kuhn.warm.train.episodes
+    said: Counter[tuple[str, str, str]] = Counter()
+    for deal in given.tasks:
+        for lineup in given.lineups:
+            finished = await play(kuhn.kuhn, deal, lineup)
+            assert finished.metrics["illegal"] == 0
+            for seat, card in (("first", deal.first), ("second", deal.second)):
+                lines = [text for _, text in finished.transcripts[seat]][1:]
+                for asked, move in zip(lines[::2], lines[1::2], strict=True):
+                    said[card, asked.partition(".")[0].removeprefix("Moves so far: "), move] += 1
+    legal_moves = {
+        (card, seen or "none", move) for card in "JQK" for seen, moves in kuhn.LEGAL.items() for move in moves
+    }
+    assert said.keys() == legal_moves
 
 
 async def test_the_program_as_it_was_designed(tmp_path: Path) -> None:
