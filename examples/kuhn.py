@@ -3,6 +3,7 @@
     python examples/kuhn.py    what `sparring fit examples/kuhn.py`, then `sparring train examples/kuhn.py` do
 
 SmolLM2 says a legal move in 0.3 % of its replies, so that nothing could be learned: first it imitates every way a game can go.
+Seed 0, 12 minutes on 2 cores: from -0.02 +- 0.22 chips a hand against the policy that it begins as to 0.42 +- 0.22.
 A player antes 1 chip; who wins a bet that is called gets 2. Who says no legal move, asked twice, forfeits as if it folded: -1,
 the other 1. Played perfectly, the first seat loses 1/18 chip a game.
 """
