@@ -38,10 +38,11 @@ KILLED: list[int] = []
 
 @environment
 async def expressions(task: int, only: Seat, *, kill: bool = False, deadline: float = 20.0) -> Score:
-    """A reply is right; at every second task all workers are killed before it is judged."""
+    """A reply is right; twice all workers are killed before one is judged: whoever loses three in a row has no verdict."""
     reply = await only.ask(f"task {task}")
-    if kill and task % 2 == 0:
-        KILLED.append(await anyio.to_thread.run_sync(killed))
+    if kill and (at := len(KILLED)) < 2:
+        KILLED.append(0)
+        KILLED[at] = await anyio.to_thread.run_sync(killed)
     return await MathVerifier(symbolic=True, deadline=deadline)(reply.text, "(x+1)^2")
 
 
