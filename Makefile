@@ -19,8 +19,7 @@ BENCHMARKS := $(patsubst benchmarks/%.py,bench-%,$(wildcard benchmarks/[a-z]*.py
 SHAPED := sparring.backend.local.base,sparring.backend.local.head,sparring.backend.local.kernel_attention
 SHAPED := $(SHAPED),sparring.backend.local.attention_layer,sparring.backend.local.linear,sparring.backend.local.lora
 SHAPED := $(SHAPED),sparring.backend.local.norms,sparring.backend.local.objectives,sparring.backend.local.row_attention
-SHAPED := $(SHAPED),sparring.backend.local.measures,sparring.backend.local.packed,sparring.backend.local.readout
-SHAPED := $(SHAPED),sparring.backend.local.scored
+SHAPED := $(SHAPED),sparring.backend.local.measures,sparring.backend.local.readout,sparring.backend.local.scored
 SHAPED := $(SHAPED),sparring.backend.local.value_head,sparring.learner.advantages
 CHECKED := $(BIN)/python -m pytest --numprocesses=2 --dist=worksteal --jaxtyping-packages
 PYTEST := $(CHECKED)=$(SHAPED),beartype.beartype

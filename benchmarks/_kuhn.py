@@ -9,18 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
-from statistics import fmean
 from typing import Any
 
+from benchmarks import _pictures as pictures
 from benchmarks._answers import Answer
 from sparring.environments import Environment, Outcome, Seat
 from sparring.environments.openspiel import OpenSpielEnvironment, openspiel_environment
 from sparring.environments.openspiel_exploitability import exploitability, information_sets
 from sparring.environments.seat import to_pick
-from sparring.learner.chart import Series, line_chart
 
 SEATS = ("first", "second")
-WIDTH, HEIGHT = 420, 220
 WORDS = {"": "none", "p": "check", "b": "bet", "pb": "check-bet"}
 
 Strategy = Mapping[str, float]
@@ -141,26 +139,14 @@ def dealt(rng: Random) -> int:
 
 def picture(found: Mapping[str, Sequence[Sequence[Point]]]) -> str:
     """A panel for each name: the mean over the curves and their range."""
-    panels = [_panel(name, curves, number) for number, (name, curves) in enumerate(found.items())]
-    size = f'viewBox="0 0 {WIDTH * len(panels)} {HEIGHT}"'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{"".join(panels)}</svg>\n'
+    return pictures.picture([[_panel(name, curves) for name, curves in found.items()]])
 
 
-def _panel(name: str, curves: Sequence[Sequence[Point]], number: int) -> str:
+def _panel(name: str, curves: Sequence[Sequence[Point]]) -> str:
     """Points of all curves are at the same steps."""
     steps = [one.step for one in curves[0]]
-
-    def series(label: str, values: Sequence[Sequence[float]]) -> Series:
-        columns = list(zip(steps, zip(*values, strict=True), strict=True))
-        return Series(
-            label=label,
-            points=[(step, fmean(column)) for step, column in columns],
-            band=[(step, min(column), max(column)) for step, column in columns],
-        )
-
     both = [
-        series("the policy", [[one.last for one in curve] for curve in curves]),
-        series("average policy", [[one.average for one in curve] for curve in curves]),
+        pictures.over_seeds("the policy", steps, [[one.last for one in curve] for curve in curves]),
+        pictures.over_seeds("average policy", steps, [[one.average for one in curve] for curve in curves]),
     ]
-    chart = line_chart(f"{name}: exploitability", both, width=WIDTH, height=HEIGHT, y=(0.0, 0.6), alone=True)
-    return chart.replace("<svg ", f'<svg x="{number * WIDTH}" y="0" width="{WIDTH}" height="{HEIGHT}" ', 1)
+    return pictures.panel(f"{name}: exploitability", both, (0.0, 0.6))

@@ -18,17 +18,16 @@ from statistics import fmean, pvariance
 import anyio
 import numpy as np
 
+from benchmarks import _pictures as pictures
 from benchmarks._rows import Row, at_least, at_most, report
 from sparring.agents import ScriptedAgent
 from sparring.environments import Conversation, Message
 from sparring.environments.games import Heaps, nim
 from sparring.learner.advantages import Comparable, RoleBaseline
-from sparring.learner.chart import Series, line_chart
 from sparring.rollout import play
 
 PICTURE = Path(__file__).parent.parent / "docs" / "nim.svg"
 EPISODES, DECAY, SKIPPED, WINDOW = 10_000, 0.95, 500, 500
-WIDTH, HEIGHT = 420, 220
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,40 +186,25 @@ def picture(found: Sequence[Games]) -> str:
     count = len(found[0].rewards)
     each, windows = range(0, count, max(1, count // 100)), range(WINDOW, count + 1, max(1, count // 100))
     baselines = [
-        _series("first", each, [[one.rewards[at] - one.by_role[2 * at] for at in each] for one in found]),
-        _series("second", each, [[-one.rewards[at] - one.by_role[2 * at + 1] for at in each] for one in found]),
-        _series("shared", each, [[one.rewards[at] - one.shared[2 * at] for at in each] for one in found]),
+        pictures.over_seeds("first", each, [[one.rewards[at] - one.by_role[2 * at] for at in each] for one in found]),
+        pictures.over_seeds(
+            "second", each, [[-one.rewards[at] - one.by_role[2 * at + 1] for at in each] for one in found]
+        ),
+        pictures.over_seeds("shared", each, [[one.rewards[at] - one.shared[2 * at] for at in each] for one in found]),
     ]
     variances = [
-        _series(label, windows, [[pvariance(row[2 * (at - WINDOW) : 2 * at]) for at in windows] for row in rows])
+        pictures.over_seeds(
+            label, windows, [[pvariance(row[2 * (at - WINDOW) : 2 * at]) for at in windows] for row in rows]
+        )
         for label, rows in (("by role", [one.by_role for one in found]), ("shared", [one.shared for one in found]))
     ]
-    panels = [
-        line_chart("Nim: baseline", baselines, width=WIDTH, height=HEIGHT, y=(-1.0, 1.0), axis="games", alone=True),
-        line_chart(
-            f"Nim: variance of the advantages of {WINDOW} games",
-            variances,
-            width=WIDTH,
-            height=HEIGHT,
-            y=(0.0, None),
-            axis="games",
-            alone=True,
-        ),
-    ]
-    placed = [
-        panel.replace("<svg ", f'<svg x="{number * WIDTH}" y="0" width="{WIDTH}" height="{HEIGHT}" ', 1)
-        for number, panel in enumerate(panels)
-    ]
-    size = f'viewBox="0 0 {WIDTH * len(panels)} {HEIGHT}"'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{"".join(placed)}</svg>\n'
-
-
-def _series(label: str, games: Sequence[int], rows: Sequence[Sequence[float]]) -> Series:
-    columns = list(zip(games, zip(*rows, strict=True), strict=True))
-    return Series(
-        label=label,
-        points=[(game, fmean(column)) for game, column in columns],
-        band=[(game, min(column), max(column)) for game, column in columns],
+    return pictures.picture(
+        [
+            [
+                pictures.panel("Nim: baseline", baselines, (-1.0, 1.0), "games"),
+                pictures.panel(f"Nim: variance of the advantages of {WINDOW} games", variances, (0.0, None), "games"),
+            ]
+        ]
     )
 
 

@@ -24,6 +24,7 @@ from math import dist
 from pathlib import Path
 from statistics import fmean
 
+from benchmarks import _pictures as pictures
 from benchmarks._answers import Answers
 from benchmarks._rows import Row, report
 from sparring import KL, Adam, Episodes, League, Lineup, Policy, Run, Sampling, Seat, environment, rae
@@ -32,7 +33,7 @@ from sparring.environments import Outcome
 from sparring.environments.games import matching_pennies
 from sparring.environments.seat import to_pick
 from sparring.learner import train
-from sparring.learner.chart import Series, line_chart
+from sparring.learner.chart import Series
 
 PICTURE = Path(__file__).parent.parent / "docs" / "pennies.svg"
 SIDES = ("heads", "tails")
@@ -41,7 +42,6 @@ MIDDLE = (0.5, 0.5)
 MAGNET = KL(coefficient=0.1)
 RATES = {"table": 0.05, "network": 0.001}
 STEPS, GAMES = 300, 64
-WIDTH, HEIGHT = 420, 220
 
 Place = tuple[float, float]
 """How likely heads is: (even, odd)."""
@@ -188,26 +188,21 @@ def told(model: str, seeds: Sequence[int], found: Mapping[str, Sequence[Orbit]])
 
 def picture(found: Mapping[str, Mapping[str, Sequence[Orbit]]]) -> str:
     """A row for each model, a panel for each way: the first seed, both seats over the steps."""
-    panels = [
-        _panel(f"{model}, {how}: how likely heads is", orbits[0], column, row)
-        for row, (model, one) in enumerate(found.items())
-        for column, (how, orbits) in enumerate(one.items())
-    ]
-    size = f'viewBox="0 0 {WIDTH * max(map(len, found.values()))} {HEIGHT * len(found)}"'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{"".join(panels)}</svg>\n'
+    return pictures.picture(
+        [
+            [_panel(f"{model}, {how}: how likely heads is", orbits[0]) for how, orbits in one.items()]
+            for model, one in found.items()
+        ]
+    )
 
 
-def _panel(title: str, one: Orbit, column: int, row: int) -> str:
+def _panel(title: str, one: Orbit) -> str:
     def series(label: str, seat: int) -> Series:
         return Series(
             label=label, points=[(step, place[seat]) for step, place in zip(one.steps, one.places, strict=True)]
         )
 
-    chart = line_chart(
-        title, [series("even", 0), series("odd", 1)], width=WIDTH, height=HEIGHT, y=(0.0, 1.0), alone=True
-    )
-    where = f'x="{column * WIDTH}" y="{row * HEIGHT}" width="{WIDTH}" height="{HEIGHT}"'
-    return chart.replace("<svg ", f"<svg {where} ", 1)
+    return pictures.panel(title, [series("even", 0), series("odd", 1)], (0.0, 1.0))
 
 
 if __name__ == "__main__":

@@ -23,12 +23,12 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from sparring.learner.chart import Series, line_chart
+from benchmarks import _pictures as pictures
 
 ALGORITHMS = ("grpo", "dr_grpo", "rloo", "reinforce_pp", "cispo", "ppo")
 PICTURE = Path(__file__).parent.parent / "docs" / "study.svg"
 START = "import sys; from sparring.cli.main import main; sys.exit(main())"
-WIDTH, HEIGHT, COLUMNS = 420, 220, 3
+COLUMNS = 3
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """The 97.5 % quantile of Student's t, by the number of seeds."""
 
@@ -76,22 +76,12 @@ def table(all_found: Mapping[str, Sequence[Found]]) -> Iterator[str]:
 def picture(all_found: Mapping[str, Sequence[Found]]) -> str:
     """A panel for each algorithm, all with the same axes."""
     panels: list[str] = []
-    for number, (name, seeds) in enumerate(all_found.items()):
+    for name, seeds in all_found.items():
         steps = sorted(set[int].intersection(*(set(one.held_out) for one in seeds)))
-        values = {step: [one.held_out[step] for one in seeds] for step in steps}
-        curve = Series(
-            label="mean and range over seeds",
-            points=[(step, mean(values[step])) for step in steps],
-            band=[(step, min(values[step]), max(values[step])) for step in steps],
-            dots=True,
-        )
-        panel = line_chart(f"{name}: held-out reward", [curve], width=WIDTH, height=HEIGHT, y=(0.0, 1.0), alone=True)
-        row, column = divmod(number, COLUMNS)
-        place = f'x="{column * WIDTH}" y="{row * HEIGHT}" width="{WIDTH}" height="{HEIGHT}"'
-        panels.append(panel.replace("<svg ", f"<svg {place} ", 1))
-    height = HEIGHT * -(-len(panels) // COLUMNS)
-    size = f'viewBox="0 0 {WIDTH * min(COLUMNS, len(panels))} {height}"'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{"".join(panels)}</svg>\n'
+        rewards = [[one.held_out[step] for step in steps] for one in seeds]
+        curve = pictures.over_seeds("mean and range over seeds", steps, rewards, dots=True)
+        panels.append(pictures.panel(f"{name}: held-out reward", [curve], (0.0, 1.0)))
+    return pictures.picture([panels[at : at + COLUMNS] for at in range(0, len(panels), COLUMNS)])
 
 
 def main() -> int:

@@ -20,7 +20,6 @@ from sparring.backend.local.kernel_attention import KernelBias
 from sparring.backend.local.linear import Joint, LoraLinear
 from sparring.backend.local.lora import AdapterCall, Target
 from sparring.backend.local.norms import install_norms
-from sparring.backend.local.packed import packs
 from sparring.backend.local.packing import Rows
 from sparring.backend.local.plugged import plugged
 from sparring.backend.local.row_attention import RowBias
@@ -145,14 +144,12 @@ class BaseModel:
             )
             for name, module in linear
         )
-        matrices = sum(module.weight.nbytes for _, module in linear)
-        packed = packs(matrices, self.dtype, self.device)
-        layers = [LoraLinear(module, self.call, index, packs=packed) for index, (_, module) in enumerate(linear)]
+        layers = [LoraLinear(module, self.call, index) for index, (_, module) in enumerate(linear)]
         for (name, _), layer in zip(linear, layers, strict=True):
             parent, _, child = name.rpartition(".")
             self.body.get_submodule(parent).register_module(child, layer)
         for places in same_input([name for name, _ in linear]):
-            Joint([layers[place] for place in places], self.call, first=places[0], packs=packed)
+            Joint([layers[place] for place in places], self.call, first=places[0])
         return targets
 
     def _output_target(self, head: nn.Linear) -> Target:

@@ -15,7 +15,6 @@ from torch.autograd import Function
 from torch.nn import functional
 
 from sparring.backend.local.lora import AdapterCall, AdapterWeights
-from sparring.backend.local.packed import PackedLinear
 
 
 class _Part(NamedTuple):
@@ -74,13 +73,12 @@ class _LoraFunction(Function):
 class LoraLinear(nn.Module):
     """A frozen linear layer [O, D] that adds the adapters of the running `AdapterCall`; the `index`-th of the targets."""
 
-    def __init__(self, linear: nn.Linear, call: AdapterCall, index: int, *, packs: bool = False) -> None:
+    def __init__(self, linear: nn.Linear, call: AdapterCall, index: int) -> None:
         super().__init__()
         self.weight = linear.weight.requires_grad_(False)
         self.bias = None if linear.bias is None else linear.bias.requires_grad_(False)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self._call, self._index = call, index
-        self._frozen = PackedLinear(packs=packs)
         self.joint: tuple[Joint, int] | None = None
 
     def forward(self, x: Float[Tensor, "B *T D"]) -> Float[Tensor, "B *T O"]:
@@ -96,8 +94,7 @@ class LoraLinear(nn.Module):
         if parts and torch.is_grad_enabled():
             return _LoraFunction.apply(x, self.weight, self.bias, parts)  # type: ignore[no-any-return, no-untyped-call]
         flat = x.reshape(-1, x.shape[-1])
-        product = self._frozen if self._call.joins else functional.linear
-        y = product(flat, self.weight, self.bias)
+        y = functional.linear(flat, self.weight, self.bias)
         _add(y, flat, parts)
         return y.view(*x.shape[:-1], y.shape[-1])
 
@@ -106,13 +103,12 @@ class Joint:
     """Layers that read the same, as one product with a matrix [O of all, D], of which their weights are parts. The first that
     is asked with an input computes it for all, and each takes its part."""
 
-    def __init__(self, layers: Sequence[LoraLinear], call: AdapterCall, first: int, *, packs: bool = False) -> None:
+    def __init__(self, layers: Sequence[LoraLinear], call: AdapterCall, first: int) -> None:
         self._call, self._first = call, first
         self._sizes = [layer.out_features for layer in layers]
         self._weight = torch.cat([layer.weight.detach() for layer in layers])
         biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
         self._bias = torch.cat(biases) if biases else None
-        self._frozen = PackedLinear(packs=packs)
         self._input: Tensor | None = None
         self._left: dict[int, Tensor] = {}
         for place, (layer, part) in enumerate(zip(layers, self._weight.split(self._sizes), strict=True)):
@@ -133,7 +129,7 @@ class Joint:
 
     def _outputs(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
-        y = self._frozen(flat, self._weight, self._bias)
+        y = functional.linear(flat, self._weight, self._bias)
         for adapter, start, end in self._call.spans(x):
             assert adapter.joint is not None
             if self._first in adapter.joint:

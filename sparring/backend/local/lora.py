@@ -95,8 +95,7 @@ class AdapterCall:
 
     `rows([(first, 5), (None, 2)])` sends rows 0-4 through `first` and rows 5-6 through the base alone. A forward pass outside
     of a with-block is a mistake and raises. `parameters` are the base's, where full weights go. `joins` says whether layers
-    that read the same are computed as one, and matrices are used that were laid out for it: where nothing is trained, through
-    the base's own weights and snapshots.
+    that read the same are computed as one: where nothing is trained, through the base's own weights and snapshots.
     """
 
     __slots__ = ("_segments", "joins", "parameters")
