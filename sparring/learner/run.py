@@ -15,7 +15,7 @@ from sparring.errors import SettingError, UnsupportedError
 from sparring.learner.algorithm import Algorithm
 from sparring.learner.gauges import Gauge, check_gauges
 from sparring.learner.kinds import finite, folder_name, whole
-from sparring.learner.pacing import Pace, Pacing, check_pacing
+from sparring.learner.pacing import Pace, Pacing, check_pacing, most_outstanding
 from sparring.learner.presets import grpo
 from sparring.learner.rates import LearningRateSchedule, rate_factor
 from sparring.learner.reuse import Reuse, check_reuse
@@ -180,7 +180,7 @@ class Run:
     phases            [Phase("prover", steps=10), Phase("verifier", steps=20)]: who is trained while the others are paused, over
                       and over until each has made its steps; (): all are trained at the same time
     reuse             Reuse(...) trains on units once more, in places beyond the fresh ones; None does not
-    pacing            what becomes of episodes that take long: Pace() waits for them, Drop(...) drops and counts them
+    pacing            what becomes of episodes that take long: Pace(...) waits for them, Drop(...) drops and counts them
     gauges            Gauge(...): figures that stop the run, or have a policy fall back, where they leave their bounds
     stall_deadline    seconds in which nothing happens, and the backend computes nothing, after which the run stops and says
                       what it waits for; a call that holds the event loop for as long ends the process
@@ -268,8 +268,7 @@ class Run:
             raise SettingError(f"weights={self.weights!r}: must be 'snapshot' or 'inflight'")
         if self.weights == "inflight" and self.deterministic:
             raise SettingError(
-                "weights='inflight': when new weights meet a reply depends on the clock; leave out deterministic=True, or "
-                "sample from snapshots"
+                "weights='inflight': when new weights meet a reply depends on the clock; leave out deterministic=True"
             )
 
     def _check_ceilings(self) -> None:
@@ -338,6 +337,7 @@ class Run:
             max_staleness=self.max_staleness,
             steps=self.steps,
             final_staleness=self.final_staleness,
+            most_outstanding=most_outstanding(self.pacing, self.groups_per_step),
         )
 
     @property

@@ -9,55 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice, pairwise
 from typing import Any
 
-from sparring.errors import RunChanged, SettingError
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bound:
-    """One trained policy's numbers: `units_per_step` is B, `max_staleness` is k, `steps` are those of the run. With
-    `final_staleness` k goes there by equal amounts, rounded, from the first step to the last."""
-
-    units_per_step: int
-    max_staleness: int
-    steps: int
-    final_staleness: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.units_per_step < 1:
-            raise SettingError(f"units_per_step={self.units_per_step!r}: must be at least 1")
-        if self.max_staleness < 0:
-            raise SettingError(f"max_staleness={self.max_staleness!r}: must be at least 0 (0 is synchronous)")
-        if self.final_staleness is not None and self.final_staleness < 0:
-            raise SettingError(
-                f"final_staleness={self.final_staleness!r}: must be None or at least 0 (0 is synchronous)"
-            )
-        if self.steps < 0:
-            raise SettingError(f"steps={self.steps!r}: must be at least 0")
-
-    @property
-    def most_staleness(self) -> int:
-        """The largest k of any step."""
-        return max(self.max_staleness, self.max_staleness if self.final_staleness is None else self.final_staleness)
-
-    def staleness(self, step: int) -> int:
-        """k at a step."""
-        if self.final_staleness is None or self.steps <= 1:
-            return self.max_staleness
-        last = self.steps - 1
-        done = min(step, last)
-        return (2 * (self.max_staleness * (last - done) + self.final_staleness * done) + last) // (2 * last)
-
-    def oldest(self, step: int) -> int:
-        """The oldest version that a unit may begin with which this step trains on: the largest d - k(d) of the steps d up to
-        it, of which only the last ones can have it."""
-        return max(d - self.staleness(d) for d in range(max(0, step - self.most_staleness), step + 1))
-
-    def due(self, version: int) -> int:
-        """The last step that may train on a unit that begins with this version: the one before the first that may not."""
-        step = version
-        while step + 1 - self.staleness(step + 1) <= version:
-            step += 1
-        return step
+from sparring.errors import RunChanged
+from sparring.rollout.bound import Bound
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,11 +102,25 @@ class Book(ABC):
         return self.place >= self.limit * self.bound.units_per_step
 
     @property
+    def full(self) -> bool:
+        """Whether as many units are outstanding as may be."""
+        return self.bound.most_outstanding is not None and len(self.units) >= self.bound.most_outstanding
+
+    @property
+    def room(self) -> int:
+        """How many more units may be admitted now."""
+        open_until = min(self.bound.due(self.installed) + 1, self.limit) * self.bound.units_per_step
+        most = open_until if self.bound.most_outstanding is None else self.bound.most_outstanding
+        return max(0, min(open_until - self.place, most - len(self.units)))
+
+    @property
     def done(self) -> bool:
         return self.version >= self.bound.steps
 
     def blocked(self) -> str | None:
         """What keeps rule 1 from holding; `place < (due(i) + 1)*B` is `oldest(place // B) <= i`."""
+        if self.full:
+            return f"{self.policy}: waits for step {self.version}, as {len(self.units)} units are outstanding"
         needed = self.bound.oldest(self.place // self.bound.units_per_step)
         if needed <= self.installed:
             return None
@@ -218,7 +185,6 @@ class Book(ABC):
 
     def statistics(self) -> BudgetStatistics:
         planned, outstanding = len(self.planned or ()), len(self.units)
-        open_until = min(self.bound.due(self.installed) + 1, self.limit) * self.bound.units_per_step
         return BudgetStatistics(
             version=self.version,
             installed=self.installed,
@@ -229,7 +195,7 @@ class Book(ABC):
             admitted=self.admitted,
             trained=self.admitted - self.dropped - outstanding,
             dropped=self.dropped,
-            room=max(0, open_until - self.place),
+            room=self.room,
         )
 
     def state(self) -> dict[str, Any]:

@@ -7,7 +7,8 @@ of a step. A *unit* is one policy's share of one group; *outstanding* units are 
 where `k` never changes.
 
 1. A group is admitted, for all the policies that train in it or for none, while `s*B + outstanding < (due(i) + 1)*B`
-   holds for each; its units are due at `due(i)`: that is the last step that may train on them.
+   holds for each; its units are due at `due(i)`: that is the last step that may train on them. With `most_outstanding`, B or
+   more, it is also kept waiting while so many are outstanding.
 2. Samplers never go back to an older version (kept by the samplers; `install` refuses to).
 3. Step `s` may take `B` finished units if afterwards, for every `j = 0..K`, at most `j*B` outstanding units are due at
    or before `s + j`. Otherwise it waits, for named units.
@@ -30,8 +31,8 @@ rises, by more than one a step too, `due` follows as far as the steps on the way
 
 *Why it never locks.* Let all units be finished and all versions installed. A policy with `B` outstanding units can
 step: taking the earliest due first takes `min(B, O(d))` of those due by `d`, and `O(s + j) - j*B <= B` is all that rule
-3 asks for. A policy with fewer is open to admission, as `s*B + outstanding < (s + 1)*B` and `due(s) >= s`. So whatever the
-policies of a group, one can step or all can admit.
+3 asks for. A policy with fewer is open to admission, as `s*B + outstanding < (s + 1)*B` and `due(s) >= s`, and as fewer than
+`B` are fewer than `most_outstanding`. So whatever the policies of a group, one can step or all can admit.
 
 *Pinned* (for bit-equal runs): the unit at position `n`, the n-th admitted of its policy, trains exactly at step `n // B`,
 plays with the largest `d - k(d)` of the steps `d` up to that one (or with version 0), and is admitted once `i` is there. A
@@ -46,7 +47,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sparring.errors import RunChanged
-from sparring.rollout.books import Book, Bound, BudgetStatistics, PinnedBook, ReadyBook, Waiting
+from sparring.rollout.books import Book, BudgetStatistics, PinnedBook, ReadyBook, Waiting
+from sparring.rollout.bound import Bound
 from sparring.rollout.phases import Phase, stages
 
 __all__ = ["Bound", "BudgetStatistics", "StalenessBudget", "Waiting"]

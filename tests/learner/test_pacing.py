@@ -13,12 +13,12 @@ import msgspec
 import pytest
 
 from sparring import Drop, Episodes, League, Lineup, Pace, Policy, Run, Seat, environment, rae
-from sparring.errors import SettingError
+from sparring.errors import RunChanged, SettingError
 from sparring.learner import train_async
 from sparring.learner.checked import schedule_of
 from sparring.learner.replay import compare
 from sparring.rollout import Coordinator, MemorySegments
-from sparring.rollout.events import LATE, Acted, AnyEvent, Ended, Opened, Stepped, Timed, encode, segment
+from sparring.rollout.events import LATE, Acted, Admitted, AnyEvent, Ended, Opened, Stepped, Timed, encode, segment
 from tests.learner.moods import WELL, run_of, sometimes, trained
 from tests.learner.worlds import Crash, CrashingSegments, events_of
 from tests.rollout.told import Story, schedule
@@ -30,6 +30,15 @@ async def stuck(task: int, only: Seat, *, often: int = 1000) -> float:
     text = (await only.ask(f"task {task}")).text
     if task % often == 1:
         await anyio.sleep_forever()
+    return float(len(text))
+
+
+@environment
+async def slow(task: int, only: Seat, *, often: int = 3) -> float:
+    """Every so many tasks, one takes as long as some steps."""
+    text = (await only.ask(f"task {task}")).text
+    if task % often == 0:
+        await anyio.sleep(0.05)
     return float(len(text))
 
 
@@ -178,6 +187,47 @@ def test_a_drop_that_was_left_out_is_found_out() -> None:
     assert not any("was not dropped" in line for line in in_time)
 
 
+def most_outstanding(events: list[AnyEvent]) -> int:
+    """The most groups that were admitted and not trained at the same time."""
+    now = most = 0
+    for event in events:
+        match event:
+            case Admitted():
+                now += 1
+                most = max(most, now)
+            case Stepped():
+                now -= GROUPS
+            case _:
+                """Nothing comes or goes."""
+    assert now == 0
+    return most
+
+
+GROUPS = 2
+
+
+async def test_a_run_plays_no_further_ahead_than_it_is_told(tmp_path: Path) -> None:
+    """Groups end at once but for every third, so that without a limit there are as many as max_staleness allows."""
+    every_third = Episodes(slow, range(60))
+    run = run_of(tmp_path, WELL, train=every_third, steps=12, max_staleness=4, groups_per_step=GROUPS)
+    assert most_outstanding(await trained(run)) == GROUPS * (4 + 1)
+    for ahead, most in ((0, GROUPS), (0.5, GROUPS + 1), (1.9, GROUPS + 3), (3, 4 * GROUPS)):
+        events = await trained(replace(run, name=f"ahead-{ahead}".replace(".", "-"), pacing=Pace(ahead=ahead)))
+        assert most_outstanding(events) == most, ahead
+
+
+async def test_a_run_that_plays_little_ahead_goes_on_where_it_was(tmp_path: Path) -> None:
+    run = run_of(tmp_path, WELL, steps=6, max_staleness=3, groups_per_step=GROUPS, pacing=Pace(ahead=1))
+    store = MemorySegments()
+    with pytest.raises(Crash):
+        await train_async(run, store=CrashingSegments(store, 8, after=True))
+    begun = sum(isinstance(event, Stepped) for event in events_of(store))
+    assert 0 < begun < 6
+    assert most_outstanding(await trained(run, store)) == 2 * GROUPS
+    with pytest.raises(RunChanged, match=r"pacing\.ahead = 1, now 2: use the same"):
+        await train_async(replace(run, pacing=Pace(ahead=2)), store=store)
+
+
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"pacing": "pace"}, r"pacing='pace': must be Pace\(\) or Drop"),
     ({"pacing": Drop(versions=1)}, "nothing gets older than max_staleness=1; raise max_staleness above versions"),
@@ -188,6 +238,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         "depends on the clock; leave out deterministic=True, or drop",
     ),
     ({"pacing": Drop(versions=0), "deterministic": True}, "depends on the clock"),
+    ({"pacing": Pace(ahead=1)}, r"Pace\(ahead=1\): nothing is played further ahead than max_staleness=1; raise"),
+    ({"pacing": Pace(ahead=1.5), "max_staleness": 3, "deterministic": True}, "as old as max_staleness says; leave out"),
 ]
 
 
@@ -212,6 +264,12 @@ def test_contradictions_are_refused(tmp_path: Path, settings: dict[str, Any], sa
 def test_drops_that_cannot_be(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(SettingError, match=said):
         Drop(**fields)
+
+
+@pytest.mark.parametrize("ahead", [-1, -0.5, float("inf"), float("nan"), True, "1"])
+def test_paces_that_cannot_be(ahead: Any) -> None:
+    with pytest.raises(SettingError, match=r"Pace\(ahead=.*\): must be None or a finite number of steps, at least 0"):
+        Pace(ahead=ahead)
 
 
 def test_what_is_possible(tmp_path: Path) -> None:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
 from random import Random
+from statistics import mean
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from sparring.rollout.books import Book, Bound, PinnedBook, ReadyBook, Unit
+from sparring.rollout.books import Book, PinnedBook, ReadyBook, Unit
+from sparring.rollout.bound import Bound
 from sparring.rollout.budget import StalenessBudget, Waiting
-from tests.rollout.world import BOUNDS, CHANGING, Broken, Player, World, bound, spar
+from tests.rollout.world import BOUNDS, CHANGING, LITTLE_AHEAD, Broken, Player, World, bound, spar
 
 
 class Machine(RuleBasedStateMachine):
@@ -28,13 +31,19 @@ class Machine(RuleBasedStateMachine):
 
     @initialize(
         numbers=st.lists(
-            st.tuples(st.integers(1, 3), st.integers(0, 3), st.integers(0, 5), st.none() | st.integers(0, 4)),
+            st.tuples(
+                st.integers(1, 3),
+                st.integers(0, 3),
+                st.integers(0, 5),
+                st.none() | st.integers(0, 4),
+                st.none() | st.integers(0, 4),
+            ),
             min_size=1,
             max_size=3,
         )
     )
-    def start(self, numbers: list[tuple[int, int, int, int | None]]) -> None:
-        bounds = {f"p{i}": bound(*four) for i, four in enumerate(numbers)}
+    def start(self, numbers: list[tuple[int, int, int, int | None, int | None]]) -> None:
+        bounds = {f"p{i}": bound(*five) for i, five in enumerate(numbers)}
         self.world = World(bounds, StalenessBudget(bounds, pinned=self.pinned), pinned=self.pinned)
 
     def policy(self, data: st.DataObject) -> str:
@@ -136,6 +145,23 @@ def test_policies_spar_while_their_bounds_change(pinned: bool) -> None:
     assert most == {"rising": 5, "falling": 2, "jumping": 2}
 
 
+@pytest.mark.parametrize("pinned", [False, True])
+def test_policies_spar_that_play_little_ahead(pinned: bool) -> None:
+    """There are never more units than may be (`World` looks), nothing locks, and a slow unit may still get as old as k says."""
+    world = World(LITTLE_AHEAD, StalenessBudget(LITTLE_AHEAD, pinned=pinned), pinned=pinned)
+    assert spar(world, Random(7), moves=20_000) > 500
+    ages = {
+        name: Counter({age: n for (policy, age), n in world.ages.items() if policy == name}) for name in LITTLE_AHEAD
+    }
+    assert {name: max(found) for name, found in ages.items()} == {"alice": 3, "bob": 4, "carol": 1}
+    free = {name: Bound(**asdict(bound) | {"most_outstanding": None}) for name, bound in LITTLE_AHEAD.items()}
+    unbound = World(free, StalenessBudget(free, pinned=pinned), pinned=pinned)
+    spar(unbound, Random(7), moves=20_000)
+    for name in ("alice", "bob"):
+        older = Counter({age: n for (policy, age), n in unbound.ages.items() if policy == name})
+        assert pinned or mean(ages[name].elements()) < mean(older.elements()) - 0.5
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("pinned", [False, True])
 def test_three_policies_spar_for_200_000_steps(pinned: bool) -> None:
@@ -198,6 +224,23 @@ class AdmitsByCommitted(ReadyBook):
     def blocked(self) -> str | None:
         needed = self.place // self.bound.units_per_step - self.bound.max_staleness
         return None if needed <= self.version else f"{self.policy}: waits for step {needed - 1}"
+
+
+class KnowsNoMost(ReadyBook):
+    """However many are outstanding."""
+
+    @property
+    def full(self) -> bool:
+        return False
+
+
+class CountsPlannedAsGone(ReadyBook):
+    """Units of a planned batch make room before it is committed."""
+
+    @property
+    def full(self) -> bool:
+        assert self.bound.most_outstanding is not None
+        return len(self.units) - len(self.planned or ()) >= self.bound.most_outstanding
 
 
 class DueByCommitted(ReadyBook):
@@ -321,6 +364,12 @@ def test_a_planted_defect_is_caught(book: type[Book], part: str) -> None:
 def test_a_bound_that_changes_and_is_not_followed_is_caught(book: type[Book]) -> None:
     with pytest.raises(Broken, match=r"^due too"):
         spar(World(CHANGING, planted(book, bounds=CHANGING)), Random(1), moves=4_000)
+
+
+@pytest.mark.parametrize("book", [KnowsNoMost, CountsPlannedAsGone])
+def test_more_outstanding_than_may_be_is_caught(book: type[Book]) -> None:
+    with pytest.raises(Broken, match=r"^rule 1"):
+        spar(World(LITTLE_AHEAD, planted(book, bounds=LITTLE_AHEAD)), Random(1), moves=4_000)
 
 
 def spar_exhaustively(world: World) -> None:

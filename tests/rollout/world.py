@@ -24,10 +24,26 @@ CHANGING = {
     "falling": Bound(units_per_step=3, max_staleness=6, steps=6, final_staleness=0),
     "jumping": Bound(units_per_step=2, max_staleness=0, steps=3, final_staleness=9),
 }
+LITTLE_AHEAD = {
+    "alice": Bound(units_per_step=4, max_staleness=3, steps=ENDLESS, most_outstanding=5),
+    "bob": Bound(units_per_step=3, max_staleness=4, steps=ENDLESS, most_outstanding=7),
+    "carol": Bound(units_per_step=2, max_staleness=1, steps=ENDLESS, most_outstanding=2),
+}
 
 
-def bound(size: int = 2, staleness: int = 1, steps: int = 10, final: int | None = None) -> Bound:
-    return Bound(units_per_step=size, max_staleness=staleness, steps=steps, final_staleness=final)
+def bound(
+    size: int = 2, staleness: int = 1, steps: int = 10, final: int | None = None, ahead: int | None = None
+) -> Bound:
+    """`ahead`: so many units beyond those of a step may be outstanding."""
+    most = None if ahead is None else size + ahead
+    return Bound(
+        units_per_step=size, max_staleness=staleness, steps=steps, final_staleness=final, most_outstanding=most
+    )
+
+
+def may_enter(bound: Bound, outstanding: int) -> int:
+    """How many units may be admitted before as many are outstanding as may be."""
+    return ENDLESS if bound.most_outstanding is None else bound.most_outstanding - outstanding
 
 
 def staleness(bound: Bound, step: int) -> int:
@@ -104,7 +120,8 @@ class World:
         """All or nothing, and exactly when rule 1 allows it."""
         answer = self.budget.may_admit(policies)
         fits = {
-            policy: may_train(p.bound, p.installed, self.place(p) // p.bound.units_per_step)
+            policy: may_enter(p.bound, len(p.born)) > 0
+            and may_train(p.bound, p.installed, self.place(p) // p.bound.units_per_step)
             for policy, p in self.players.items()
         }
         demand((answer is None) == all(fits[policy] for policy in policies), "rule 1", policies, fits, answer)
@@ -226,6 +243,7 @@ class World:
             )
             demand(numbers == truth, "conservation", policy, numbers, truth)
             room = max(0, reach * player.bound.units_per_step - self.place(player))
+            room = min(room, may_enter(player.bound, len(player.born)))
             demand(numbers.room == room, "rule 1", policy, numbers, room)
 
     def relieve(self) -> None:
