@@ -1,6 +1,6 @@
 """How much of the time that a slow verifier takes is hidden, and what that costs.
 
-    python -m benchmarks.asynchrony [--steps 12] [--learning_steps 60] [--seeds 3] [--staleness 1 2 3 4]
+    python -m benchmarks.asynchrony [--steps 12] [--learning_steps 100] [--seeds 3] [--staleness 1 2 3 4]
 
 SmolLM2 on the sums of examples/addition.py. A judgement takes as long as a log-normal of mean 1 s with p99 at 8 s says, and the
 n-th one of a question takes as long in every run. With max_staleness 0 a step takes compute + tail: the seconds in which the
@@ -10,8 +10,8 @@ Steps per hour and the idle time of the engine are taken from the end of the fir
 sampling beside it, in runs whose learning rate is as good as 0: everything is computed, the weights stay as they are, and so
 all runs of a seed draw replies that are as long. What is learnt is taken from runs that learn for so many steps that k of them
 matter little; a synchronous one learns the same however long its verifier takes, so that there it takes no time. All have one
-recipe, that of the example with `cispo()`: PPO's bounds leave out whatever the policy has come far from since it was sampled,
-which at k = 4 costs too much. Each run is a process of its own; those that learn, whose time says nothing, are made as many at
+recipe, that of the example with half its learning rate and `cispo()`: PPO's bounds leave out whatever the policy has come far
+from since it was sampled, which at k = 4 costs too much. Each run is a process of its own; those that learn, whose time says nothing, are made as many at
 once as there are cores, with a thread each. Beside these rows: which of the replies that were played are trained on, where a
 run waits for the long ones (`Pace`) and where it drops them (`Drop`).
 """
@@ -95,7 +95,7 @@ async def slowly_judged(task: Question, solver: Seat, *, slowly: bool = True) ->
 async def one_run(folder: Path, staleness: int, seed: int, steps: int, learns: bool) -> dict[str, float]:
     """What a run took for each step, and the reward on what is held out, at its end."""
     assert isinstance(run.policies, Policy)
-    recipe = replace(run.policies, algorithm=cispo())
+    recipe = replace(run.policies, algorithm=cispo(), learning_rate=2e-4)
     given = Run(
         name="late",
         train=Episodes(slowly_judged(slowly=staleness > 0 or not learns), [*train, *negative]),
@@ -255,7 +255,7 @@ def learnt(steps: int, seeds: int, best: int) -> Row:
 
 
 def main(
-    steps: int = 12, learning_steps: int = 60, seeds: int = 3, staleness: Sequence[int] = (1, 2, 3, 4)
+    steps: int = 12, learning_steps: int = 100, seeds: int = 3, staleness: Sequence[int] = (1, 2, 3, 4)
 ) -> list[Row]:
     """All rows."""
     waits = [measured(0, seed, steps) for seed in range(seeds)]
@@ -284,7 +284,7 @@ async def _run(staleness: int, seed: int, steps: int, learns: int) -> dict[str, 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--learning_steps", type=int, default=60)
+    parser.add_argument("--learning_steps", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--staleness", type=int, nargs="+", default=[1, 2, 3, 4])
     parser.add_argument("--run", help=argparse.SUPPRESS)

@@ -1,6 +1,6 @@
 """Kuhn poker by self-play of a small language model: how much less exploitable it becomes than it began.
 
-    python -m benchmarks.kuhn_lm [--seeds 0 1 2] [--steps 200] [--minutes 9] [--device cuda --at_once 3] [--folder runs/kuhn_lm]
+    python -m benchmarks.kuhn_lm [--seeds 0 1 2] [--steps 200] [--minutes 5] [--device cuda --at_once 3] [--folder runs/kuhn_lm]
 
 SmolLM2-135M says a legal move once in 300 replies at best, so that it first imitates both legal replies at every information
 set (`--warm` epochs; 0 leaves that out). What comes of it is the start that is compared with, and the magnet that the policy is
@@ -65,7 +65,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--games", type=int, default=128, help="hands a step")
     parser.add_argument("--every", type=int, default=10, help="steps between evaluations")
-    parser.add_argument("--minutes", type=float, default=9.0)
+    parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--warm", type=int, default=40, help="epochs of the warm start, a step each")
     parser.add_argument("--learning_rate", type=float, default=1e-4)
     parser.add_argument("--schedule", default="constant", choices=["constant", "linear", "cosine"])
