@@ -5,15 +5,18 @@
 SmolLM2 on the sums of examples/addition.py. A judgement takes as long as a log-normal of mean 1 s with p99 at 8 s says, and the
 n-th one of a question takes as long in every run. With max_staleness 0 a step takes compute + tail: the seconds in which the
 engine's thread works, and those in which it waits for the slowest of 64. So nothing is faster than (compute + tail) / compute.
-The best bound is the least that hides the tail, or where none does the fastest one; it and 0 are measured with all seeds.
-Steps per hour and the idle time of the engine are taken from the end of the first step to that of the last one that still had
-sampling beside it, in runs whose learning rate is as good as 0: everything is computed, the weights stay as they are, and so
-all runs of a seed draw replies that are as long. What is learnt is taken from runs that learn for so many steps that k of them
-matter little; a synchronous one learns the same however long its verifier takes, so that there it takes no time. All have one
-recipe, that of the example with half its learning rate and `cispo()`: PPO's bounds leave out whatever the policy has come far
-from since it was sampled, which at k = 4 costs too much. Each run is a process of its own; those that learn, whose time says nothing, are made as many at
-once as there are cores, with a thread each. Beside these rows: which of the replies that were played are trained on, where a
-run waits for the long ones (`Pace`) and where it drops them (`Drop`).
+Play goes no further ahead of learning than that takes (`Pace(ahead=2.5)`, where the bound allows as much): a high bound is for
+the long judgements alone. The best bound is the least that hides the tail, or where none does the fastest one; it and 0 are
+measured with all seeds. Steps per hour and the idle time of the engine are taken from the end of the first step to that of the
+last one that still had sampling beside it, in runs whose learning rate is as good as 0: everything is computed, the weights
+stay as they are, and so all runs of a seed draw replies that are as long.
+
+What is learnt is taken from runs that learn for so many steps that k of them matter little; a synchronous one learns the same
+however long its verifier takes, so that there it takes no time. All have one recipe, that of the example with half its learning
+rate and `cispo()`: PPO's bounds leave out whatever the policy has come far from since it was sampled, which at k = 4 costs too
+much. Each run is a process of its own; those that learn, whose time says nothing, are made as many at once as there are cores,
+with a thread each. Beside these rows: which of the replies that were played are trained on, where a run waits for the long ones
+(`Pace`) and where it drops them (`Drop`).
 """
 
 from __future__ import annotations
@@ -65,7 +68,7 @@ MU = -(SIGMA**2) / 2
 GROUPS = SIZE = 8
 STILL = 1e-30
 """A learning rate that moves no weight."""
-AHEAD = 1.5
+AHEAD = 2.5
 """Steps' worth of groups that are played beyond those of the step that is made, where the bound allows as many."""
 HIDDEN = 0.9
 """Of the speed that could be, and of the time in which the engine works: from here on a tail counts as hidden."""
