@@ -7,7 +7,7 @@ own (Linux only). The rows: single-turn episodes and Kuhn hands (two seats) per 
 task that asked to be woken; the last tenth of a long run against its first; the memory of 10,000 episodes at once; what the
 journal takes for each token, on top of the text of the transcripts; and, of a run that crashed, the seconds until its first new
 step, early and late in the run, five steps after a checkpoint each time. Then the rows of `benchmarks.asynchrony`, which has a
-real model and takes 20 minutes, unless they are to be left out.
+real model and takes three quarters of an hour, unless they are to be left out.
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ class Pace:
     waits for those that are due. What is trained on is what was played.
 
     ahead  nothing is admitted while as many groups are outstanding as the step that is made and `ahead` further ones take. So
-           a large `max_staleness` is there for the episodes that take long, and the others are trained sooner. As many as keep
-           the sampler busy while the slowest are waited for suffice: about the groups that end while one of them plays. None:
-           as far ahead as `max_staleness` allows, so that where play is faster than learning all are nearly as old as that
+           a large `max_staleness` is there for the episodes that take long, and the others are trained sooner. With too few the
+           sampler idles while the slowest are waited for. None: as far ahead as `max_staleness` allows, so that where play is
+           faster than learning all are nearly as old as that
     """
 
     ahead: float | None = None
