@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import multiprocessing
+import traceback
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -39,8 +41,12 @@ class AsyncEngine(ABC):
 
     def __init__(self, options: Mapping[str, Any], within: float) -> None:
         before = frozenset(child.pid for child in multiprocessing.active_children() if child.pid is not None)
-        with started_within(within, lambda: begun(_NAME, besides=before)):
-            self._made: AsyncLLM | None = AsyncLLM.from_engine_args(AsyncEngineArgs(**options))
+        try:
+            with started_within(within, lambda: begun(_NAME, besides=before)):
+                self._made: AsyncLLM | None = AsyncLLM.from_engine_args(AsyncEngineArgs(**options))
+        except BaseException as error:
+            _free(error)
+            raise
         self._processes = begun(_NAME, besides=before)
         self._followed: dict[int, WeightsFile] = {}
 
@@ -143,6 +149,17 @@ class AsyncEngine(ABC):
         multiprocessing.active_children()  # takes note of those that ended
         self._made.engine_core.resources.ctx.destroy(linger=0)
         self._made = None  # shut once more when freed, at the interpreter's end, it would fail
+        gc.collect()
+
+
+def _free(error: BaseException | None) -> None:
+    """A vLLM that does not start leaves its zmq context open, with two threads, and only the frames of what it raised hold it:
+    closed now, not when something else happens to be collected, which would warn of it then."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        while error is not None:
+            traceback.clear_frames(error.__traceback__)
+            error = error.__cause__ or error.__context__
         gc.collect()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from collections.abc import Callable
@@ -78,8 +79,17 @@ def test_a_host_that_is_killed_while_vllm_starts_leaves_no_engine(tiny_wide: Pat
 
 def test_vllm_that_does_not_start_in_time_is_ended(tiny_wide: Path) -> None:
     before = {process.pid for process in psutil.Process().children(recursive=True)}
+    contexts = open_contexts()
     sampler = sampler_on(tiny_wide, Relay(), rank=8, start_within=1.0)
     with pytest.raises(EngineStuck, match="did not start within 1 s"):
         sampler.start()
     left = [process for process in psutil.Process().children(recursive=True) if process.pid not in before]
     assert [process.cmdline() for process in left if "resource_tracker" not in " ".join(process.cmdline())] == []
+    assert open_contexts() == contexts
+
+
+def open_contexts() -> int:
+    """Of zmq, with threads of their own, in this process; also those that nobody holds any more."""
+    zmq = sys.modules.get("zmq")
+    found = [] if zmq is None else [one for one in gc.get_objects() if type(one) is zmq.Context]
+    return sum(not one.closed for one in found)
