@@ -13,7 +13,7 @@ Needs the extra `inspect`. A file for `inspect eval FILE --model MODEL`:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import nan
 from typing import Any
@@ -110,7 +110,7 @@ def _solver(played: _Set) -> Any:
         state.messages = agent.messages(first.conversation)
         return state
 
-    def sparring_episode() -> Callable[[Any, Any], Awaitable[Any]]:
+    def sparring_episode() -> Any:
         return solve
 
     return inspect.solver(sparring_episode)()
@@ -133,7 +133,7 @@ def _scorer(played: _Set) -> Any:
             metadata={"metrics": told.metrics, "rewards": told.rewards},
         )
 
-    def sparring_verdict() -> Callable[[Any, Any], Awaitable[Any]]:
+    def sparring_verdict() -> Any:
         return score
 
     return inspect.scorer(metrics={"*": [inspect.mean(), inspect.stderr()]})(sparring_verdict)()
