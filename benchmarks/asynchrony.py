@@ -13,9 +13,9 @@ stay as they are, and so all runs of a seed draw replies that are as long.
 
 What is learnt is taken from runs that learn for so many steps that k of them matter little; a synchronous one learns the same
 however long its verifier takes, so that there it takes no time. All have one recipe, that of the example with half its learning
-rate and `cispo()`: PPO's bounds leave out whatever the policy has come far from since it was sampled, which at k = 4 costs too
-much. Each run is a process of its own; those that learn, whose time says nothing, are made as many at once as there are cores,
-with a thread each. Beside these rows: which of the replies that were played are trained on, where a run waits for the long ones
+rate and `cispo()`: with PPO's bounds, those to the policy that played, k = 4 learns less (`benchmarks/README.md`). Each run
+is a process of its own; those that learn, whose time says nothing, are made as many at once as there are cores, with a thread
+each. Beside these rows: which of the replies that were played are trained on, where a run waits for the long ones
 (`Pace`) and where it drops them (`Drop`).
 """
 
@@ -231,7 +231,7 @@ def compute(runs: Sequence[Mapping[str, float]]) -> float:
 
 
 def hidden(waits: Sequence[Mapping[str, float]], runs: Sequence[Mapping[str, float]]) -> float:
-    """How many times as many steps per hour as with max_staleness 0, of what could be."""
+    """The speed as a share of what hiding all of the tail would give, computing as with max_staleness 0."""
     return compute(waits) / mean(runs, "wall")
 
 
