@@ -5,8 +5,9 @@ Letters: `B` rows of the call (dimension 0 of what a layer gets), `D` inputs, `O
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+from weakref import ref
 
 import torch
 from jaxtyping import Float
@@ -101,22 +102,24 @@ class LoraLinear(nn.Module):
 
 class Joint:
     """Layers that read the same, as one product with a matrix [O of all, D], of which their weights are parts. The first that
-    is asked with an input computes it for all, and each takes its part."""
+    is asked with an input computes it for all, and each takes its part.
+
+    Where all rows go through one adapter, its A stands below the matrix, so that A x is a part of the same product.
+    """
 
     def __init__(self, layers: Sequence[LoraLinear], call: AdapterCall, first: int) -> None:
-        self._call, self._first = call, first
+        self._layers, self._call, self._first = layers, call, first
         self._sizes = [layer.out_features for layer in layers]
+        self._size = sum(self._sizes)
         self._weight = torch.cat([layer.weight.detach() for layer in layers])
         biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
         self._bias = torch.cat(biases) if biases else None
+        self._below: ref[Tensor] | None = None
         self._input: Tensor | None = None
         self._left: dict[int, Tensor] = {}
-        for place, (layer, part) in enumerate(zip(layers, self._weight.split(self._sizes), strict=True)):
-            layer.weight = nn.Parameter(part, requires_grad=False)
+        for place, layer in enumerate(layers):
             layer.joint = self, place
-        if self._bias is not None:
-            for layer, part in zip(layers, self._bias.split(self._sizes), strict=True):
-                layer.bias = nn.Parameter(part, requires_grad=False)
+        self._share()
 
     def part(self, place: int, x: Tensor) -> Tensor:
         """The output of one of the layers, by its place among them."""
@@ -129,10 +132,47 @@ class Joint:
 
     def _outputs(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
-        y = functional.linear(flat, self._weight, self._bias)
-        for adapter, start, end in self._call.spans(x):
-            assert adapter.joint is not None
-            if self._first in adapter.joint:
-                a, b = adapter.joint[self._first]
-                y[start:end].addmm_(flat[start:end] @ a.T, b.T, alpha=adapter.scale)
-        return y.view(*x.shape[:-1], y.shape[-1])
+        alone = self._call.alone
+        if alone is not None and self._first in _pairs(alone):
+            a, b = _pairs(alone)[self._first]
+            y, low = functional.linear(flat, *self._matrix(a)).split([self._size, len(a)], dim=-1)
+            y.addmm_(low, b.T, alpha=alone.scale)
+        else:
+            y = functional.linear(flat, *self._matrix())
+            for adapter, start, end in self._call.spans(x):
+                if self._first in _pairs(adapter):
+                    a, b = _pairs(adapter)[self._first]
+                    y[start:end].addmm_(flat[start:end] @ a.T, b.T, alpha=adapter.scale)
+        outputs: Tensor = y.view(*x.shape[:-1], self._size)
+        return outputs
+
+    def _matrix(self, a: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """The matrix with this A below it, and the bias, zero there."""
+        end = self._size + (0 if a is None else len(a))
+        if a is not None and (self._below is None or self._below() is not a):
+            if len(self._weight) < end:
+                self._make_room(len(a))
+            self._weight[self._size : end] = a
+            self._below = ref(a)
+        return self._weight[:end], None if self._bias is None else self._bias[:end]
+
+    def _make_room(self, rows: int) -> None:
+        """So many below the matrix, which the layers' weights are parts of from now on."""
+        with torch.inference_mode(False):  # training, too, computes with these
+            self._weight = functional.pad(self._weight[: self._size], (0, 0, 0, rows))
+            self._bias = None if self._bias is None else functional.pad(self._bias[: self._size], (0, rows))
+        self._share()
+
+    def _share(self) -> None:
+        for layer, part in zip(self._layers, self._weight[: self._size].split(self._sizes), strict=True):
+            layer.weight.data = part
+        if self._bias is not None:
+            for layer, part in zip(self._layers, self._bias[: self._size].split(self._sizes), strict=True):
+                assert layer.bias is not None
+                layer.bias.data = part
+
+
+def _pairs(adapter: AdapterWeights) -> Mapping[int, tuple[Tensor, Tensor]]:
+    """A and B of a snapshot for layers that are computed as one."""
+    assert adapter.joint is not None
+    return adapter.joint

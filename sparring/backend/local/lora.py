@@ -39,8 +39,9 @@ class AdapterWeights:
 
     `places[j]` is the i of the base's j-th target (the last is the output layer), None where the adapter leaves that one alone.
     `grad_a` and `grad_b` are fp32 buffers that the backward pass adds to; empty in a snapshot, which nothing can train.
-    `dropout` is None in a snapshot too, and where there is none. `joint` has, in a snapshot, for targets that read the same the
-    A one below the other [k r, D] and the B on a diagonal [O of all, k r], under the number of the first; elsewhere it is None.
+    `dropout` is None in a snapshot too, and where there is none. `joint` has, in a snapshot, for the k targets that read the
+    same the A one below the other [k r, D] and the B on a diagonal [O of all, k r], under the number of the first; elsewhere
+    it is None.
     """
 
     a: tuple[Tensor, ...]
@@ -95,14 +96,16 @@ class AdapterCall:
 
     `rows([(first, 5), (None, 2)])` sends rows 0-4 through `first` and rows 5-6 through the base alone. A forward pass outside
     of a with-block is a mistake and raises. `parameters` are the base's, where full weights go. `joins` says whether layers
-    that read the same are computed as one: where nothing is trained, through the base's own weights and snapshots.
+    that read the same are computed as one: where nothing is trained, through the base's own weights and snapshots. `alone` is
+    the adapter that all rows go through, if that is so.
     """
 
-    __slots__ = ("_segments", "joins", "parameters")
+    __slots__ = ("_segments", "alone", "joins", "parameters")
 
     def __init__(self) -> None:
         self._segments: tuple[AdapterSegment, ...] | None = None
         self.joins = False
+        self.alone: AdapterWeights | None = None
         self.parameters: tuple[nn.Parameter, ...] = ()
 
     @property
@@ -122,11 +125,12 @@ class AdapterCall:
         self._segments = tuple((None if isinstance(w, FullWeights) else w, count) for w, count in parts)
         snapshots = all(adapter is None or adapter.joint is not None for adapter, _ in self._segments)
         self.joins = snapshots and not full and not torch.is_grad_enabled()
+        self.alone = self._segments[0][0] if len(self._segments) == 1 else None
         try:
             with installed(self.parameters, full[0]) if full else nullcontext():
                 yield
         finally:
-            self._segments, self.joins = None, False
+            self._segments, self.alone, self.joins = None, None, False
 
     def spans(self, x: Tensor) -> Iterator[tuple[AdapterWeights, int, int]]:
         """Each adapter and which of the flattened input's tokens are its: from where to where."""
@@ -195,16 +199,12 @@ class Adapter:
         """An immutable copy in compute dtype, for samplers."""
         a, b = (list(views) for views in self._views(self._compute))
         joint: dict[int, tuple[Tensor, Tensor]] = {}
-        alone = set(range(len(a)))
         for group in same_input([target.name for target in self._all]):
             places = [place for number in group if (place := self.weights.places[number]) is not None]
             if places:
                 below, diagonal = torch.cat([a[i] for i in places]), torch.block_diag(*(b[i] for i in places))
                 joint[group[0]] = below, diagonal
                 self._point(a, b, places, below, diagonal)
-                alone -= set(places)
-        for place in alone:
-            a[place], b[place] = a[place].clone(), b[place].clone()
         return AdapterWeights(a=tuple(a), b=tuple(b), scale=self.weights.scale, places=self.weights.places, joint=joint)
 
     def _point(self, a: list[Tensor], b: list[Tensor], places: Sequence[int], below: Tensor, diagonal: Tensor) -> None:

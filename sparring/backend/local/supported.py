@@ -68,8 +68,9 @@ def part_of(layer: str, model: str) -> Part:
 
 
 def same_input(layers: Sequence[str]) -> list[tuple[int, ...]]:
-    """Which of these layers (module names, in the model's order) read the same input: their places, for each such set."""
+    """The places of these layers (module names, in the model's order), those that read the same input in one set."""
     place = {name: at for at, name in enumerate(layers)}
     modules = dict.fromkeys(name.rpartition(".")[0] for name in layers)
-    sets = (tuple(f"{module}.{name}" for name in names) for module in modules for names in _SAME_INPUT)
-    return [tuple(place[name] for name in names) for names in sets if place.keys() >= set(names)]
+    sets = ([f"{module}.{name}" for name in names] for module in modules for names in _SAME_INPUT)
+    found = [tuple(place.pop(name) for name in names) for names in sets if place.keys() >= set(names)]
+    return sorted([*found, *((at,) for at in place.values())])
