@@ -3,8 +3,9 @@
     python -m benchmarks.samplers [--model NAME] [--rounds 2] [--dtype bfloat16] [--threads 2]
 
 The torch sampler against transformers' own `generate`: 64 sequences of 45 prompt tokens at temperature 1. Each way is a process
-of its own, and they take turns, so that a noisy machine is noisy for all; the first round warms up; ratios are of medians. Once
-through an adapter of rank 16, unmerged, as a policy is sampled in a run (`generate` through PEFT's), once without any ("bare"):
+of its own, and they take turns, so that a noisy machine is noisy for all; the first round warms up; ratios are of medians. The
+targets are for what a run samples from, a model with an adapter (rank 16, unmerged; `generate` through PEFT's). Beside it stands
+the base alone ("bare"):
 
     generate   transformers, all 64 prompts in one call, 64 tokens drawn for each
     apart      sparring, 64 concurrent requests with a prompt each, 64 tokens
@@ -44,6 +45,7 @@ from sparring.backend.sampling import SamplingClient, SamplingParams
 
 PARTS = ("torch", "grpo", "vllm")
 QUESTIONS = ("What is 7 + 5?", "Name three rivers.", "Why is the sky blue?", "Write a story about a fox.")
+TARGETS = (("apart", "generate", 2.0), ("shared", "generate", 2.0), ("uneven", "padded", 3.0))
 PARITY = {"bfloat16": (0.05, 0.5), "float32": (1e-5, 1e-4)}
 
 
@@ -69,27 +71,24 @@ async def speed(settings: Settings) -> list[Row]:
         middle = await in_turn(ways, settings.rounds)
     between = (middle["apart"] - middle["first"]) / (DRAWN - 1)
     return [
-        *_compared(middle, ""),
+        *_compared(middle),
         *_compared(middle, "bare "),
         Row(name=f"between two tokens of a request among {SEQUENCES}, ms", figure=f"{1000 * between:.0f}"),
     ]
 
 
-def _compared(middle: Mapping[str, float], kind: str) -> list[Row]:
+def _compared(middle: Mapping[str, float], kind: str = "") -> list[Row]:
     """Ours against `generate`, both with an adapter or both without."""
     even, uneven = SEQUENCES * DRAWN, sum(lengths())
     tokens = {"generate": even, "apart": even, "shared": even, "padded": uneven, "uneven": uneven}
-    targets = {("apart", "generate"): 2.0, ("shared", "generate"): 2.0, ("uneven", "padded"): 3.0}
-    return [
-        *(
-            Row(name=f"{kind}{name}, tok/s", figure=f"{count / middle[kind + name]:.0f}")
-            for name, count in tokens.items()
-        ),
-        *(
-            at_least(f"{kind}{name} / {other}", middle[kind + other] / middle[kind + name], least)
-            for (name, other), least in targets.items()
-        ),
+    rates = [
+        Row(name=f"{kind}{name}, tok/s", figure=f"{count / middle[kind + name]:.0f}") for name, count in tokens.items()
     ]
+    ratios = {f"{kind}{one} / {other}": middle[kind + other] / middle[kind + one] for one, other, _ in TARGETS}
+    if kind:
+        return [*rates, *(Row(name=name, figure=f"{ratio:.3g}") for name, ratio in ratios.items())]
+    pairs = zip(ratios.items(), TARGETS, strict=True)
+    return [*rates, *(at_least(name, ratio, least) for (name, ratio), (*_, least) in pairs)]
 
 
 async def publication(model: TorchModel, prompt: I32, rounds: int) -> list[Row]:
