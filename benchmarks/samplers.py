@@ -4,8 +4,8 @@
 
 The torch sampler against transformers' own `generate`: 64 sequences of 45 prompt tokens at temperature 1. Each way is a process
 of its own, and they take turns, so that a noisy machine is noisy for all; the first round warms up; ratios are of medians. The
-targets are for what a run samples from, a model with an adapter (rank 16, unmerged; `generate` through PEFT's). Beside it is the
-base alone ("bare"):
+targets are for what a run samples from, a model with an adapter (rank 16, unmerged; `generate` through PEFT's). Beside it the
+base alone is shown ("bare"):
 
     generate   transformers, all 64 prompts in one call, 64 tokens drawn for each
     apart      sparring, 64 concurrent requests with a prompt each, 64 tokens
