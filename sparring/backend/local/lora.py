@@ -96,16 +96,14 @@ class AdapterCall:
 
     `rows([(first, 5), (None, 2)])` sends rows 0-4 through `first` and rows 5-6 through the base alone. A forward pass outside
     of a with-block is a mistake and raises. `parameters` are the base's, where full weights go. `joins` says whether layers
-    that read the same are computed as one: where nothing is trained, through the base's own weights and snapshots. `alone` is
-    the adapter that all rows go through, if that is so.
+    that read the same are computed as one: where nothing is trained, through the base's own weights and snapshots.
     """
 
-    __slots__ = ("_segments", "alone", "joins", "parameters")
+    __slots__ = ("_segments", "joins", "parameters")
 
     def __init__(self) -> None:
         self._segments: tuple[AdapterSegment, ...] | None = None
         self.joins = False
-        self.alone: AdapterWeights | None = None
         self.parameters: tuple[nn.Parameter, ...] = ()
 
     @property
@@ -113,6 +111,11 @@ class AdapterCall:
         """The segments of the running pass, in row order."""
         assert self._segments is not None, "a forward pass outside of `with call.rows(...)`: which adapter is not said"
         return self._segments
+
+    @property
+    def alone(self) -> AdapterWeights | None:
+        """The adapter that all rows of the running pass go through, if that is so."""
+        return self.segments[0][0] if len(self.segments) == 1 else None
 
     @contextmanager
     def rows(self, segments: Sequence[Segment]) -> Iterator[None]:
@@ -125,12 +128,11 @@ class AdapterCall:
         self._segments = tuple((None if isinstance(w, FullWeights) else w, count) for w, count in parts)
         snapshots = all(adapter is None or adapter.joint is not None for adapter, _ in self._segments)
         self.joins = snapshots and not full and not torch.is_grad_enabled()
-        self.alone = self._segments[0][0] if len(self._segments) == 1 else None
         try:
             with installed(self.parameters, full[0]) if full else nullcontext():
                 yield
         finally:
-            self._segments, self.alone, self.joins = None, None, False
+            self._segments, self.joins = None, False
 
     def spans(self, x: Tensor) -> Iterator[tuple[AdapterWeights, int, int]]:
         """Each adapter and which of the flattened input's tokens are its: from where to where."""
