@@ -10,7 +10,8 @@ from typing import Any
 
 import anyio
 
-from sparring.backend.vllm.engine import Engine, EngineDied
+from sparring.backend.vllm.engine import Engine
+from sparring.backend.vllm.errors import EngineDied
 from sparring.backend.vllm.files import WeightsFile
 from sparring.backend.vllm.following import Followed, label
 from sparring.errors import BackendError

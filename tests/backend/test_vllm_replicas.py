@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from sparring.backend.vllm.engine import Engine, EngineLost
+from sparring.backend.vllm.engine import Engine
+from sparring.backend.vllm.errors import EngineLost
 from sparring.backend.vllm.files import WeightsFile
 from sparring.backend.vllm.replicas import Replicas
 from sparring.backend.vllm.routing import blocks

@@ -10,7 +10,7 @@ from threading import Event
 import pytest
 from psutil import Process
 
-from sparring.backend.vllm.engine import EngineStuck
+from sparring.backend.vllm.errors import EngineStuck
 from sparring.backend.vllm.processes import begun, computed, family, kill, started_within
 from sparring.errors import BackendError
 

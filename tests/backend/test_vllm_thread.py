@@ -10,7 +10,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from sparring.backend.vllm.engine import Engine, EngineLost, EngineStuck, VllmThread, start_vllm
+from sparring.backend.vllm.engine import Engine, VllmThread, start_vllm
+from sparring.backend.vllm.errors import EngineLost, EngineStuck
 from sparring.errors import BackendError, SettingError
 from tests.backend.scripted_engine import Scripted, ask
 

@@ -26,7 +26,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from sparring.backend.vllm.engine import EngineDied
+from sparring.backend.vllm.errors import EngineDied
 from sparring.backend.vllm.files import WEIGHTS, WeightsFile
 from sparring.backend.vllm.following import Followed, label, version_in
 from sparring.backend.vllm.processes import begun, computed, family, kill, started_within

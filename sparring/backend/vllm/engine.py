@@ -25,24 +25,13 @@ from importlib import import_module
 from multiprocessing import resource_tracker
 from typing import Any, Protocol, TypeVar, cast
 
+from sparring.backend.vllm.errors import EngineDied, EngineLost, EngineStuck
 from sparring.backend.vllm.files import WeightsFile
 from sparring.backend.vllm.following import Followed
 from sparring.backend.vllm.reaper import MARK
 from sparring.errors import BackendError, SettingError, SparringError
 
 T = TypeVar("T")
-
-
-class EngineDied(Exception):
-    """The engine cannot be asked any more; another one can."""
-
-
-class EngineLost(BackendError):
-    """The engine died, and another one does not start."""
-
-
-class EngineStuck(BackendError):
-    """An engine did not start in time, and was ended."""
 
 
 class Engine(Protocol):

@@ -9,7 +9,7 @@ from threading import Event, Thread
 
 from psutil import Error, NoSuchProcess, Process, wait_procs
 
-from sparring.backend.vllm.engine import EngineStuck
+from sparring.backend.vllm.errors import EngineStuck
 
 _AGAIN = 1.0
 """Seconds after which an engine that is late is looked for once more: it may not have had a process when it became late."""

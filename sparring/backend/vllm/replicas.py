@@ -19,7 +19,8 @@ from itertools import count
 from time import monotonic
 from typing import Any, Generic, TypeVar
 
-from sparring.backend.vllm.engine import CLOSED, Ask, Engine, EngineLost, VllmThread
+from sparring.backend.vllm.engine import CLOSED, Ask, Engine, VllmThread
+from sparring.backend.vllm.errors import EngineLost
 from sparring.backend.vllm.routing import Routing
 from sparring.errors import BackendError, SparringError
 

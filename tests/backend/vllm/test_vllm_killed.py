@@ -14,7 +14,7 @@ from typing import TypeVar
 import psutil
 import pytest
 
-from sparring.backend.vllm.engine import EngineStuck
+from sparring.backend.vllm.errors import EngineStuck
 from sparring.backend.vllm.reaper import MARK, marked
 from tests.backend.vllm.engines import Relay, sampler_on
 from tests.cli.command import ROOT
