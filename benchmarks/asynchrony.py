@@ -13,10 +13,10 @@ stay as they are, and so all runs of a seed draw replies that are as long.
 
 What is learnt is taken from runs that learn for so many steps that k of them matter little; a synchronous one learns the same
 however long its verifier takes, so that there it takes no time. All have one recipe, that of the example with half its learning
-rate and `cispo()`: with PPO's bounds, those to the policy that played, k = 4 learns less (`benchmarks/README.md`). Each run
-is a process of its own; those that learn, whose time says nothing, are made as many at once as there are cores, with a thread
-each. Beside these rows: which of the replies that were played are trained on, where a run waits for the long ones
-(`Pace`) and where it drops them (`Drop`).
+rate and `cispo()`, no token of which weighs more than 1: with PPO's bounds, those to the policy that played, or with heavy
+weights, k = 4 learns less (`benchmarks/README.md`). Each run is a process of its own; those that learn, whose time says
+nothing, are made as many at once as there are cores, with a thread each. Beside these rows: which of the replies that were
+played are trained on, where a run waits for the long ones (`Pace`) and where it drops them (`Drop`).
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ import msgspec
 from benchmarks._rows import Row, at_least, at_most, report
 from examples.addition import Question, addition, held_out, negative, run, train, verify
 from sparring import (
+    CISPO,
     Drop,
     Episodes,
     Local,
@@ -72,6 +73,7 @@ AHEAD = 2.5
 """Steps' worth of groups that are played beyond those of the step that is made, where the bound allows as many."""
 HIDDEN = 0.9
 """Of the speed that could be, and of the time in which the engine works: from here on a tail counts as hidden."""
+RECIPE = replace(cispo(), loss=CISPO(clip_high_threshold=1.0))
 SECONDS_A_LETTER, PATIENCE = 0.002, 0.1
 
 _judgements: Counter[str] = Counter()
@@ -98,7 +100,7 @@ async def slowly_judged(task: Question, solver: Seat, *, slowly: bool = True) ->
 async def one_run(folder: Path, staleness: int, seed: int, steps: int, learns: bool) -> dict[str, float]:
     """What a run took for each step, and the reward on what is held out, at its end."""
     assert isinstance(run.policies, Policy)
-    recipe = replace(run.policies, algorithm=cispo(), learning_rate=2e-4)
+    recipe = replace(run.policies, algorithm=RECIPE, learning_rate=2e-4)
     given = Run(
         name="late",
         train=Episodes(slowly_judged(slowly=staleness > 0 or not learns), [*train, *negative]),

@@ -13,8 +13,9 @@ class Pace:
     """Nothing leaves for its age: admission is paced so that every episode is trained within `max_staleness`, and a step
     waits for those that are due. What is trained on is what was played.
 
-    ahead  nothing is admitted while as many groups are outstanding as the step that is made and `ahead` further ones take. So
-           a large `max_staleness` is there for the episodes that take long, and the others are trained sooner. With too few the
+    ahead  nothing is admitted while as many groups are outstanding as the step that is made and `ahead` further ones take, and
+           none takes the place of one that was trained before the version made of it can be played. So a large
+           `max_staleness` is there for the episodes that take long, and the others are trained sooner. With too few the
            sampler idles while the slowest are waited for. None: as far ahead as `max_staleness` allows, so that where play is
            faster than learning all are nearly as old as that
     """

@@ -103,15 +103,21 @@ class Book(ABC):
 
     @property
     def full(self) -> bool:
-        """Whether as many units are outstanding as may be."""
-        return self.bound.most_outstanding is not None and len(self.units) >= self.bound.most_outstanding
+        """Whether as many units are outstanding, or trained for versions to come, as may be."""
+        return self.bound.most_outstanding is not None and self.ahead >= self.bound.most_outstanding
+
+    @property
+    def ahead(self) -> int:
+        """Outstanding units, and those of the steps whose versions are not installed yet: what takes the place of these would
+        still begin with the version before."""
+        return len(self.units) + (self.version - self.installed) * self.bound.units_per_step
 
     @property
     def room(self) -> int:
         """How many more units may be admitted now."""
         open_until = min(self.bound.due(self.installed) + 1, self.limit) * self.bound.units_per_step
         most = open_until if self.bound.most_outstanding is None else self.bound.most_outstanding
-        return max(0, min(open_until - self.place, most - len(self.units)))
+        return max(0, min(open_until - self.place, most - self.ahead))
 
     @property
     def done(self) -> bool:
@@ -120,7 +126,9 @@ class Book(ABC):
     def blocked(self) -> str | None:
         """What keeps rule 1 from holding; `place < (due(i) + 1)*B` is `oldest(place // B) <= i`."""
         if self.full:
-            return f"{self.policy}: waits for step {self.version}, as {len(self.units)} units are outstanding"
+            late = self.installed < self.version
+            what = f"version {self.version} to be installed" if late else f"step {self.version}"
+            return f"{self.policy}: waits for {what}, as {len(self.units)} units are outstanding"
         needed = self.bound.oldest(self.place // self.bound.units_per_step)
         if needed <= self.installed:
             return None

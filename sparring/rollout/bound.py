@@ -12,7 +12,7 @@ from sparring.errors import SettingError
 class Bound:
     """One trained policy's numbers: `units_per_step` is B, `max_staleness` is k, `steps` are those of the run. With
     `final_staleness` k goes there by equal amounts, rounded, from the first step to the last. Nothing is admitted while
-    `most_outstanding` units are outstanding, B or more."""
+    `most_outstanding` units, B or more, are outstanding or trained for a version that is not installed yet."""
 
     units_per_step: int
     max_staleness: int

@@ -8,7 +8,8 @@ where `k` never changes.
 
 1. A group is admitted, for all the policies that train in it or for none, while `s*B + outstanding < (due(i) + 1)*B`
    holds for each; its units are due at `due(i)`: that is the last step that may train on them. With `most_outstanding`, B or
-   more, it is also kept waiting while so many are outstanding.
+   more, it is also kept waiting while `(s - i)*B + outstanding` are as many: what came in between a step and its version would
+   play with the version before.
 2. Samplers never go back to an older version (kept by the samplers; `install` refuses to).
 3. Step `s` may take `B` finished units if afterwards, for every `j = 0..K`, at most `j*B` outstanding units are due at
    or before `s + j`. Otherwise it waits, for named units.
@@ -31,8 +32,8 @@ rises, by more than one a step too, `due` follows as far as the steps on the way
 
 *Why it never locks.* Let all units be finished and all versions installed. A policy with `B` outstanding units can
 step: taking the earliest due first takes `min(B, O(d))` of those due by `d`, and `O(s + j) - j*B <= B` is all that rule
-3 asks for. A policy with fewer is open to admission, as `s*B + outstanding < (s + 1)*B` and `due(s) >= s`, and as fewer than
-`B` are fewer than `most_outstanding`. So whatever the policies of a group, one can step or all can admit.
+3 asks for. A policy with fewer is open to admission, as `s*B + outstanding < (s + 1)*B` and `due(s) >= s`, and as with
+`i = s` fewer than `B` are fewer than `most_outstanding`. So whatever the policies of a group, one can step or all can admit.
 
 *Pinned* (for bit-equal runs): the unit at position `n`, the n-th admitted of its policy, trains exactly at step `n // B`,
 plays with the largest `d - k(d)` of the steps `d` up to that one (or with version 0), and is admitted once `i` is there. A

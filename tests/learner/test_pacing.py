@@ -18,7 +18,19 @@ from sparring.learner import train_async
 from sparring.learner.checked import schedule_of
 from sparring.learner.replay import compare
 from sparring.rollout import Coordinator, MemorySegments
-from sparring.rollout.events import LATE, Acted, Admitted, AnyEvent, Ended, Opened, Stepped, Timed, encode, segment
+from sparring.rollout.events import (
+    LATE,
+    Acted,
+    Admitted,
+    AnyEvent,
+    Ended,
+    Installed,
+    Opened,
+    Stepped,
+    Timed,
+    encode,
+    segment,
+)
 from tests.learner.moods import WELL, run_of, sometimes, trained
 from tests.learner.worlds import Crash, CrashingSegments, events_of
 from tests.rollout.told import Story, schedule
@@ -188,14 +200,14 @@ def test_a_drop_that_was_left_out_is_found_out() -> None:
 
 
 def most_outstanding(events: list[AnyEvent]) -> int:
-    """The most groups that were admitted and not trained at the same time."""
+    """The most groups that were admitted while the version made of them could not be played yet."""
     now = most = 0
     for event in events:
         match event:
             case Admitted():
                 now += 1
                 most = max(most, now)
-            case Stepped():
+            case Installed() if event.version:
                 now -= GROUPS
             case _:
                 """Nothing comes or goes."""

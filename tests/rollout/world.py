@@ -41,9 +41,10 @@ def bound(
     )
 
 
-def may_enter(bound: Bound, outstanding: int) -> int:
-    """How many units may be admitted before as many are outstanding as may be."""
-    return ENDLESS if bound.most_outstanding is None else bound.most_outstanding - outstanding
+def may_enter(bound: Bound, outstanding: int, lag: int) -> int:
+    """How many units may be admitted before as many are outstanding as may be; `lag` versions are made and not installed."""
+    ahead = outstanding + lag * bound.units_per_step
+    return ENDLESS if bound.most_outstanding is None else max(0, bound.most_outstanding - ahead)
 
 
 def staleness(bound: Bound, step: int) -> int:
@@ -120,7 +121,7 @@ class World:
         """All or nothing, and exactly when rule 1 allows it."""
         answer = self.budget.may_admit(policies)
         fits = {
-            policy: may_enter(p.bound, len(p.born)) > 0
+            policy: may_enter(p.bound, len(p.born), p.version - p.installed) > 0
             and may_train(p.bound, p.installed, self.place(p) // p.bound.units_per_step)
             for policy, p in self.players.items()
         }
@@ -243,7 +244,7 @@ class World:
             )
             demand(numbers == truth, "conservation", policy, numbers, truth)
             room = max(0, reach * player.bound.units_per_step - self.place(player))
-            room = min(room, may_enter(player.bound, len(player.born)))
+            room = min(room, may_enter(player.bound, len(player.born), player.version - player.installed))
             demand(numbers.room == room, "rule 1", policy, numbers, room)
 
     def relieve(self) -> None:
