@@ -5,7 +5,7 @@
 SmolLM2 on the sums of examples/addition.py. A judgement takes as long as a log-normal of mean 1 s with p99 at 8 s says, and the
 n-th one of a question takes as long in every run. With max_staleness 0 a step takes compute + tail: the seconds in which the
 engine's thread works, and those in which it waits for the slowest of 64. So nothing is faster than (compute + tail) / compute.
-Play goes no further ahead of learning than that takes (`Pace(ahead=2.5)`, where the bound allows as much): a high bound is for
+Play goes no further ahead of learning than that takes (`Pace(ahead=2)`, where the bound allows as much): a high bound is for
 the long judgements alone. The best bound is the least that hides the tail, or where none does the fastest one; it and 0 are
 measured with all seeds. Steps per hour and the idle time of the engine are taken from the end of the first step to that of the
 last one that still had sampling beside it, in runs whose learning rate is as good as 0: everything is computed, the weights
@@ -69,7 +69,7 @@ MU = -(SIGMA**2) / 2
 GROUPS = SIZE = 8
 STILL = 1e-30
 """A learning rate that moves no weight."""
-AHEAD = 2.5
+AHEAD = 2.0
 """Steps' worth of groups that are played beyond those of the step that is made, where the bound allows as many."""
 HIDDEN = 0.9
 """Of the speed that could be, and of the time in which the engine works: from here on a tail counts as hidden."""
