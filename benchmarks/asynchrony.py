@@ -13,8 +13,8 @@ stay as they are, and so all runs of a seed draw replies that are as long.
 
 What is learnt is taken from runs that learn for so many steps that k of them matter little; a synchronous one learns the same
 however long its verifier takes, so that there it takes no time. All have one recipe, that of the example with half its learning
-rate and `cispo()`, no token of which weighs more than 1: with PPO's bounds, those to the policy that played, or with heavy
-weights, k = 4 learns less (`benchmarks/README.md`). Each run is a process of its own; those that learn, whose time says
+rate and `cispo()`, no token of which weighs more than 1: with PPO's bounds, those to the policy that played, or with weights
+without one, k = 4 learns less (`benchmarks/README.md`). Each run is a process of its own; those that learn, whose time says
 nothing, are made as many at once as there are cores, with a thread each. Beside these rows: which of the replies that were
 played are trained on, where a run waits for the long ones (`Pace`) and where it drops them (`Drop`).
 """
